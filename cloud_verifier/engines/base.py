@@ -1,0 +1,121 @@
+"""The contract of a target engine: many token sequences, stepped together in one forward.
+
+An engine knows nothing about sessions, lines, networks or time. It holds sequences whose keys and values are cached,
+evaluates a ragged block of new tokens for each of them in one forward, and says what the target chooses at the positions
+asked for, under each sequence's own sampling parameters and noise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NewType
+
+from speculation.sampling import SamplingParams
+
+SequenceId = NewType("SequenceId", int)
+
+
+class EngineFull(Exception):
+    """No room for another sequence. The message says how many there are and which setting raises the limit."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine serves.
+
+    name: for people. fingerprint: equal fingerprints give equal words (weights, precision, kernels, strictness).
+    context_limit: longest sequence, in tokens. max_sequences: open at one time. strict: the start-up self-test found
+    batched, alone and token-by-token evaluation bitwise equal; strict_report says what it found, in a sentence.
+    """
+
+    name: str
+    fingerprint: str
+    vocabulary_size: int
+    eos_ids: tuple[int, ...]
+    context_limit: int
+    max_sequences: int
+    strict: bool
+    strict_report: str
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How one sequence's tokens are chosen. prompt_length: penalties tell prompt from answer by it."""
+
+    params: SamplingParams
+    seed: int
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """New tokens of one sequence for one step.
+
+    tokens: at least one; they go to positions length .. length + len(tokens) - 1 of the sequence. choices: how many of
+    the last tokens the target's choice of successor is wanted for (0 while a prompt is still being read). history: the
+    tokens already in the sequence; only looked at if `sampler.params.needs_history`.
+    """
+
+    sequence: SequenceId
+    tokens: Sequence[int]
+    choices: int
+    sampler: Sampler
+    history: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """The target's own log-probabilities at one position, before temperature and filters."""
+
+    logprob: float
+    top_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the target chose after each of the last `Block.choices` tokens, in order.
+
+    tokens: as many ids. logprobs: as many entries if `sampler.params.logprobs` is not None, else empty.
+    """
+
+    tokens: Sequence[int]
+    logprobs: Sequence[Logprobs] = field(default=())
+
+
+class TargetEngine(ABC):
+    """Sequences and their evaluation.
+
+    Safety contract: not thread-safe; one caller at a time, but any thread. Ids passed in must be open. The choice at a
+    position is a function of (target, tokens up to it, sampler) only: neither the other blocks of a step nor how the
+    tokens were cut into blocks may change it, bitwise when `info.strict`.
+    """
+
+    info: EngineInfo
+
+    @abstractmethod
+    def open(self) -> SequenceId:
+        """A new, empty sequence. Raises EngineFull."""
+
+    @abstractmethod
+    def length(self, sequence: SequenceId) -> int:
+        """Tokens cached for a sequence."""
+
+    @abstractmethod
+    def step(self, blocks: Sequence[Block]) -> list[Choices]:
+        """Evaluate one block each of distinct sequences in one forward; results in the order of the blocks.
+
+        Every sequence grows by its whole block. Raises ValueError, before anything is evaluated, for an empty block, an id
+        outside the vocabulary, a sequence named twice, or a sequence that would outgrow `info.context_limit`. After any
+        error every sequence has the length it had before.
+        """
+
+    @abstractmethod
+    def truncate(self, sequence: SequenceId, length: int) -> None:
+        """Keep the first `length` tokens. Raises ValueError unless 0 <= length <= the present length."""
+
+    @abstractmethod
+    def close(self, sequence: SequenceId) -> None:
+        """Free a sequence. Its id must not be used again."""

@@ -1,0 +1,1 @@
+"""The device side of Outrider: drafters, the riding loop and the Python API. Never imports torch."""

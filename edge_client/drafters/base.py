@@ -1,0 +1,88 @@
+"""The contract of a drafter: a small model that holds one token sequence and tells what may come next.
+
+A drafter knows nothing about networks, sampling or the verifier. It holds a sequence that grows by `feed`, shrinks by
+`rollback`, and after each `feed` knows its best candidates for the next token. Choosing among them (temperature, shared
+noise) is the caller's business, so that every drafter guesses by the same rule.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+
+class DrafterError(Exception):
+    """A drafter that cannot be loaded or used. The message says what was wrong, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class DrafterInfo:
+    """What the rest of the device needs to know about a drafter.
+
+    name: for people. vocabulary_size: ids are 0 <= id < vocabulary_size. vocabulary_fingerprint: see
+    `speculation.vocabulary`. context_tokens: longest sequence it can hold.
+    """
+
+    name: str
+    vocabulary_size: int
+    vocabulary_fingerprint: str
+    context_tokens: int
+
+
+class Candidates(NamedTuple):
+    """Likely next tokens, likeliest first.
+
+    ids: shape [n], int64. log_probs: shape [n], float64, natural logarithm of q over the whole vocabulary (they need not
+    sum to one: the tail is cut off).
+    """
+
+    ids: npt.NDArray[np.int64]
+    log_probs: npt.NDArray[np.float64]
+
+
+class Drafter(ABC):
+    """One token sequence and what may follow it.
+
+    Safety contract: not thread-safe, one caller at a time. `feed` may block for as long as the model takes; callers who
+    must stay interruptible feed long prompts in chunks. After any chain of feeds and rollbacks the candidates are those
+    of a fresh drafter fed with the same tokens. `rollback` costs no model evaluation.
+    """
+
+    info: DrafterInfo
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Tokens in the sequence."""
+
+    @abstractmethod
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Append one or more tokens and evaluate them.
+
+        Raises ValueError for an id outside the vocabulary or an empty sequence, and DrafterError when the sequence would
+        outgrow `info.context_tokens` or the runtime fails. After an error the sequence is as it was before.
+        """
+
+    @abstractmethod
+    def candidates(self) -> Candidates:
+        """What may follow the last fed token: at most as many candidates as the drafter was made with.
+
+        Raises DrafterError when nothing was fed since the drafter was made or rolled back: feed at least the last token
+        again.
+        """
+
+    @abstractmethod
+    def rollback(self, length: int) -> None:
+        """Keep the first `length` tokens only. Raises ValueError unless 0 <= length <= self.length.
+
+        A rollback that drops tokens forgets the candidates; the next call must be `feed`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model. May be called more than once."""

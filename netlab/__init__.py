@@ -1,0 +1,1 @@
+"""The network-latency laboratory. Nothing in the product imports it."""

@@ -1,0 +1,152 @@
+"""How a token is chosen: parameters, filters, and the choice under shared noise.
+
+Order: logit bias and penalties, temperature, top-k, top-p, min-p, then noise. Filters act before the noise, so what is
+sampled is exactly the filtered distribution. The verifier's torch twin of the filters is
+`cloud_verifier.engines.torch_engine.sampler`; the functions here are the definition it is tested against, and what a
+drafter uses on its few candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from speculation.noise import Noise
+
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_LOGIT_BIAS = 1024
+FloatArray = npt.NDArray[np.float64]
+
+
+class SamplingError(ValueError):
+    """A sampling parameter outside its range. The message names the parameter, the value and the range."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen and when an answer ends; the fields are those of `SamplingParams` in the contract.
+
+    Raises SamplingError on construction when a field is out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("temperature", self.temperature, 0.0, 100.0),
+            ("top_k", self.top_k, 0, 2**31),
+            ("min_p", self.min_p, 0.0, 1.0),
+            ("presence_penalty", self.presence_penalty, -2.0, 2.0),
+            ("frequency_penalty", self.frequency_penalty, -2.0, 2.0),
+            ("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS),
+        ):
+            if not (math.isfinite(value) and low <= value <= high):
+                raise SamplingError(f"{name} is {value}; it must lie between {low} and {high}")
+        for name, value, high in (("top_p", self.top_p, 1.0), ("repetition_penalty", self.repetition_penalty, 100.0)):
+            if not (math.isfinite(value) and 0.0 < value <= high):
+                raise SamplingError(f"{name} is {value}; it must be above 0 and at most {high}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise SamplingError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
+            raise SamplingError(f"stop takes at most {MAX_STOP_STRINGS} texts, none of them empty")
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise SamplingError(f"logit_bias has {len(self.logit_bias)} entries; it takes at most {MAX_LOGIT_BIAS}")
+        for token, bias in self.logit_bias.items():
+            if not (math.isfinite(bias) and -100.0 <= bias <= 100.0):
+                raise SamplingError(f"logit_bias of token {token} is {bias}; it must lie between -100 and 100")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, without noise."""
+        return self.temperature == 0.0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the choice at a position depends on the tokens before it, beyond the model's own view."""
+        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
+
+
+def penalised(logits: FloatArray, params: SamplingParams, prompt: Sequence[int], answer: Sequence[int]) -> FloatArray:
+    """Logits (shape [V]) after logit bias and penalties, as a new array.
+
+    presence and frequency look at the answer, repetition at prompt and answer (Keskar et al., 1909.05858), as in vLLM.
+    """
+    out = np.array(logits, dtype=np.float64)
+    if params.repetition_penalty != 1.0:
+        seen = np.unique(np.array([*prompt, *answer], dtype=np.int64))
+        out[seen] = np.where(out[seen] > 0, out[seen] / params.repetition_penalty, out[seen] * params.repetition_penalty)
+    if answer and (params.presence_penalty or params.frequency_penalty):
+        tokens, counts = np.unique(np.array(answer, dtype=np.int64), return_counts=True)
+        out[tokens] -= params.presence_penalty + params.frequency_penalty * counts
+    for token, bias in params.logit_bias.items():
+        out[token] += bias
+    return out
+
+
+def filtered(logits: FloatArray, params: SamplingParams) -> FloatArray:
+    """Log-probabilities (shape [V]) after temperature, top-k, top-p and min-p; dropped tokens get -inf.
+
+    Needs a temperature above zero. Ties at a filter's edge are all kept for top-k and broken by id for top-p. The kept
+    tokens are not renormalised: an argmax over noise does not mind.
+    """
+    scaled = logits / params.temperature
+    log_probs = scaled - scaled.max()
+    log_probs -= np.log(np.exp(log_probs).sum())
+    if 0 < params.top_k < len(log_probs):
+        edge = np.partition(log_probs, -params.top_k)[-params.top_k]
+        log_probs = np.where(log_probs < edge, -np.inf, log_probs)
+    if params.top_p < 1.0:
+        order = np.argsort(-log_probs, kind="stable")
+        probs = np.exp(log_probs[order])
+        probs /= probs.sum()
+        before = np.cumsum(probs) - probs
+        log_probs = log_probs.copy()
+        log_probs[order[before >= params.top_p]] = -np.inf
+    if params.min_p > 0.0:
+        log_probs = np.where(log_probs < log_probs.max() + math.log(params.min_p), -np.inf, log_probs)
+    return log_probs
+
+
+class Guess:
+    """A drafter's choice among its candidates, by the verifier's own rule and noise."""
+
+    def __init__(self, params: SamplingParams, seed: int) -> None:
+        self._params = params
+        self._noise = Noise(seed)
+        self._plain = params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0
+        self._bias = dict(params.logit_bias)
+
+    def __call__(self, position: int, ids: npt.NDArray[np.int64], log_probs: FloatArray) -> tuple[int, float]:
+        """The token that q predicts for this position, and a confidence in [0, 1].
+
+        ids, log_probs: shape [n], n >= 1, likeliest first. The confidence is the share of the winner in the softmax of
+        the scores that competed, noise included: under shared noise that is what tells a clear win from a close one.
+        Penalties are left to the verifier; they only cost acceptance.
+        """
+        scores = log_probs
+        if self._bias:
+            scores = scores + np.array([self._bias.get(int(i), 0.0) for i in ids])
+        if not self._params.greedy:
+            scores = scores / self._params.temperature if self._plain else filtered(scores, self._params)
+            scores = scores + self._noise.gumbel(position, ids)
+        best = int(scores.argmax())
+        confidence = 1.0 / float(np.exp(scores - scores[best]).sum())
+        return int(ids[best]), confidence
