@@ -1,0 +1,106 @@
+"""Pace: whether to draft one more token, send what there is, or wait.
+
+A pace is asked before every single token, so drafting is interruptible between any two. It sees a snapshot of the line and
+of the clock, never the clock itself: the simulator runs the very same code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import ClassVar
+
+PATIENCE_UNLIMITED_MS = 0xFFFFFFFF
+
+
+class Action(Enum):
+    """What the device does next."""
+
+    DRAFT = auto()
+    FLUSH = auto()
+    WAIT = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a pace may look at.
+
+    depth: guesses on the line. unsent: how many of them were not sent. unsent_age_ms: time since the oldest of those was
+    drafted. survival: estimated probability that all guesses are right. in_flight: whether anything was sent since the
+    last commit. can_draft: whether there is a drafter with room for another token. budget: most guesses the verifier wants.
+    """
+
+    depth: int
+    unsent: int
+    unsent_age_ms: float
+    survival: float
+    in_flight: bool
+    can_draft: bool
+    budget: int
+
+
+class Pace(ABC):
+    """One session's pace. `patience_ms` is what the session asks of the verifier when it opens."""
+
+    name: ClassVar[str]
+    patience_ms: int = 0
+
+    @abstractmethod
+    def next(self, view: View) -> Action:
+        """What to do now. After WAIT the pace is asked again when a message has arrived."""
+
+
+class Streaming(Pace):
+    """Never draft: plain streaming from the verifier."""
+
+    name = "streaming"
+
+    def next(self, view: View) -> Action:
+        return Action.WAIT
+
+
+class Synchronous(Pace):
+    """The textbook round: draft k tokens, send them, wait for the verdict (Leviathan et al., 2211.17192)."""
+
+    name = "sync"
+    patience_ms = PATIENCE_UNLIMITED_MS
+
+    def __init__(self, draft_tokens: int) -> None:
+        """Raises ValueError if draft_tokens is negative."""
+        if draft_tokens < 0:
+            raise ValueError(f"a round drafts at least 0 tokens, not {draft_tokens}")
+        self.draft_tokens = draft_tokens
+
+    def next(self, view: View) -> Action:
+        if view.in_flight:
+            return Action.WAIT
+        if view.can_draft and view.depth < min(self.draft_tokens, view.budget):
+            return Action.DRAFT
+        return Action.FLUSH  # an empty flush asks the waiting verifier for a token of its own
+
+
+class BoundedLookahead(Pace):
+    """Ride ahead of a verifier that never waits, up to a depth and while the line is likely enough to survive.
+
+    Guesses are sent in small blocks: a message costs about as much as drafting a token of a tiny model, while a guess that
+    waits longer than a fraction of a server step may come too late to count.
+    """
+
+    name = "server-led"
+
+    def __init__(
+        self, max_depth: int = 32, min_survival: float = 0.02, block_tokens: int = 8, block_age_ms: float = 4.0
+    ) -> None:
+        self.max_depth, self.min_survival = max_depth, min_survival
+        self.block_tokens, self.block_age_ms = block_tokens, block_age_ms
+
+    def next(self, view: View) -> Action:
+        wanted = (
+            view.can_draft and view.depth < min(self.max_depth, view.budget) and view.survival >= self.min_survival
+        )
+        if view.unsent and (
+            not wanted or view.unsent >= self.block_tokens or view.unsent_age_ms >= self.block_age_ms
+        ):
+            return Action.FLUSH
+        return Action.DRAFT if wanted else Action.WAIT
