@@ -1,0 +1,291 @@
+"""One connection through an emulated link: what enters at one end leaves at the other, later.
+
+A `Connection` has two ends and, between them, a lane each way: a queue of pieces with the time each is due at the far
+end. There are no tasks and no polling; a lane sets one timer for its oldest piece, so an idle link costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator
+from typing import cast
+
+from netlab.link_settings import LinkSettings
+
+PACKET_BYTES = 1460  # payload of an Ethernet packet: losses are drawn per packet
+WRITE_BUFFER_BYTES = 64 << 10
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds; closing then sends RST
+END = b""  # in a lane's queue: the sender has closed its side
+RESET = None  # in a lane's queue: the sender's connection broke
+
+
+class Wire:
+    """What all connections of a link share: its settings, its two directions, its stalls."""
+
+    def __init__(self, settings: LinkSettings) -> None:
+        self.up = Direction()
+        self.down = Direction()
+        self.connections: set[Connection] = set()
+        self.stalled_until = 0.0
+        self.closed = False
+        self.settings = settings
+        self.configure(settings)
+
+    def configure(self, settings: LinkSettings) -> None:
+        """Use other settings for what enters from now on."""
+        self.settings = settings
+        self.up.delay_s, self.up.kbps = settings.delay_up_ms / 1000, settings.up_kbps
+        self.down.delay_s, self.down.kbps = settings.delay_down_ms / 1000, settings.down_kbps
+
+
+class Direction:
+    """One way through the link: its delay, its bandwidth and the count of its bytes."""
+
+    def __init__(self) -> None:
+        self.delay_s = 0.0
+        self.kbps = 0.0
+        self.bytes = 0
+        self._free_at = 0.0
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        """Cut data so that a piece takes at most a packet or a millisecond to transmit."""
+        size = max(PACKET_BYTES, int(self.kbps / 8)) if self.kbps else len(data)
+        return (data[i : i + size] for i in range(0, len(data), size))
+
+    def transmit(self, size_bytes: int, now: float) -> float:
+        """Transmit bytes after those of every connection that wait already; returns when the last one has left."""
+        self.bytes += size_bytes
+        duration_s = size_bytes * 8 / (self.kbps * 1000) if self.kbps else 0.0
+        self._free_at = (max(now, self._free_at) if self.kbps else now) + duration_s
+        return self._free_at
+
+
+class Connection:
+    """One connection of a link."""
+
+    def __init__(self, wire: Wire, target: tuple[str, int], number: int) -> None:
+        self._wire = wire
+        self._target = target
+        self._connecting: asyncio.Task[None] | None = None
+        self._aborted = False
+        loop = asyncio.get_running_loop()
+        # The handshake: the device sends after a round trip, the target once the device's answer has reached it.
+        device_sends_at = loop.time() + wire.up.delay_s + wire.down.delay_s
+        target_sends_at = device_sends_at + wire.up.delay_s
+        seed = wire.settings.seed
+        self._up = _Lane(self, wire, wire.up, random.Random(f"{seed}/{number}/up"), device_sends_at)
+        self._down = _Lane(self, wire, wire.down, random.Random(f"{seed}/{number}/down"), target_sends_at)
+        self.device_end = End(self, sends=self._up, receives=self._down)
+        self._target_end = End(self, sends=self._down, receives=self._up)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes on the way, both ways."""
+        return self._up.held_bytes + self._down.held_bytes
+
+    def deliver(self) -> None:
+        """Deliver what is due, both ways."""
+        self._up.deliver()
+        self._down.deliver()
+
+    def abort(self) -> None:
+        """Reset both ends at once; what is on the way is lost."""
+        self._aborted = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._up.clear()
+        self._down.clear()
+        self.device_end.reset()
+        self._target_end.reset()
+        self._wire.connections.discard(self)
+
+    def opened(self, end: End) -> None:
+        """An end is connected. The device's is the first; the target's is opened for it."""
+        if self._aborted or self._wire.closed:
+            self.abort()
+        elif end is self.device_end:
+            self._wire.connections.add(self)
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: self._target_end, *self._target)
+        except OSError:
+            self._connecting = None
+            self.abort()  # all that a program behind a proxy can see of a target that is not there
+
+    def lost(self) -> None:
+        """An end is gone. With both gone there is nobody left to tell."""
+        if not (self.device_end.connected or self._target_end.connected):
+            self.abort()
+
+    def ended(self) -> None:
+        """A lane has delivered its end. After both have, nothing more can come."""
+        if self._up.ended and self._down.ended:
+            self._wire.connections.discard(self)
+            self.device_end.close()
+            self._target_end.close()
+
+
+class _Lane:
+    """One way through a connection."""
+
+    def __init__(
+        self, connection: Connection, wire: Wire, direction: Direction, chance: random.Random, sends_at: float
+    ) -> None:
+        self.source: asyncio.Transport | None = None
+        self.sink: asyncio.Transport | None = None
+        self.blocked = False  # the sink's reader is slow
+        self.held_bytes = 0
+        self.ended = False
+        self._connection = connection
+        self._wire = wire
+        self._direction = direction
+        self._chance = chance
+        self._sends_at = sends_at
+        self._queue: deque[tuple[float, bytes | None]] = deque()
+        self._last_due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, data: bytes) -> None:
+        """Data has entered."""
+        now = self._loop.time()
+        late_s = self._chance.uniform(0, self._wire.settings.jitter_ms) / 1000
+        for piece in self._direction.pieces(data):
+            left_at = max(self._direction.transmit(len(piece), now), self._sends_at)
+            late_s += self._loss_s(len(piece))
+            self.held_bytes += len(piece)
+            self._append(left_at + late_s, piece)
+        if self.held_bytes >= self._wire.settings.buffer_bytes and self.source is not None:
+            self.source.pause_reading()
+
+    def put_mark(self, mark: bytes | None) -> None:
+        """The sender has closed its side (END) or its connection broke (RESET)."""
+        self._append(max(self._loop.time(), self._sends_at), mark)
+
+    def clear(self) -> None:
+        """Drop what is on the way."""
+        self._queue.clear()
+        self.held_bytes = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def deliver(self) -> None:
+        """Pass on what is due, in order, and set the timer for what is not."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._queue and self.sink is not None and not self.blocked:
+            due = max(self._queue[0][0], self._wire.stalled_until)
+            if due > self._loop.time():
+                if due < math.inf:
+                    self._timer = self._loop.call_at(due, self.deliver)
+                break
+            self._pass_on(self.sink, self._queue.popleft()[1])
+        if self.held_bytes < self._wire.settings.buffer_bytes // 2 and self.source is not None:
+            self.source.resume_reading()
+
+    def _append(self, left_at: float, item: bytes | None) -> None:
+        self._last_due = max(self._last_due, left_at + self._direction.delay_s)
+        self._queue.append((self._last_due, item))
+        if self._timer is None:
+            self.deliver()
+
+    def _pass_on(self, sink: asyncio.Transport, item: bytes | None) -> None:
+        if item is RESET:
+            self._connection.abort()
+        elif item == END:
+            sink.write_eof()
+            self.ended = True
+            self._connection.ended()
+        else:
+            self.held_bytes -= len(item)
+            sink.write(item)
+
+    def _loss_s(self, size_bytes: int) -> float:
+        settings = self._wire.settings
+        if settings.loss == 0:
+            return 0.0
+        intact = (1 - settings.loss) ** math.ceil(size_bytes / PACKET_BYTES)
+        return 0.0 if self._chance.random() < intact else settings.loss_stall_ms / 1000
+
+
+class End(asyncio.Protocol):
+    """One end of a connection: a socket to the device or to the target."""
+
+    def __init__(self, connection: Connection, *, sends: _Lane, receives: _Lane) -> None:
+        self._connection = connection
+        self._sends = sends
+        self._receives = receives
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is connected: let the lanes use it."""
+        self._transport = self._sends.source = self._receives.sink = cast(asyncio.Transport, transport)
+        self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self._connection.opened(self)
+        self._receives.deliver()
+
+    def data_received(self, data: bytes) -> None:
+        """Data goes into the lane away from this end."""
+        self._sends.put(data)
+
+    def eof_received(self) -> bool:
+        """The end of the data too; True keeps the other direction open."""
+        self._sends.put_mark(END)
+        return True
+
+    def pause_writing(self) -> None:
+        """The program at this end reads slowly: hold back."""
+        self._receives.blocked = True
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._receives.blocked = False
+        self._receives.deliver()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone. If it broke, the other end learns of it a delay later."""
+        self._transport = self._sends.source = self._receives.sink = None
+        self._receives.clear()
+        if exc is not None:
+            self._sends.put_mark(RESET)
+        self._connection.lost()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a socket."""
+        return self._transport is not None
+
+    def close(self) -> None:
+        """Close the socket when everything is written."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def reset(self) -> None:
+        """Close the socket at once, with RST."""
+        if self._transport is not None:
+            reset(self._transport)
+
+
+class Refusal(asyncio.Protocol):
+    """A connection that is not wanted."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Reset it."""
+        reset(cast(asyncio.Transport, transport))
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Close a transport's socket at once, with RST; what it had yet to write is lost."""
+    if not transport.is_closing():
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    transport.abort()
