@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -127,6 +128,8 @@ class Session:
     def replay(self, tokens: Sequence[int]) -> None:
         """Take over answer tokens from an earlier life of the session (`continue_from`)."""
         for token in tokens:
+            if self.sampler.params.logprobs is not None:
+                self.logprobs.append(Logprobs(math.nan, (), ()))  # known to the device from that life
             self._append(token, drafted=False)
             if self.finish:
                 return

@@ -1,0 +1,112 @@
+"""The command `cloud-verifier`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+# Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "OUTRIDER_VERIFIER", "show_default": True}
+
+
+class CommandError(click.ClickException):
+    """A sentence for the person at the terminal; exit code 1."""
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(package_name="outrider")
+def main() -> None:
+    """Decide in the cloud: serve a target model to devices that draft."""
+
+
+def _option(*names: str, **settings: Any) -> Any:
+    return click.option(*names, show_envvar=True, **settings)
+
+
+@main.command()
+@_option("--model", required=True, help="Folder of a transformers causal LM, or a hub id such as org/name.")
+@_option("--served-model-name", default=None, help="Name devices ask for.  [default: last part of --model]")
+@_option("--host", default="127.0.0.1", help="Address to listen on.")
+@_option("--port", default=50051, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
+@_option("--ssl-certfile", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TLS certificate chain.")
+@_option("--ssl-keyfile", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TLS private key.")
+@_option("--insecure", is_flag=True, help="Allow plaintext off the loopback interface.")
+@_option("--device", default="auto", help="cpu, cuda, cuda:1, or auto.")
+@_option("--dtype", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]), help="auto: float32 on a CPU.")
+@_option("--strict/--no-strict", default=True, help="Make words independent of batch company, bit by bit.")
+@_option("--max-sessions", default=32, type=click.IntRange(1), help="Sessions that hold a place in the KV pool.")
+@_option("--max-model-len", default=None, type=click.IntRange(2), help="Context limit.  [default: the model's]")
+@_option("--max-lookahead", default=64, type=click.IntRange(1, 1024), help="Tokens a line may reach past the log.")
+@_option("--threads", default=None, type=click.IntRange(1), help="CPU threads of the engine.  [default: torch's choice]")
+@_option("--step-ms", default=0.0, type=click.FloatRange(0.0), help="Emulate a larger target: least time of a step.")
+@_option("--step-ms-per-token", default=0.0, type=click.FloatRange(0.0), help="... and this much per position more.")
+def serve(**options: Any) -> None:
+    """Serve a target model over gRPC."""
+    import asyncio
+    import logging
+
+    from cloud_verifier.engines.base import TargetEngine
+    from cloud_verifier.engines.paced import PacedEngine
+    from cloud_verifier.engines.torch_engine import load
+    from cloud_verifier.engines.torch_engine.load import ModelError
+    from cloud_verifier.opening import Served
+    from cloud_verifier.server import Address, ServerError
+    from cloud_verifier.server import serve as serve_until_stopped
+    from cloud_verifier.text import Codec, TextError
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        codec = Codec(options["model"])
+        engine: TargetEngine = load(
+            options["model"],
+            device=options["device"],
+            dtype=options["dtype"],
+            strict=options["strict"],
+            max_sequences=options["max_sessions"],
+            context_limit=options["max_model_len"],
+            threads=options["threads"],
+        )
+    except (ModelError, TextError) as error:
+        raise CommandError(str(error)) from error
+    if options["strict"] and not engine.info.strict:
+        logging.getLogger(__name__).warning("%s", engine.info.strict_report)
+    if options["step_ms"] or options["step_ms_per_token"]:
+        engine = PacedEngine(engine, options["step_ms"], options["step_ms_per_token"])
+    name = options["served_model_name"] or Path(options["model"]).name
+    address = Address(
+        options["host"], options["port"], options["ssl_certfile"], options["ssl_keyfile"], options["insecure"]
+    )
+
+    def announce(port: int) -> None:
+        click.echo(f"serving {name} on {options['host']}:{port} ({engine.info.strict_report})")
+
+    try:
+        asyncio.run(serve_until_stopped(engine, Served(name, engine.info, codec, options["max_lookahead"]), address, announce))
+    except ServerError as error:
+        raise CommandError(str(error)) from error
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine has, what is missing, and how to get it."""
+    from cloud_verifier.doctor import examine
+
+    findings = examine()
+    if as_json:
+        import json
+
+        click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            click.echo(f"{'ok     ' if finding.ok else 'MISSING'}  {finding.what}: {finding.detail}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
+
+

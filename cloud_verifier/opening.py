@@ -1,0 +1,180 @@
+"""From an Open message to a session: everything that can be wrong with a request is found here, before any work is done."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from grpc import StatusCode
+
+from cloud_verifier.engines.base import EngineInfo, Sampler
+from cloud_verifier.errors import VerifierError, invalid
+from cloud_verifier.sessions import Echo, Session
+from cloud_verifier.text import AnswerText, Codec, TextError
+from outrider.v1 import verifier_pb2 as pb
+from speculation.line import VerifierLine
+from speculation.noise import NOISE_VERSION
+from speculation.pace import PATIENCE_UNLIMITED_MS
+from speculation.sampling import SamplingError, SamplingParams
+
+PROTOCOL_VERSION = 1
+MAX_PATIENCE_MS = 60_000
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as served: its engine's facts, its tokenizer, its name, and the lookahead allowed."""
+
+    name: str
+    engine: EngineInfo
+    codec: Codec
+    max_lookahead: int = 64
+
+    def model_info(self) -> pb.GetModelInfoResponse:
+        """What devices are told about it."""
+        return pb.GetModelInfoResponse(
+            model=self.name,
+            protocol_version=PROTOCOL_VERSION,
+            noise_version=NOISE_VERSION,
+            vocabulary_fingerprint=self.codec.fingerprint,
+            vocabulary_size=self.engine.vocabulary_size,
+            eos_ids=self.engine.eos_ids,
+            context_limit=self.engine.context_limit,
+            max_lookahead=self.max_lookahead,
+            target_fingerprint=self.engine.fingerprint,
+            strict=self.engine.strict,
+            strict_report=self.engine.strict_report,
+        )
+
+
+def check_version(request: pb.Open) -> None:
+    """Raises VerifierError unless the device speaks this contract version."""
+    if request.protocol_version != PROTOCOL_VERSION:
+        raise VerifierError(
+            StatusCode.FAILED_PRECONDITION,
+            "PROTOCOL_VERSION",
+            f"the device speaks protocol version {request.protocol_version}, this verifier speaks {PROTOCOL_VERSION}; "
+            "update the older of the two",
+        )
+
+
+def new_session(request: pb.Open, served: Served) -> Session:
+    """A session for an Open that does not resume one. Raises VerifierError."""
+    check_version(request)
+    check_model(request.model, served)
+    params = sampling_params(request.sampling, served.engine.vocabulary_size)
+    if request.acceptance_rule not in (pb.ACCEPTANCE_RULE_UNSPECIFIED, pb.ACCEPTANCE_RULE_SHARED_NOISE):
+        raise invalid("ACCEPTANCE_RULE", f"acceptance rule {request.acceptance_rule} is not known; use SHARED_NOISE")
+    if request.objective not in pb.Objective.values():
+        raise invalid("OBJECTIVE", f"objective {request.objective} is not known; use LATENCY, BALANCED or CAPACITY")
+    prompt = prompt_ids(request, served)
+    room = served.engine.context_limit - len(prompt)
+    if room < 1:
+        raise VerifierError(
+            StatusCode.OUT_OF_RANGE,
+            "CONTEXT_FULL",
+            f"the prompt has {len(prompt)} tokens and the context holds {served.engine.context_limit}, one of which the "
+            "answer needs; shorten the prompt",
+        )
+    check_ids(request.continue_from, served.engine.vocabulary_size, "continue_from")
+    limit = min(room, params.max_tokens or room)
+    if len(request.continue_from) > limit:
+        raise VerifierError(
+            StatusCode.OUT_OF_RANGE,
+            "CONTINUES_PAST_END",
+            f"continue_from has {len(request.continue_from)} tokens, but the answer ends after {limit}",
+        )
+    now = time.monotonic()
+    session = Session(
+        session_id=secrets.token_hex(16),
+        sampler=Sampler(params, request.seed, len(prompt)),
+        line=VerifierLine(list(prompt)),
+        text=AnswerText(served.codec.stream(), params.stop),
+        stop_ids=frozenset(params.stop_ids if params.ignore_eos else (*params.stop_ids, *served.engine.eos_ids)),
+        max_length=len(prompt) + limit,
+        max_lookahead=served.max_lookahead,
+        patience_ms=_patience(request),
+        ready_since_s=now,
+        want_text=request.want_text,
+        echo=Echo(0, now),
+    )
+    session.replay(request.continue_from)
+    session.sent = session.line.length
+    return session
+
+
+def _patience(request: pb.Open) -> int:
+    """Patience asked for, limited by the operator; without a wish the verifier never waits."""
+    if not request.HasField("patience_ms"):
+        return 0
+    if request.patience_ms == PATIENCE_UNLIMITED_MS:
+        return PATIENCE_UNLIMITED_MS
+    return min(request.patience_ms, MAX_PATIENCE_MS)
+
+
+def check_model(name: str, served: Served) -> None:
+    """Raises VerifierError if the model is not the one served. An empty name means the default."""
+    if name and name != served.name:
+        raise VerifierError(
+            StatusCode.NOT_FOUND, "MODEL", f"model {name[:200]!r} is not served here; this verifier serves {served.name!r}"
+        )
+
+
+def check_ids(ids: Sequence[int], vocabulary_size: int, where: str) -> None:
+    """Raises VerifierError if an id lies outside the vocabulary."""
+    worst = max(ids, default=0)
+    if worst >= vocabulary_size:
+        raise invalid("TOKEN_ID", f"{where} has token id {worst}; ids of this model are below {vocabulary_size}")
+
+
+def prompt_ids(request: pb.Open, served: Served) -> list[int]:
+    """The prompt as tokens. Raises VerifierError if there is none or it cannot be encoded."""
+    kind = request.WhichOneof("prompt")
+    try:
+        if kind == "prompt_ids":
+            check_ids(request.prompt_ids.ids, served.engine.vocabulary_size, "the prompt")
+            ids = list(request.prompt_ids.ids)
+        elif kind == "text":
+            ids = served.codec.encode_text(request.text)
+        elif kind == "chat":
+            messages = [{"role": m.role, "content": "".join(p.text for p in m.content)} for m in request.chat.messages]
+            if not messages:
+                raise invalid("PROMPT_EMPTY", "the conversation has no messages; send at least one")
+            ids = served.codec.encode_chat(messages)
+        else:
+            raise invalid("PROMPT_MISSING", "Open has no prompt; set prompt_ids, chat or text")
+    except TextError as error:
+        raise invalid("PROMPT", str(error)) from error
+    if not ids:
+        raise invalid("PROMPT_EMPTY", "the prompt has no tokens; send at least one")
+    return ids
+
+
+def sampling_params(message: pb.SamplingParams, vocabulary_size: int) -> SamplingParams:
+    """The contract's message as checked parameters. Raises VerifierError."""
+
+    def given(name: str, default: float) -> float:
+        return float(getattr(message, name)) if message.HasField(name) else default  # type: ignore[arg-type]
+
+    check_ids(list(message.logit_bias), vocabulary_size, "logit_bias")
+    check_ids(message.stop_ids, vocabulary_size, "stop_ids")
+    try:
+        return SamplingParams(
+            temperature=given("temperature", 1.0),
+            top_k=message.top_k,
+            top_p=given("top_p", 1.0),
+            min_p=message.min_p,
+            presence_penalty=message.presence_penalty,
+            frequency_penalty=message.frequency_penalty,
+            repetition_penalty=given("repetition_penalty", 1.0),
+            logit_bias=dict(message.logit_bias),
+            max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
+            stop=tuple(message.stop),
+            stop_ids=tuple(message.stop_ids),
+            ignore_eos=message.ignore_eos,
+            logprobs=message.logprobs if message.HasField("logprobs") else None,
+        )
+    except SamplingError as error:
+        raise invalid("SAMPLING", str(error)) from error

@@ -1,0 +1,122 @@
+"""A verifier as a process: engine, scheduler and service behind one gRPC port, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cloud_verifier.opening import Served
+from cloud_verifier.scheduler import Scheduler, SchedulerSettings
+from cloud_verifier.service import ServiceSettings, VerifierService
+from outrider.v1 import verifier_pb2 as pb
+from outrider.v1 import verifier_pb2_grpc as pb_grpc
+from cloud_verifier.engines.base import TargetEngine
+
+MAX_MESSAGE_BYTES = 1 << 20
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VerifierService"].full_name
+
+# Devices ping an idle stream to keep NATs open; a server that is not told to permit it answers GOAWAY too_many_pings.
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.max_concurrent_streams", 4096),
+    ("grpc.so_reuseport", 0),
+]
+
+
+class ServerError(Exception):
+    """A verifier that cannot start. The message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen, and with which certificate. Plaintext leaves the loopback interface only if `insecure` says so."""
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    certificate: Path | None = None
+    key: Path | None = None
+    insecure: bool = False
+
+    def add_to(self, server: grpc.aio.Server) -> int:
+        """Bind; returns the port. Raises ServerError."""
+        where = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        try:
+            if self.certificate and self.key:
+                pair = (self.key.read_bytes(), self.certificate.read_bytes())
+                return server.add_secure_port(where, grpc.ssl_server_credentials([pair]))
+            if self.certificate or self.key:
+                raise ServerError("TLS needs both --ssl-certfile and --ssl-keyfile")
+            if not self._loopback() and not self.insecure:
+                raise ServerError(
+                    f"{self.host} is not a loopback address, and without TLS prompts and answers would travel in the clear; "
+                    "give --ssl-certfile and --ssl-keyfile, or --insecure if the network is yours alone"
+                )
+            return server.add_insecure_port(where)
+        except (OSError, RuntimeError) as error:
+            raise ServerError(f"cannot listen on {where}: {error}") from error
+
+    def _loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+@contextlib.asynccontextmanager
+async def running(
+    engine: TargetEngine,
+    served: Served,
+    address: Address,
+    scheduler_settings: SchedulerSettings | None = None,
+    service_settings: ServiceSettings | None = None,
+) -> AsyncIterator[tuple[int, VerifierService, Scheduler]]:
+    """A verifier that serves while the context is open; yields its port, service and scheduler.
+
+    On leaving it says NOT_SERVING, gives open streams a second to end, and stops the engine's thread. Raises ServerError.
+    """
+    scheduler = Scheduler(engine, scheduler_settings)
+    service = VerifierService(served, scheduler, service_settings)
+    server = grpc.aio.server(options=CHANNEL_OPTIONS)
+    pb_grpc.add_VerifierServiceServicer_to_server(service, server)
+    liveness = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(liveness, server)
+    reflection.enable_server_reflection([SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    port = address.add_to(server)
+    stepping = asyncio.create_task(scheduler.run())
+    await server.start()
+    for name in ("", SERVICE_NAME):
+        await liveness.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield port, service, scheduler
+    finally:
+        await liveness.enter_graceful_shutdown()
+        await server.stop(grace=1.0)
+        stepping.cancel()
+        await asyncio.gather(stepping, return_exceptions=True)
+
+
+async def serve(engine: TargetEngine, served: Served, address: Address, announce: Callable[[int], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `announce` is called with the port once requests are welcome."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running(engine, served, address) as (port, _, _):
+        announce(port)
+        await stop.wait()

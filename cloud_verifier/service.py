@@ -1,0 +1,298 @@
+"""The gRPC service: streams attach to sessions, feed them drafts, and tell devices how the log grows.
+
+A stream's writer sends whatever the log has beyond what it sent before. So a slow reader costs no memory beyond the log
+itself, several steps may travel in one commit, and resuming is nothing but attaching with a smaller `sent`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc import StatusCode
+
+from cloud_verifier.errors import VerifierError, invalid
+from cloud_verifier.opening import Served, check_ids, check_model, check_version, new_session
+from cloud_verifier.scheduler import Scheduler
+from cloud_verifier.sessions import Echo, FinishReason, Session
+from outrider.v1 import verifier_pb2 as pb
+from outrider.v1 import verifier_pb2_grpc as pb_grpc
+from speculation.line import LineError
+
+log = logging.getLogger(__name__)
+
+COMMIT_TOKENS = 64  # what drafted_mask can speak of
+Context = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
+REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+}
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """lease_s: how long a session whose stream broke is kept. open_timeout_s: how long a stream may take to open."""
+
+    lease_s: float = 60.0
+    open_timeout_s: float = 10.0
+
+
+class VerifierService(pb_grpc.VerifierServiceServicer):
+    """Serves one model."""
+
+    def __init__(self, served: Served, scheduler: Scheduler, settings: ServiceSettings | None = None) -> None:
+        self._served, self._scheduler = served, scheduler
+        self._settings = settings or ServiceSettings()
+        self._sessions: dict[str, Session] = {}
+
+    @property
+    def sessions(self) -> int:
+        """Sessions known: attached, or waiting for their device to come back."""
+        return len(self._sessions)
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Any) -> pb.GetModelInfoResponse:
+        try:
+            check_model(request.model, self._served)
+        except VerifierError as error:
+            await context.abort(error.code, error.sentence, error.trailing_metadata())
+        return self._served.model_info()
+
+    async def Generate(self, _requests: Any, context: Context) -> None:  # type: ignore[override]
+        session: Session | None = None
+        attachment = 0
+        keep = False
+        try:
+            session = await self._open(context)
+            attachment = session.attachment
+            await self._serve(session, attachment, context)
+        except VerifierError as error:
+            keep = error.resumable
+            await context.abort(error.code, error.sentence, error.trailing_metadata())
+        except asyncio.CancelledError:
+            keep = True  # the stream broke; the device may come back
+            raise
+        finally:
+            if session is not None and session.attachment == attachment:
+                self._detach(session, keep)
+
+    # -- opening and leaving ------------------------------------------------------------------------------------------
+
+    async def _open(self, context: Context) -> Session:
+        try:
+            request = await asyncio.wait_for(context.read(), self._settings.open_timeout_s)
+        except TimeoutError as error:
+            raise VerifierError(
+                StatusCode.DEADLINE_EXCEEDED, "OPEN_TIMEOUT", "the stream sent no Open message in time; send it first"
+            ) from error
+        if not isinstance(request, pb.GenerateRequest) or request.WhichOneof("message") != "open":
+            raise VerifierError(
+                StatusCode.FAILED_PRECONDITION, "NOT_OPEN", "the first message on a stream must be Open"
+            )
+        opened = request.open
+        if opened.HasField("resume"):
+            session = self._resume(opened)
+            prompt_ids: list[int] = []
+        else:
+            if self._scheduler.full:
+                raise VerifierError(
+                    StatusCode.RESOURCE_EXHAUSTED,
+                    "SESSIONS",
+                    f"all {self._scheduler.engine.info.max_sequences} places of this verifier are taken; try again later",
+                    retry_after_s=1.0,
+                )
+            session = new_session(opened, self._served)
+            self._sessions[session.session_id] = session
+            if not session.over:
+                self._scheduler.add(session)
+            prompt_ids = session.line.log[: session.prompt_length] if opened.want_prompt_ids else []
+        fingerprint = opened.drafter_vocabulary_fingerprint
+        message = pb.Opened(
+            session_id=session.session_id,
+            lease_seconds=round(self._settings.lease_s),
+            model_info=self._served.model_info(),
+            prompt_length=session.prompt_length,
+            prompt_ids=prompt_ids,
+            resumed_at=session.sent,
+            max_lookahead=session.max_lookahead,
+            vocabulary_matches=fingerprint == self._served.codec.fingerprint,
+        )
+        try:
+            await context.write(pb.GenerateResponse(opened=message))
+        except BaseException:
+            self._detach(session, keep=True)
+            raise
+        return session
+
+    def _resume(self, opened: pb.Open) -> Session:
+        check_version(opened)
+        session = self._sessions.get(opened.resume.session_id)
+        if session is None:
+            raise VerifierError(
+                StatusCode.NOT_FOUND,
+                "SESSION",
+                "this session is not known here, or its lease has ended; open it again with continue_from",
+            )
+        known = opened.resume.known_length
+        if not session.prompt_length <= known <= session.line.length:
+            raise VerifierError(
+                StatusCode.OUT_OF_RANGE,
+                "KNOWN_LENGTH",
+                f"the device claims to know {known} tokens, but the log has {session.prompt_length} (the prompt) to "
+                f"{session.line.length}; open again with continue_from",
+            )
+        session.attachment += 1
+        session.attached = True
+        session.sent = known
+        session.statistics.resumes += 1
+        session.line.forget()
+        session.changed.set()  # an old stream, if it still hangs, sees that it was replaced
+        self._scheduler.wake()
+        return session
+
+    def _detach(self, session: Session, keep: bool) -> None:
+        session.attached = False
+        if not keep:
+            self._forget(session)
+            return
+        session.expires_s = time.monotonic() + self._settings.lease_s
+        attachment = session.attachment
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._settings.lease_s, self._expire, session, attachment)
+        self._scheduler.wake()
+
+    def _expire(self, session: Session, attachment: int) -> None:
+        if not session.attached and session.attachment == attachment:
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        self._scheduler.remove(session)
+        self._sessions.pop(session.session_id, None)
+
+    # -- a stream's life ----------------------------------------------------------------------------------------------
+
+    async def _serve(self, session: Session, attachment: int, context: Context) -> None:
+        sending = asyncio.Lock()  # gRPC takes one write at a time
+        reader = asyncio.create_task(self._read(session, context, sending))
+        writer = asyncio.create_task(self._write(session, attachment, context, sending))
+        try:
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done() and reader.exception() is None and not writer.done():
+                session.patience_ms = 0  # half-closed: no drafts will come
+                self._scheduler.wake()
+                await asyncio.wait({writer})
+            for task in (reader, writer):
+                if task.done() and (error := task.exception()) is not None:
+                    raise error
+        finally:
+            reader.cancel()
+            writer.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+
+    async def _read(self, session: Session, context: Context, sending: asyncio.Lock) -> None:
+        while isinstance(request := await context.read(), pb.GenerateRequest):
+            kind = request.WhichOneof("message")
+            if kind == "draft":
+                self._draft(session, request.draft)
+            elif kind == "ping":
+                pong = pb.Pong(echo_sent_at_us=request.ping.sent_at_us)
+                async with sending:
+                    await context.write(pb.GenerateResponse(pong=pong))
+            elif kind == "cancel":
+                if not session.over:
+                    session.finish = FinishReason.CANCELLED
+                    self._scheduler.remove(session)
+                    session.changed.set()
+            elif kind == "open":
+                raise invalid("OPENED_TWICE", "this stream is open already; use a stream per session")
+            else:
+                raise invalid("EMPTY_MESSAGE", "a request must be one of open, draft, ping, cancel")
+
+    def _draft(self, session: Session, draft: pb.Draft) -> None:
+        limit = session.max_lookahead
+        if len(draft.tokens) > limit:
+            raise invalid("DRAFT_TOO_LONG", f"a draft of {len(draft.tokens)} tokens; at most {limit} are allowed")
+        if draft.confidence and len(draft.confidence) != len(draft.tokens):
+            raise invalid(
+                "CONFIDENCE", f"{len(draft.confidence)} confidences for {len(draft.tokens)} tokens; send as many or none"
+            )
+        check_ids(draft.tokens, self._served.engine.vocabulary_size, "the draft")
+        if draft.start > session.line.length + limit:
+            raise VerifierError(
+                StatusCode.OUT_OF_RANGE,
+                "DRAFT_TOO_FAR",
+                f"the draft starts at {draft.start}, more than {limit} past the log's {session.line.length} tokens",
+            )
+        try:
+            session.line.draft(draft.start, draft.tokens, draft.known_length, limit)
+        except LineError as error:
+            raise VerifierError(StatusCode.ABORTED, "KNOWN_LENGTH", str(error), resumable=True) from error
+        session.echo = Echo(draft.sent_at_us, time.monotonic())
+        if not draft.tokens and draft.known_length == session.line.length:
+            session.nudged = True
+        self._scheduler.wake()
+
+    async def _write(self, session: Session, attachment: int, context: Context, sending: asyncio.Lock) -> None:
+        while True:
+            if session.attachment != attachment:
+                raise VerifierError(
+                    StatusCode.ABORTED, "REPLACED", "another stream has resumed this session; this one ends", resumable=True
+                )
+            if session.sent < session.line.length:
+                async with sending:
+                    await context.write(pb.GenerateResponse(commit=self._commit(session)))
+            elif session.error is not None:
+                raise session.error
+            elif session.finish is not None:
+                async with sending:
+                    await context.write(pb.GenerateResponse(finished=_finished(session)))
+                return
+            else:
+                session.changed.clear()
+                await session.changed.wait()
+
+    def _commit(self, session: Session) -> pb.Commit:
+        start, first = session.sent, session.sent - session.prompt_length
+        last = min(first + COMMIT_TOKENS, len(session.drafted))
+        session.sent = session.prompt_length + last
+        commit = pb.Commit(
+            start=start,
+            tokens=session.line.log[start : session.sent],
+            drafted_mask=sum(1 << i for i, hit in enumerate(session.drafted[first:last]) if hit),
+            text="".join(session.text.pieces[first:last]) if session.want_text else "",
+            echo_sent_at_us=session.echo.sent_at_us,
+            hold_us=round((time.monotonic() - session.echo.received_s) * 1e6),
+            queue_us=session.last_step.queue_us,
+            forward_us=session.last_step.forward_us,
+            batch_size=session.last_step.batch_size,
+            draft_budget=session.max_lookahead,
+        )
+        if session.sampler.params.logprobs is not None:
+            for entry in session.logprobs[first:last]:
+                commit.logprobs.add(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)
+        return commit
+
+
+def _finished(session: Session) -> pb.Finished:
+    assert session.finish is not None
+    stats = session.statistics
+    return pb.Finished(
+        reason=REASONS[session.finish],
+        text=session.text.rest() if session.want_text else "",
+        usage=pb.Usage(prompt_tokens=session.prompt_length, completion_tokens=len(session.drafted)),
+        statistics=pb.SessionStatistics(
+            drafted_tokens=session.line.drafted,
+            dropped_tokens=session.line.dropped,
+            verified_tokens=stats.verified_tokens,
+            accepted_tokens=stats.accepted_tokens,
+            target_forwards=stats.target_forwards,
+            fills=stats.fills,
+            forward_us=stats.forward_us,
+            resumes=stats.resumes,
+        ),
+        length=session.line.length,
+    )

@@ -1,0 +1,189 @@
+"""The command `edge-client`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edge_client.client import EdgeClient
+    from speculation.sampling import SamplingParams
+
+# Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "OUTRIDER_EDGE", "show_default": True}
+
+
+class CommandError(click.ClickException):
+    """A sentence for the person at the terminal; exit code 1."""
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(package_name="outrider")
+def main() -> None:
+    """Draft on the device: answers from a verifier, with a local drafter riding ahead."""
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _option(*names: str, **settings: Any) -> Any:
+    return click.option(*names, show_envvar=True, **settings)
+
+
+connection_options = _options(
+    _option("--verifier", default="127.0.0.1:50051", help="HOST:PORT of the verifier."),
+    _option("--drafter", default="none", help="A GGUF file, an ONNX folder, demo, or none."),
+    _option("--model", default="", help="Model to ask for.  [default: the verifier's]"),
+    _option("--threads", default=1, type=click.IntRange(1), help="CPU threads of the drafter."),
+    _option("--tls", is_flag=True, help="Use TLS with the system's certificates."),
+    _option("--ssl-ca-certs", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Use TLS; trust these."),
+    _option("--insecure", is_flag=True, help="Allow plaintext to another machine."),
+)
+sampling_options = _options(
+    _option("--temperature", default=0.8, help="0 takes the likeliest token."),
+    _option("--top-k", default=0, help="Keep this many of the likeliest tokens; 0 keeps all."),
+    _option("--top-p", default=1.0, help="Keep the likeliest tokens up to this share."),
+    _option("--min-p", default=0.0, help="Drop tokens below this share of the likeliest."),
+    _option("--max-tokens", default=256, type=click.IntRange(1), help="Most tokens to answer."),
+    _option("--stop", multiple=True, help="End before this text; may be given several times."),
+    _option("--seed", default=None, type=click.IntRange(0, 2**64 - 1), help="Same seed, same words.  [default: random]"),
+)
+
+
+def _client(options: dict[str, Any]) -> EdgeClient:
+    from edge_client.client import EdgeClient
+
+    try:
+        client = EdgeClient(
+            options["verifier"],
+            options["drafter"],
+            model=options["model"],
+            threads=options["threads"],
+            tls=options["tls"],
+            ca_certificate=options["ssl_ca_certs"],
+            insecure=options["insecure"],
+        )
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    for notice in client.notices:
+        click.secho(notice, fg="yellow", err=True)
+    return client
+
+
+def _params(options: dict[str, Any]) -> SamplingParams:
+    from speculation.sampling import SamplingError, SamplingParams
+
+    try:
+        return SamplingParams(
+            temperature=options["temperature"],
+            top_k=options["top_k"],
+            top_p=options["top_p"],
+            min_p=options["min_p"],
+            max_tokens=options["max_tokens"],
+            stop=options["stop"],
+        )
+    except SamplingError as error:
+        raise CommandError(str(error)) from error
+
+
+@main.command()
+@click.option("--prompt", default=None, help="Text to continue, or - to read it from standard input.")
+@click.option("--message", default=None, help="A user's message, put into the target's chat template.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole output as JSON when it is complete.")
+@connection_options
+@sampling_options
+def generate(prompt: str | None, message: str | None, as_json: bool, **options: Any) -> None:
+    """Answer one prompt and exit. With neither --prompt nor --message, the prompt is standard input."""
+    from edge_client.errors import SessionError
+
+    if prompt is not None and message is not None:
+        raise click.UsageError("give --prompt or --message, not both")
+    question: Any
+    if message is not None:
+        question = [{"role": "user", "content": message}]
+    else:
+        question = click.get_text_stream("stdin").read() if prompt in (None, "-") else prompt
+    params = _params(options)
+    client = _client(options)
+    try:
+        for chunk in client.stream(question, params, seed=options["seed"]):
+            if not as_json:
+                click.echo(chunk.text, nl=False)
+                sys.stdout.flush()
+            if chunk.output is not None:
+                if as_json:
+                    import dataclasses
+                    import json
+
+                    click.echo(json.dumps(dataclasses.asdict(chunk.output), indent=1))
+                else:
+                    click.echo()
+    except (SessionError, ValueError) as error:
+        raise CommandError(str(error)) from error
+    finally:
+        client.close()
+
+
+@main.command()
+@click.option("--system", default=None, help="System message.")
+@connection_options
+@sampling_options
+def chat(system: str | None, **options: Any) -> None:
+    """Talk. Words the device had right are green, the verifier's own are plain; an empty line or Ctrl-D ends."""
+    from edge_client.errors import SessionError
+    from edge_client.terminal import say
+
+    params = _params(options)
+    client = _client(options)
+    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    try:
+        while question := _ask():
+            messages.append({"role": "user", "content": question})
+            try:
+                answer = say(client.stream(messages, params, seed=options["seed"]))
+            except (SessionError, ValueError) as error:
+                messages.pop()
+                click.secho(str(error), fg="red", err=True)
+                continue
+            messages.append({"role": "assistant", "content": answer})
+    finally:
+        client.close()
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip() if sys.stdin.isatty() else sys.stdin.readline().strip()
+    except (EOFError, KeyboardInterrupt):
+        return ""
+
+
+@main.command()
+@connection_options
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool, **options: Any) -> None:
+    """Say what this device has, whether the verifier answers, what is missing, and how to get it."""
+    from edge_client.doctor import examine
+
+    findings = examine(**options)
+    if as_json:
+        import json
+
+        click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            click.echo(f"{'ok     ' if finding.ok else 'MISSING'}  {finding.what}: {finding.detail}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)

@@ -1,0 +1,322 @@
+"""The Python API: `EdgeClient` and `AsyncEdgeClient`."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from edge_client.drafters import load_drafter
+from edge_client.drafters.base import Drafter
+from edge_client.errors import SessionError
+from edge_client.link import Channel, LinkSettings, SessionLink
+from edge_client.session import DrafterSeat, Progress, RidingLoop
+from edge_client.types import Prompt, RequestMetrics, RequestOutput, StreamChunk, TokenLogprob
+from outrider.v1 import verifier_pb2 as pb
+from speculation.pace import BoundedLookahead, Pace, Streaming
+from speculation.sampling import SamplingParams
+
+PROTOCOL_VERSION = 1
+FINISH_REASONS = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_CANCELLED: "abort",
+}
+
+
+class EdgeClient:
+    """Answers from a verifier, with a drafter on this device riding ahead.
+
+    One client holds one channel and one drafter. Several threads may use it at once; the drafter serves one session at a
+    time, and sessions that find it taken stream without drafts.
+    """
+
+    def __init__(
+        self,
+        verifier: str,
+        drafter: str | Path | Drafter | None = None,
+        *,
+        model: str = "",
+        pace: Callable[[], Pace] | None = None,
+        threads: int = 1,
+        tls: bool = False,
+        ca_certificate: Path | None = None,
+        insecure: bool = False,
+        link: LinkSettings | None = None,
+    ) -> None:
+        """verifier: HOST:PORT. drafter: a GGUF file, an ONNX folder, "demo", or a Drafter; None streams plainly.
+
+        pace makes one pace per session (default: bounded lookahead). threads: CPU threads of the drafter. Raises ValueError
+        for a bad address. A drafter that cannot be loaded is no error: `notices` says so and answers stream plainly.
+        """
+        self.notices: list[str] = []
+        self._model, self._pace = model, pace
+        self._channel = Channel(
+            verifier, tls=tls, ca_certificate=ca_certificate, insecure=insecure, settings=link or LinkSettings()
+        )
+        self._seat = self._load(drafter, threads)
+        self._seat_lock = threading.Lock()
+
+    def _load(self, drafter: str | Path | Drafter | None, threads: int) -> DrafterSeat | None:
+        try:
+            loaded = drafter if isinstance(drafter, Drafter) else load_drafter(drafter, threads=threads)
+        except Exception as error:  # whatever a runtime does with a broken file, answers must still come
+            self.notices.append(f"no drafter: {error}; answers stream from the verifier alone")
+            return None
+        return DrafterSeat(loaded) if loaded is not None else None
+
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None) -> RequestOutput:
+        """The complete answer to a prompt: text, token ids, or messages with role and content.
+
+        seed: an unsigned 64-bit number; the same seed gives the same words. Default: random. Raises SessionError, and
+        ValueError for an unusable prompt.
+        """
+        output = None
+        for chunk in self.stream(prompt, params, seed=seed):
+            output = chunk.output
+        assert output is not None
+        return output
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None
+    ) -> Iterator[StreamChunk]:
+        """The answer as it grows; closing the iterator early cancels the session. Raises as `generate` does."""
+        chunks: queue.SimpleQueue[StreamChunk | BaseException] = queue.SimpleQueue()
+        cancel = self._start(prompt, params, seed, chunks.put)
+        finished = False
+        try:
+            while not finished:
+                chunk = chunks.get()
+                if isinstance(chunk, BaseException):
+                    finished = True
+                    raise chunk
+                finished = chunk.output is not None
+                yield chunk
+        finally:
+            if not finished:
+                cancel()
+
+    def model_info(self) -> pb.GetModelInfoResponse:
+        """What the verifier serves. Raises SessionError."""
+        return self._channel.model_info(self._model)
+
+    def close(self) -> None:
+        """Close the channel and free the drafter. Running sessions end with an error."""
+        self._channel.close()
+        if self._seat is not None:
+            with self._seat_lock:
+                self._seat.drafter.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- one session ----------------------------------------------------------------------------------------------------
+
+    def _start(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        seed: int | None,
+        put: Callable[[StreamChunk | BaseException], None],
+    ) -> Callable[[], None]:
+        """Start a session on a thread of its own; returns what cancels it."""
+        params = params or SamplingParams()
+        seed = secrets.randbits(64) if seed is None else seed
+        seat = self._seat if self._seat is not None and self._seat_lock.acquire(blocking=False) else None
+        try:
+            pace = self._pace() if self._pace else (BoundedLookahead() if seat else Streaming())
+            request = self._open_request(prompt, params, seed, pace, seat)
+            link = SessionLink(self._channel, request)
+            loop = RidingLoop(link, seat, pace, params, seed)
+        except BaseException:
+            if seat is not None:
+                self._seat_lock.release()
+            raise
+
+        def ride() -> None:
+            try:
+                put(_ride(loop, link, params, seed, put))
+            except BaseException as error:
+                put(error)
+            finally:
+                link.close()
+                if seat is not None:
+                    self._seat_lock.release()
+
+        threading.Thread(target=ride, name="outrider-ride", daemon=True).start()
+        return loop.cancel
+
+    def _open_request(
+        self, prompt: Prompt, params: SamplingParams, seed: int, pace: Pace, seat: DrafterSeat | None
+    ) -> pb.Open:
+        request = pb.Open(
+            protocol_version=PROTOCOL_VERSION,
+            model=self._model,
+            sampling=sampling_message(params),
+            seed=seed,
+            patience_ms=pace.patience_ms,
+            drafter_vocabulary_fingerprint=seat.drafter.info.vocabulary_fingerprint if seat else "",
+            want_prompt_ids=seat is not None,
+            want_text=True,
+        )
+        if isinstance(prompt, str):
+            request.text = prompt
+        elif all(isinstance(item, int) for item in prompt):
+            request.prompt_ids.ids.extend(prompt)  # type: ignore[arg-type]
+        else:
+            for message in prompt:
+                if not hasattr(message, "keys") or set(message) != {"role", "content"}:  # type: ignore[arg-type]
+                    raise ValueError(f"a message needs exactly role and content, not {message!r}")
+                part = pb.ContentPart(text=message["content"])  # type: ignore[index]
+                request.chat.messages.add(role=message["role"], content=[part])  # type: ignore[index]
+        return request
+
+
+def sampling_message(params: SamplingParams) -> pb.SamplingParams:
+    """Sampling parameters as the contract's message."""
+    return pb.SamplingParams(
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        repetition_penalty=params.repetition_penalty,
+        logit_bias=params.logit_bias,
+        max_tokens=params.max_tokens,
+        stop=params.stop,
+        stop_ids=params.stop_ids,
+        ignore_eos=params.ignore_eos,
+        logprobs=params.logprobs,
+    )
+
+
+def _ride(
+    loop: RidingLoop,
+    link: SessionLink,
+    params: SamplingParams,
+    seed: int,
+    put: Callable[[StreamChunk | BaseException], None],
+) -> StreamChunk:
+    """Ride to the end, pass on what comes, and return the last chunk with the complete output."""
+    tokens: list[int] = []
+    drafted: list[bool] = []
+    texts: list[str] = []
+    logprobs: list[TokenLogprob] = []
+
+    def emit(progress: Progress) -> None:
+        tokens.extend(progress.tokens)
+        drafted.extend(progress.drafted)
+        texts.append(progress.text)
+        logprobs.extend(
+            TokenLogprob(token, entry.logprob, dict(zip(entry.top_ids, entry.top_logprobs, strict=True)))
+            for token, entry in zip(progress.tokens, progress.logprobs, strict=False)
+        )
+        put(StreamChunk(progress.text, tuple(progress.tokens), tuple(progress.drafted)))
+
+    finished = loop.run(emit)
+    output = RequestOutput(
+        text="".join(texts),
+        token_ids=tuple(tokens),
+        drafted=tuple(drafted),
+        finish_reason=FINISH_REASONS.get(finished.reason, "error"),
+        prompt_tokens=finished.usage.prompt_tokens,
+        seed=seed,
+        metrics=_metrics(loop, link, finished, len(tokens)),
+        logprobs=tuple(logprobs) if params.logprobs is not None else None,
+    )
+    return StreamChunk("", (), (), output)
+
+
+def _metrics(loop: RidingLoop, link: SessionLink, finished: pb.Finished, tokens: int) -> RequestMetrics:
+    ride, stats = loop.ride, finished.statistics
+    return RequestMetrics(
+        ttft_ms=ride.ttft_ms,
+        total_ms=ride.total_ms,
+        ms_per_token=(ride.total_ms - ride.ttft_ms) / max(1, tokens - 1),
+        rtt_ms=link.rtt.median_ms,
+        drafted_tokens=ride.drafted_tokens,
+        verified_tokens=stats.verified_tokens,
+        accepted_tokens=ride.accepted_tokens,
+        acceptance=stats.accepted_tokens / stats.verified_tokens if stats.verified_tokens else None,
+        target_forwards=stats.target_forwards,
+        draft_messages=ride.draft_messages,
+        commits=ride.commits,
+        drafting_ms=ride.drafting_ms,
+        uplink_bytes=link.uplink_bytes,
+        downlink_bytes=link.downlink_bytes,
+        reconnects=link.reconnects,
+        notices=tuple(ride.notices),
+    )
+
+
+class AsyncEdgeClient:
+    """`EdgeClient` for asyncio: the same names, awaited."""
+
+    def __init__(self, verifier: str, drafter: str | Path | Drafter | None = None, **settings: Any) -> None:
+        """As `EdgeClient`."""
+        self._client = EdgeClient(verifier, drafter, **settings)
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """What a person should know, such as a drafter that could not be loaded."""
+        return self._client.notices
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None
+    ) -> RequestOutput:
+        """As `EdgeClient.generate`."""
+        output = None
+        async for chunk in self.stream(prompt, params, seed=seed):
+            output = chunk.output
+        assert output is not None
+        return output
+
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None
+    ) -> AsyncIterator[StreamChunk]:
+        """As `EdgeClient.stream`; leaving the iteration early cancels the session."""
+        loop = asyncio.get_running_loop()
+        chunks: asyncio.Queue[StreamChunk | BaseException] = asyncio.Queue()
+        cancel = self._client._start(prompt, params, seed, lambda c: _put_soon(loop, chunks, c))
+        finished = False
+        try:
+            while not finished:
+                chunk = await chunks.get()
+                if isinstance(chunk, BaseException):
+                    finished = True
+                    raise chunk
+                finished = chunk.output is not None
+                yield chunk
+        finally:
+            if not finished:
+                cancel()
+
+    async def close(self) -> None:
+        """As `EdgeClient.close`."""
+        await asyncio.to_thread(self._client.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _put_soon(
+    loop: asyncio.AbstractEventLoop,
+    chunks: asyncio.Queue[StreamChunk | BaseException],
+    chunk: StreamChunk | BaseException,
+) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+
+
+__all__ = ["AsyncEdgeClient", "EdgeClient", "RequestOutput", "SamplingParams", "SessionError", "StreamChunk"]

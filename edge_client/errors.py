@@ -1,0 +1,30 @@
+"""What a session can end with instead of an answer."""
+
+from __future__ import annotations
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+
+class SessionError(Exception):
+    """The verifier refused, failed, or could not be reached.
+
+    code: name of the gRPC status code. reason: stable upper-snake-case word for programs, empty if the verifier gave none.
+    The text is a sentence for people.
+    """
+
+    def __init__(self, code: str, reason: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code, self.reason = code, reason
+
+    @classmethod
+    def from_rpc(cls, error: grpc.aio.AioRpcError) -> SessionError:
+        """From what gRPC raised, with the reason out of its rich status."""
+        reason = ""
+        for key, value in error.trailing_metadata() or ():
+            if key == "grpc-status-details-bin" and isinstance(value, bytes):
+                info = error_details_pb2.ErrorInfo()
+                for detail in status_pb2.Status.FromString(value).details:
+                    if detail.Unpack(info):
+                        reason = info.reason
+        return cls(error.code().name, reason, error.details() or error.code().name.lower().replace("_", " "))

@@ -1,0 +1,241 @@
+"""The riding loop: drafts while commits arrive.
+
+One thread owns one session. Before every single token it looks at its inbox, so a commit is honoured at once: what it
+agrees with is spent, what it contradicts is rolled back to the agreed prefix. The pace says whether to draft one more token,
+to send what there is, or to wait. A drafter that fails costs speed and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from edge_client.drafters.base import Drafter
+from edge_client.errors import SessionError
+from edge_client.link import Failed, Message, Reconnected, SessionLink, now_us
+from outrider.v1 import verifier_pb2 as pb
+from speculation.line import DeviceLine, LineError
+from speculation.noise import NOISE_VERSION
+from speculation.pace import Action, Pace, View
+from speculation.sampling import Guess, SamplingParams
+
+log = logging.getLogger(__name__)
+
+FEED_TOKENS = 64  # a prompt is fed in pieces, so that reading it stays interruptible
+
+
+@dataclass
+class DrafterSeat:
+    """A drafter and the tokens it holds, so that a next turn of the same conversation need not be read again."""
+
+    drafter: Drafter
+    tokens: list[int] = field(default_factory=list)
+
+    def sit(self, tokens: Sequence[int]) -> None:
+        """Keep what the drafter holds of `tokens`, drop the rest."""
+        agreed = 0
+        for held, wanted in zip(self.tokens, tokens, strict=False):
+            if held != wanted:
+                break
+            agreed += 1
+        # The candidates after the last token are only known once it is fed again.
+        self.rollback(min(agreed, len(tokens) - 1))
+
+    def rollback(self, length: int) -> None:
+        """Drop everything from `length` on."""
+        if length < len(self.tokens):
+            self.drafter.rollback(length)
+            del self.tokens[length:]
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Append and evaluate."""
+        self.drafter.feed(tokens)
+        self.tokens.extend(tokens)
+
+
+@dataclass
+class Ride:
+    """What happened so far, for metrics. Times in milliseconds since the ride began."""
+
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    draft_messages: int = 0
+    commits: int = 0
+    drafting_ms: float = 0.0
+    ttft_ms: float = 0.0
+    total_ms: float = 0.0
+    notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """New tokens of the answer. drafted[i]: the device had guessed tokens[i] before the verifier said it."""
+
+    tokens: list[int]
+    drafted: list[bool]
+    text: str
+    logprobs: Sequence[pb.TokenLogprobs] = ()
+
+
+class RidingLoop:
+    """Runs one session to its end. Not reusable."""
+
+    def __init__(
+        self, link: SessionLink, seat: DrafterSeat | None, pace: Pace, params: SamplingParams, seed: int
+    ) -> None:
+        self._link, self._seat, self._pace = link, seat, pace
+        self._guess = Guess(params, seed)
+        self._greedy = params.greedy
+        self._line = DeviceLine([])
+        self._began_s = time.perf_counter()
+        self._in_flight = False
+        self._unsent_since_s = 0.0
+        self._budget = 0
+        self.ride = Ride()
+        self.opened: pb.Opened | None = None
+
+    def run(self, emit: Callable[[Progress], None]) -> pb.Finished:
+        """Ride until the answer is complete; `emit` is called for every commit with news.
+
+        Raises SessionError when the verifier refuses or cannot be reached again.
+        """
+        inbox = self._link.inbox
+        while True:
+            while not inbox.empty():
+                if (finished := self._handle(inbox.get(), emit)) is not None:
+                    self.ride.total_ms = self._elapsed_ms()
+                    return finished
+            action = self._pace.next(self._view()) if self.opened else Action.WAIT
+            if action is Action.DRAFT:
+                self._draft()
+            elif action is Action.FLUSH:
+                self._flush()
+            elif (finished := self._handle(inbox.get(), emit)) is not None:
+                self.ride.total_ms = self._elapsed_ms()
+                return finished
+
+    def cancel(self) -> None:
+        """Ask the verifier to end the session; it answers with Finished."""
+        self._link.send(pb.GenerateRequest(cancel=pb.Cancel()))
+
+    def _elapsed_ms(self) -> float:
+        return (time.perf_counter() - self._began_s) * 1e3
+
+    def _view(self) -> View:
+        line, seat = self._line, self._seat
+        return View(
+            depth=len(line.guesses),
+            unsent=line.unsent,
+            unsent_age_ms=(time.perf_counter() - self._unsent_since_s) * 1e3 if line.unsent else 0.0,
+            survival=line.survival(),
+            in_flight=self._in_flight,
+            can_draft=seat is not None and line.end < seat.drafter.info.context_tokens,
+            budget=self._budget,
+        )
+
+    # -- what comes in ------------------------------------------------------------------------------------------------
+
+    def _handle(self, message: Message, emit: Callable[[Progress], None]) -> pb.Finished | None:
+        if isinstance(message, Failed):
+            raise message.error
+        if isinstance(message, Reconnected):
+            self._line.unsend()
+            self._in_flight = False
+            return None
+        kind = message.WhichOneof("message")
+        if kind == "opened":
+            self._open(message.opened)
+        elif kind == "commit":
+            self._commit(message.commit, emit)
+        elif kind == "finished":
+            if message.finished.text:
+                emit(Progress([], [], message.finished.text))
+            return message.finished
+        return None
+
+    def _open(self, opened: pb.Opened) -> None:
+        again = self.opened is not None
+        self.opened = opened
+        self._budget = opened.max_lookahead
+        if again:
+            return
+        if self._seat is not None:
+            if not opened.vocabulary_matches:
+                self._lose_drafter("the drafter's vocabulary is not the target's")
+            elif opened.model_info.noise_version != NOISE_VERSION and not self._greedy:
+                self._lose_drafter(f"the verifier uses version {opened.model_info.noise_version} of the shared noise")
+        # Without a drafter nobody looks at the prompt: only its length counts.
+        self._line.log = list(opened.prompt_ids) or [0] * opened.prompt_length
+        if self._seat is not None:
+            self._seat.sit(self._line.log)
+
+    def _commit(self, commit: pb.Commit, emit: Callable[[Progress], None]) -> None:
+        line, known = self._line, self._line.length
+        try:
+            new, agreed = line.commit(commit.start, commit.tokens)
+        except LineError as error:
+            raise SessionError("DATA_LOSS", "LOG_CHANGED", str(error)) from error
+        if self._seat is not None and agreed < len(new):
+            self._seat.rollback(known + agreed)
+        self._in_flight = False
+        self._budget = commit.draft_budget
+        if not new:
+            return
+        ride = self.ride
+        if not ride.commits:
+            ride.ttft_ms = self._elapsed_ms()
+        ride.commits += 1
+        skipped = len(commit.tokens) - len(new)
+        drafted = [bool(commit.drafted_mask >> i & 1) for i in range(skipped, len(commit.tokens))]
+        ride.accepted_tokens += sum(drafted)
+        emit(Progress(new, drafted, commit.text, commit.logprobs[skipped:]))
+
+    # -- what goes out ------------------------------------------------------------------------------------------------
+
+    def _draft(self) -> None:
+        """Feed the drafter a piece of what it lacks; once it has everything, draw one more guess."""
+        seat, line = self._seat, self._line
+        assert seat is not None
+        began_s = time.perf_counter()
+        try:
+            held, log_length = len(seat.tokens), line.length
+            if held < log_length:
+                lacking = line.log[held : held + FEED_TOKENS] + line.guesses[: max(0, FEED_TOKENS - log_length + held)]
+            else:
+                lacking = line.guesses[held - log_length :]
+            seat.feed(lacking)
+            if held + len(lacking) < line.end:
+                return
+            candidates = seat.drafter.candidates()
+            token, confidence = self._guess(line.end, candidates.ids, candidates.log_probs)
+        except Exception as error:  # a drafter may fail in any way its runtime can; the answer goes on without it
+            self._lose_drafter(f"the drafter failed ({type(error).__name__}: {error})")
+            return
+        if not line.unsent:
+            self._unsent_since_s = time.perf_counter()
+        line.extend(token, confidence)
+        self.ride.drafted_tokens += 1
+        self.ride.drafting_ms += (time.perf_counter() - began_s) * 1e3
+
+    def _flush(self) -> None:
+        start, tokens, confidences = self._line.flush()
+        draft = pb.Draft(
+            start=start,
+            tokens=tokens,
+            known_length=self._line.length,
+            sent_at_us=now_us(),
+            confidence=bytes(min(255, round(c * 255)) for c in confidences),
+        )
+        self._link.send(pb.GenerateRequest(draft=draft))
+        self._in_flight = True
+        self.ride.draft_messages += 1
+
+    def _lose_drafter(self, reason: str) -> None:
+        """Go on as plain streaming, and say so once."""
+        self._seat = None
+        self._line.erase()
+        notice = f"{reason}; the answer goes on as plain streaming"
+        self.ride.notices.append(notice)
+        log.warning("%s", notice)

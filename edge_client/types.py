@@ -1,0 +1,73 @@
+"""What the Python API takes and gives. Plain data; units in names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The target's own log-probabilities at one position, before temperature and filters."""
+
+    token_id: int
+    logprob: float
+    top: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RequestMetrics:
+    """What an answer cost and gained.
+
+    ttft_ms: to the first token. ms_per_token: mean over the tokens after the first. target_forwards: of the verifier, after
+    the prompt. acceptance: share of evaluated drafted tokens that the log took; None without drafts. Byte counts are of
+    serialised messages, without framing. notices: what a person should know, such as a drafter that failed.
+    """
+
+    ttft_ms: float
+    total_ms: float
+    ms_per_token: float
+    rtt_ms: float | None
+    drafted_tokens: int
+    verified_tokens: int
+    accepted_tokens: int
+    acceptance: float | None
+    target_forwards: int
+    draft_messages: int
+    commits: int
+    drafting_ms: float
+    uplink_bytes: int
+    downlink_bytes: int
+    reconnects: int
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A complete answer.
+
+    text: without special tokens and without the stop text. finish_reason: stop, length or abort. seed: gives the same words
+    again. drafted[i]: token_ids[i] was guessed by the device.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    drafted: tuple[bool, ...]
+    finish_reason: str
+    prompt_tokens: int
+    seed: int
+    metrics: RequestMetrics
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True)
+class StreamChunk:
+    """News of an answer as it grows. The last chunk carries the complete output."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    drafted: tuple[bool, ...]
+    output: RequestOutput | None = None
