@@ -1,0 +1,163 @@
+import random
+
+import pytest
+
+from speculation.acceptance import shared_noise
+from speculation.line import DeviceLine, LineError, VerifierLine
+
+
+def line(*log: int) -> VerifierLine:
+    return VerifierLine(list(log))
+
+
+def test_acceptance_is_the_common_prefix() -> None:
+    assert shared_noise([], [7]) == 0
+    assert shared_noise([1, 2, 3], [1, 2, 3, 4]) == 3
+    assert shared_noise([1, 9, 3], [1, 2, 3, 4]) == 1
+    with pytest.raises(ValueError, match="need 3 choices"):
+        shared_noise([1, 2], [1, 2])
+
+
+def test_a_draft_at_the_end_of_the_log_is_on_the_path() -> None:
+    subject = line(1, 2)
+    subject.draft(2, [3, 4], known_length=2, limit=8)
+    assert subject.guesses == [3, 4]
+    assert subject.commit([3]) == 1
+    assert subject.guesses == [4]
+
+
+def test_the_part_the_log_agrees_with_is_spent_and_the_rest_counts() -> None:
+    subject = line(1, 2, 3)
+    subject.draft(2, [3, 4, 5], known_length=2, limit=8)
+    assert subject.guesses == [4, 5]
+
+
+def test_a_draft_the_log_contradicts_is_dead_until_overwritten() -> None:
+    subject = line(1, 2, 3)
+    subject.draft(2, [9, 4, 5], known_length=2, limit=8)
+    assert subject.guesses == []
+    subject.draft(5, [6], known_length=2, limit=8)  # goes on with the dead line
+    assert subject.guesses == []
+    subject.draft(2, [3, 7], known_length=2, limit=8)  # overwrites the disagreement
+    assert subject.guesses == [7]
+
+
+def test_a_draft_that_knows_the_correction_revives_the_line() -> None:
+    subject = line(1)
+    subject.draft(1, [5, 6], known_length=1, limit=8)
+    subject.commit([2])
+    assert subject.guesses == []
+    subject.draft(3, [7], known_length=1, limit=8)
+    assert subject.guesses == []
+    subject.draft(2, [8], known_length=2, limit=8)
+    assert subject.guesses == [8]
+
+
+def test_a_later_draft_goes_on_with_the_line_and_overwrites_from_its_start() -> None:
+    subject = line(1)
+    subject.draft(1, [2, 3], known_length=1, limit=8)
+    subject.draft(3, [4, 5], known_length=1, limit=8)
+    assert subject.guesses == [2, 3, 4, 5]
+    subject.draft(2, [9], known_length=1, limit=8)
+    assert subject.guesses == [2, 9]
+
+
+def test_a_gap_is_dropped_and_counted() -> None:
+    subject = line(1)
+    subject.draft(3, [4, 5], known_length=1, limit=8)
+    assert subject.guesses == []
+    assert subject.dropped == 2
+
+
+def test_the_limit_bounds_the_line() -> None:
+    subject = line(1)
+    subject.draft(1, [2, 3, 4], known_length=1, limit=2)
+    assert subject.guesses == [2, 3]
+    assert subject.dropped == 1
+
+
+def test_a_device_cannot_know_more_than_there_is() -> None:
+    with pytest.raises(LineError, match="has 1"):
+        line(1).draft(1, [2], known_length=2, limit=8)
+
+
+def test_a_log_that_overtakes_the_line_keeps_later_drafts_useful() -> None:
+    subject = line(1)
+    subject.draft(1, [2], known_length=1, limit=8)
+    subject.commit([2, 3])
+    subject.draft(2, [3, 4], known_length=1, limit=8)  # drawn before the device heard of 2 and 3
+    assert subject.guesses == [4]
+
+
+def test_device_line_spends_what_the_log_confirms() -> None:
+    subject = DeviceLine([1])
+    subject.extend(2, 0.5)
+    subject.extend(3, 0.5)
+    assert subject.flush() == (1, [2, 3], [0.5, 0.5])
+    subject.extend(4, 0.5)
+    assert subject.unsent == 1
+    assert subject.survival() == 0.125
+    assert subject.commit(1, [2]) == ([2], 1)
+    assert (subject.guesses, subject.unsent, subject.end) == ([3, 4], 1, 4)
+    assert subject.flush() == (3, [4], [0.5])
+
+
+def test_device_line_is_erased_by_a_contradiction_and_by_being_overtaken() -> None:
+    subject = DeviceLine([1])
+    subject.extend(2, 0.9)
+    assert subject.commit(1, [7]) == ([7], 0)
+    assert subject.guesses == []
+    subject.extend(8, 0.9)
+    assert subject.commit(2, [8, 9]) == ([8, 9], 1)
+    assert subject.guesses == []
+
+
+def test_device_line_takes_repeats_and_refuses_gaps_and_other_logs() -> None:
+    subject = DeviceLine([1, 2])
+    assert subject.commit(1, [2, 3]) == ([3], 0)
+    assert subject.commit(1, [2, 3]) == ([], 0)
+    with pytest.raises(LineError, match="starts at 5"):
+        subject.commit(5, [1])
+    with pytest.raises(LineError, match="another log"):
+        subject.commit(1, [9])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_traffic_leaves_the_log_as_the_target_writes_it(seed: int) -> None:
+    """Random delays, losses and wrong guesses between a device and a verifier: words never change, the line never lies."""
+    rng = random.Random(seed)
+    truth = [rng.randrange(4) for _ in range(120)]
+    device, verifier = DeviceLine([0]), VerifierLine([0])
+    up: list[tuple[int, list[int], int]] = []
+    down: list[tuple[int, list[int]]] = []
+    told = 1
+    while verifier.length <= 100:
+        event = rng.random()
+        if event < 0.4:
+            for _ in range(rng.randrange(1, 4)):
+                right = truth[device.end - 1] if device.end <= len(truth) else 0
+                device.extend(right if rng.random() < 0.8 else rng.randrange(4), 0.8)
+        elif event < 0.55:
+            start, tokens, _ = device.flush()
+            up.append((start, tokens, device.length))
+        elif event < 0.7 and up:
+            verifier.draft(*up.pop(0), limit=16)
+        elif event < 0.85:
+            guesses = verifier.guesses
+            choices = truth[verifier.length - 1 : verifier.length + len(guesses)]
+            accepted = shared_noise(guesses, choices)
+            assert verifier.commit(choices[: accepted + 1]) >= accepted
+        elif event < 0.97:
+            down.append((told, verifier.log[told:]))
+            told = verifier.length
+        elif event < 0.985:  # the link is cut: what is under way is lost, the verifier tells again from what is known
+            up.clear()
+            down.clear()
+            verifier.forget()
+            device.unsend()
+            told = device.length
+        if down and rng.random() < 0.5:
+            device.commit(*down.pop(0))
+        assert verifier.log[1:] == truth[: verifier.length - 1]
+        assert device.log == verifier.log[: device.length]
+        assert len(verifier.guesses) <= 16

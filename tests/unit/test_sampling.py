@@ -1,0 +1,148 @@
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from speculation.noise import Noise
+from speculation.sampling import Guess, SamplingError, SamplingParams, filtered, penalised
+
+RNG = np.random.default_rng(11)
+
+
+def shared_noise_sample(logits: np.ndarray, params: SamplingParams, count: int) -> np.ndarray:
+    """`count` tokens drawn at successive positions from one distribution, as the verifier draws them."""
+    log_p = filtered(logits, params)
+    noise, tokens = Noise(5), np.arange(len(logits))
+    return np.array([int((log_p + noise.gumbel(i, tokens)).argmax()) for i in range(count)])
+
+
+def expected(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
+    """The filtered distribution, written out plainly."""
+    p = np.exp(logits / params.temperature - (logits / params.temperature).max())
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")
+    keep = np.zeros(len(p), dtype=bool)
+    total = 0.0
+    for rank, token in enumerate(order):
+        keep[token] = (params.top_k == 0 or rank < params.top_k) and total < params.top_p
+        total += p[token] / (p[order[: params.top_k or None]].sum())
+    keep &= p >= params.min_p * p.max()
+    return np.where(keep, p, 0) / p[keep].sum()
+
+
+@pytest.mark.parametrize("size", [5, 50, 500, 5000])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=0.7, top_k=20),
+        SamplingParams(temperature=1.0, top_p=0.9),
+        SamplingParams(temperature=1.3, top_k=40, top_p=0.8, min_p=0.02),
+    ],
+    ids=str,
+)
+def test_shared_noise_draws_exactly_the_filtered_distribution(size: int, params: SamplingParams) -> None:
+    logits = RNG.normal(0, 2, size)
+    p = expected(logits, params)
+    count = 4000
+    counts = np.bincount(shared_noise_sample(logits, params, count), minlength=size)
+    assert counts[p == 0].sum() == 0
+    # Pool rare tokens so that every class expects at least five, as the chi-square test needs.
+    order = np.argsort(p)
+    order = order[p[order] > 0]
+    classes, observed, wanted = [], 0, 0.0
+    for token in order:
+        observed, wanted = observed + counts[token], wanted + p[token] * count
+        if wanted >= 5:
+            classes.append((observed, wanted))
+            observed, wanted = 0, 0.0
+    if wanted:
+        classes[-1] = (classes[-1][0] + observed, classes[-1][1] + wanted)
+    if len(classes) > 1:
+        seen, hoped = zip(*classes, strict=True)
+        assert stats.chisquare(seen, hoped).pvalue > 1e-4
+
+
+def test_joint_law_of_two_positions_by_enumeration() -> None:
+    """Over many seeds, pairs of tokens at two positions follow p1 x p2 on a vocabulary of three."""
+    p1, p2 = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.6, 0.3])
+    tokens, count = np.arange(3), 6000
+    pairs = dict.fromkeys(itertools.product(range(3), range(3)), 0)
+    for seed in range(count):
+        noise = Noise(seed)
+        first = int((np.log(p1) + noise.gumbel(0, tokens)).argmax())
+        second = int((np.log(p2) + noise.gumbel(1, tokens)).argmax())
+        pairs[first, second] += 1
+    hoped = [p1[a] * p2[b] * count for a, b in pairs]
+    assert stats.chisquare(list(pairs.values()), hoped).pvalue > 1e-4
+
+
+def test_match_probability_is_at_least_the_bound() -> None:
+    """P(match) >= (1 - TV) / (1 + TV) (Daliri, Musco, Suresh, 2408.07978)."""
+    base = RNG.normal(0, 2, 200)
+    other = base + RNG.normal(0, 0.7, 200)
+    params = SamplingParams()
+    p, q = expected(base, params), expected(other, params)
+    tv = 0.5 * np.abs(p - q).sum()
+    match = (shared_noise_sample(base, params, 4000) == shared_noise_sample(other, params, 4000)).mean()
+    assert match > (1 - tv) / (1 + tv) - 0.03
+    assert match <= 1 - tv + 0.03
+
+
+def test_a_guess_with_the_targets_own_distribution_is_always_right() -> None:
+    params = SamplingParams(temperature=0.8, top_p=0.95)
+    guess, noise, tokens = Guess(params, seed=21), Noise(21), np.arange(64)
+    for position in range(200):
+        logits = RNG.normal(0, 3, 64)
+        target = int((filtered(logits, params) + noise.gumbel(position, tokens)).argmax())
+        order = np.argsort(-logits)
+        log_q = logits - np.log(np.exp(logits).sum())
+        token, confidence = guess(position, order, log_q[order])
+        assert token == target
+        assert 0 < confidence <= 1
+
+
+def test_a_greedy_guess_takes_the_likeliest_and_is_as_sure_as_q() -> None:
+    log_q = np.log(np.array([0.7, 0.2, 0.1]))
+    token, confidence = Guess(SamplingParams(temperature=0), seed=1)(3, np.array([9, 4, 2]), log_q)
+    assert token == 9
+    assert confidence == pytest.approx(0.7)
+
+
+def test_a_guess_follows_logit_bias() -> None:
+    params = SamplingParams(temperature=0, logit_bias={4: 5.0})
+    assert Guess(params, seed=1)(0, np.array([9, 4]), np.log(np.array([0.7, 0.3])))[0] == 4
+
+
+def test_penalties() -> None:
+    params = SamplingParams(
+        presence_penalty=0.5, frequency_penalty=0.25, repetition_penalty=2.0, logit_bias={3: 1.5}
+    )
+    logits = np.array([1.0, -1.0, 2.0, 0.0, 4.0])
+    out = penalised(logits, params, prompt=[0], answer=[1, 2, 2])
+    assert out.tolist() == [0.5, -2.0 - 0.75, 1.0 - 1.0, 1.5, 4.0]
+    assert logits.tolist() == [1.0, -1.0, 2.0, 0.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("min_p", 1.5),
+        ("presence_penalty", 2.5),
+        ("repetition_penalty", 0.0),
+        ("max_tokens", 0),
+        ("stop", ("",)),
+        ("logit_bias", {3: float("nan")}),
+        ("logprobs", 21),
+    ],
+)
+def test_parameters_out_of_range_are_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(SamplingError, match=field):
+        SamplingParams(**{field: value})  # type: ignore[arg-type]
