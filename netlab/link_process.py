@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from netlab.event_loop import precise_event_loop
+from netlab.event_loop import precise_event_loop, wake_promptly
 from netlab.link import Address, Link
 from netlab.link_settings import LinkCounters, LinkSettings
 
@@ -160,5 +160,6 @@ def _answer(message: dict[str, object]) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to end
+    wake_promptly()
     with asyncio.Runner(loop_factory=precise_event_loop) as runner:
         runner.run(_serve())
