@@ -1,0 +1,116 @@
+"""Attention of a packed forward over the slot pool, registered with transformers under two names.
+
+`plain_attention` is the definition: each segment's rows against the positions of their slot up to their own.
+`strict_attention` is the one to use: the same sums, but in tiles of one fixed shape, so that a row's result is bitwise
+the same in any company and in any cut into blocks, and with far fewer calls.
+
+transformers does not hand extra arguments through every model, so the forward that runs is found in a context variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from cloud_verifier.engines.torch_engine.layout import TILE_ROWS, Layout, TileBatch
+from cloud_verifier.engines.torch_engine.pool import SlotLayer, SlotPool
+
+STRICT = "outrider_strict"
+PLAIN = "outrider_plain"
+UNSUPPORTED = ("softcap", "s_aux", "sinks")  # score soft-capping and attention sinks: not sums that SDPA computes
+
+_current: ContextVar[tuple[SlotPool, Layout]] = ContextVar("outrider_forward")
+
+
+class UnsupportedAttention(Exception):
+    """The model asks its attention for something the engine does not compute."""
+
+
+@contextmanager
+def forward_on(pool: SlotPool, layout: Layout) -> Iterator[None]:
+    """Within it, models set to STRICT or PLAIN attention write to this pool and read from it by this layout."""
+    pool.write_index = layout.write_index
+    token = _current.set((pool, layout))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _enter(module: torch.nn.Module, extra: dict[str, Any]) -> tuple[SlotLayer, Layout]:
+    for name in UNSUPPORTED:
+        if extra.get(name) is not None:
+            raise UnsupportedAttention(f"its attention uses {name}")
+    pool, layout = _current.get()
+    return pool.layers[module.layer_idx], layout
+
+
+def plain_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **extra: Any,
+) -> tuple[torch.Tensor, None]:
+    """query: [1, heads, rows, width]; returns [1, rows, heads, value width]. key and value are already in the pool."""
+    layer, layout = _enter(module, extra)
+    out = query.new_zeros(query.shape[2], query.shape[1], value.shape[3])
+    grouped = query.shape[1] != key.shape[1]
+    row = 0
+    for segment, mask in zip(layout.segments, layout.segment_masks(), strict=True):
+        end = segment.start + segment.rows
+        keys = layer.keys[segment.slot, :end].transpose(0, 1)[None]
+        values = layer.values[segment.slot, :end].transpose(0, 1)[None]
+        rows = query[:, :, row : row + segment.rows]
+        seen = F.scaled_dot_product_attention(rows, keys, values, mask, scale=scaling, enable_gqa=grouped)
+        out[row : row + segment.rows] = seen[0].transpose(0, 1)
+        row += segment.rows
+    return out[None], None
+
+
+def strict_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **extra: Any,
+) -> tuple[torch.Tensor, None]:
+    """Shapes as in `plain_attention`."""
+    layer, layout = _enter(module, extra)
+    heads, kv_heads = query.shape[1], key.shape[1]
+    group = heads // kv_heads
+    index = layout.head_index(heads, kv_heads)
+    flat = query[0].transpose(0, 1).reshape(-1, query.shape[3])
+    tiles = flat.index_select(0, index.gather).view(-1, kv_heads, TILE_ROWS * group, query.shape[3])
+    results = []
+    for batch, mask in zip(layout.batches, layout.tile_masks(group, query.dtype), strict=True):
+        part = tiles[batch.first : batch.last]
+        keys, values = _seen(layer.keys, batch), _seen(layer.values, batch)
+        results.append(F.scaled_dot_product_attention(part, keys, values, mask, scale=scaling).transpose(1, 2))
+    seen = results[0] if len(results) == 1 else torch.cat(results)
+    out = seen.reshape(-1, value.shape[3]).index_select(0, index.scatter)
+    return out.view(1, query.shape[2], heads, value.shape[3]), None
+
+
+def _seen(states: torch.Tensor, batch: TileBatch) -> torch.Tensor:
+    """What a batch of tiles sees of [slots, tokens, heads, width], as [tiles, heads, keys, width]; a view if it can be."""
+    if batch.slot_index is not None:
+        return states[:, : batch.keys].index_select(0, batch.slot_index).transpose(1, 2)
+    first, last = batch.slots[0], batch.slots[-1]
+    if first == last:
+        return states[first, : batch.keys].transpose(0, 1).expand(len(batch.slots), -1, -1, -1)
+    return states[first : last + 1, : batch.keys].transpose(1, 2)
+
+
+AttentionInterface.register(STRICT, strict_attention)
+AttentionInterface.register(PLAIN, plain_attention)

@@ -1,0 +1,215 @@
+"""`TorchEngine`: sequences on a transformers causal LM, all of a step's blocks in one packed forward.
+
+Strict mode is what makes words independent of company. The bits of a row of a matrix product may depend on how many rows
+there are (fp32 on a CPU: below four rows, or below twelve that two threads share unevenly); of attention, on how many
+queries and keys there are. So rows come in a fixed multiple and at most so many at a time (`RowRule`), and attention comes
+in tiles of one shape (`layout`). `self_test` checks that this is enough on the machine at hand.
+"""
+
+from __future__ import annotations
+
+import heapq
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from cloud_verifier.engines.base import Block, Choices, EngineFull, EngineInfo, Logprobs, SequenceId, TargetEngine
+from cloud_verifier.engines.torch_engine.attention import PLAIN, STRICT, forward_on
+from cloud_verifier.engines.torch_engine.layout import Layout, Segment
+from cloud_verifier.engines.torch_engine.pool import SlotPool
+from cloud_verifier.engines.torch_engine.sampler import Row, choose, logprobs
+
+
+@dataclass(frozen=True)
+class RowRule:
+    """How many rows one forward may have: a multiple of `multiple`, at most `most`. A longer step takes several."""
+
+    multiple: int
+    most: int
+
+    def padded(self, rows: int) -> int:
+        """The number of rows to run for so many tokens."""
+        return -(-rows // self.multiple) * self.multiple
+
+
+PLAIN_ROWS = RowRule(1, 2048)
+CPU_STRICT_ROWS = RowRule(8, 512)
+GPU_STRICT_ROWS = RowRule(128, 128)  # always the same shape, hence always the same kernel
+
+
+def row_rule(strict: bool, device: torch.device) -> RowRule:
+    """The rule for a mode and a device."""
+    if not strict:
+        return PLAIN_ROWS
+    return CPU_STRICT_ROWS if device.type == "cpu" else GPU_STRICT_ROWS
+
+
+@dataclass
+class _Sequence:
+    slot: int
+    length: int
+
+
+class TorchEngine(TargetEngine):
+    """A transformers causal LM as a target. `load` makes one from a folder or a hub id and checks that it works."""
+
+    def __init__(self, model: PreTrainedModel, info: EngineInfo, *, strict: bool = True) -> None:
+        """model: on its device, in its dtype; it is set to evaluation mode and to this engine's attention."""
+        self.info = info
+        self.model = model.eval()
+        self.rows = row_rule(strict, model.device)
+        self._pool = SlotPool(info.max_sequences, info.context_limit)
+        self._free_slots = list(range(info.max_sequences))  # a heap: low slots first, so that batches are views
+        self._sequences: dict[SequenceId, _Sequence] = {}
+        self._opened = 0
+        self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+        model.set_attn_implementation(STRICT if strict else PLAIN)
+
+    def describe(self, **changes: object) -> None:
+        """Replace fields of `info`, for what is known only after trying (strictness)."""
+        self.info = replace(self.info, **changes)  # type: ignore[arg-type]
+
+    def open(self) -> SequenceId:
+        if not self._free_slots:
+            raise EngineFull(
+                f"all {self.info.max_sequences} sequences of the engine are open; close one or raise max_sequences"
+            )
+        self._opened += 1
+        sequence = SequenceId(self._opened)
+        self._sequences[sequence] = _Sequence(heapq.heappop(self._free_slots), 0)
+        return sequence
+
+    def length(self, sequence: SequenceId) -> int:
+        return self._find(sequence).length
+
+    def truncate(self, sequence: SequenceId, length: int) -> None:
+        found = self._find(sequence)
+        if not 0 <= length <= found.length:
+            raise ValueError(f"sequence {sequence} has {found.length} tokens and cannot be truncated to {length}")
+        found.length = length
+
+    @torch.inference_mode()
+    def close(self, sequence: SequenceId) -> None:
+        found = self._find(sequence)
+        self._pool.clean(found.slot)
+        del self._sequences[sequence]
+        heapq.heappush(self._free_slots, found.slot)
+
+    @torch.inference_mode()
+    def step(self, blocks: Sequence[Block]) -> list[Choices]:
+        self._check(blocks)
+        logits = self._evaluate(blocks)
+        rows = [row for block in blocks for row in self._rows_of(block)]
+        tokens = choose(logits, rows) if rows else []
+        results: list[Choices] = []
+        first = 0
+        for block in blocks:
+            last = first + block.choices
+            wanted: list[Logprobs] = []
+            if (top := block.sampler.params.logprobs) is not None and block.choices:
+                wanted = logprobs(logits[first:last], tokens[first:last], top)
+            results.append(Choices(tuple(tokens[first:last]), tuple(wanted)))
+            first = last
+        self._grow(blocks)
+        return results
+
+    @torch.inference_mode()
+    def logits(self, blocks: Sequence[Block]) -> list[torch.Tensor]:
+        """What `step` would choose from, [choices, V] per block, in the model's dtype. Sequences grow as in `step`."""
+        self._check(blocks)
+        logits = self._evaluate(blocks)
+        self._grow(blocks)
+        return list(logits.split([block.choices for block in blocks]))
+
+    def _find(self, sequence: SequenceId) -> _Sequence:
+        try:
+            return self._sequences[sequence]
+        except KeyError:
+            raise ValueError(f"sequence {sequence} is not open") from None
+
+    def _check(self, blocks: Sequence[Block]) -> None:
+        seen = set()
+        for block in blocks:
+            found, count = self._find(block.sequence), len(block.tokens)
+            if block.sequence in seen:
+                raise ValueError(f"sequence {block.sequence} is named twice in one step")
+            seen.add(block.sequence)
+            if count == 0:
+                raise ValueError(f"the block of sequence {block.sequence} is empty")
+            if not 0 <= block.choices <= count:
+                raise ValueError(f"{block.choices} choices are wanted of a block of {count} tokens")
+            if min(block.tokens) < 0 or max(block.tokens) >= self.info.vocabulary_size:
+                raise ValueError(
+                    f"the block of sequence {block.sequence} has a token id outside 0..{self.info.vocabulary_size - 1}"
+                )
+            if found.length + count > self.info.context_limit:
+                raise ValueError(
+                    f"sequence {block.sequence} would grow to {found.length + count} tokens; "
+                    f"the context limit is {self.info.context_limit}"
+                )
+
+    def _rows_of(self, block: Block) -> list[Row]:
+        """The rows to choose at, one per choice of a block."""
+        length, count = self._sequences[block.sequence].length, len(block.tokens)
+        history: Sequence[int] = ()
+        if block.sampler.params.needs_history and block.choices:
+            if len(block.history) != length:
+                raise ValueError(
+                    f"penalties need the {length} tokens of sequence {block.sequence}; history has {len(block.history)}"
+                )
+            history = [*block.history, *block.tokens]
+        return [
+            Row(block.sampler, length + used, history[: length + used])
+            for used in range(count - block.choices + 1, count + 1)
+        ]
+
+    def _grow(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            self._sequences[block.sequence].length += len(block.tokens)
+
+    def _evaluate(self, blocks: Sequence[Block]) -> torch.Tensor:
+        """Logits at the rows whose choice is wanted, [sum of choices, V]; writes keys and values, changes no length."""
+        found = [self._sequences[block.sequence] for block in blocks]
+        ends = [one.length + len(block.tokens) for one, block in zip(found, blocks, strict=True)]
+        self._pool.reserve(max((one.slot for one in found), default=0) + 1, max(ends, default=0))
+        parts: list[torch.Tensor] = []
+        segments: list[Segment] = []
+        tokens: list[int] = []
+        wanted: list[int] = []
+        for one, block in zip(found, blocks, strict=True):
+            done, count = 0, len(block.tokens)
+            while done < count:
+                take = min(count - done, self.rows.most - len(tokens))
+                unwanted = max(0, count - block.choices - done)  # of the tokens from `done` on
+                wanted.extend(range(len(tokens) + unwanted, len(tokens) + take))
+                segments.append(Segment(one.slot, one.length + done, take))
+                tokens.extend(block.tokens[done : done + take])
+                done += take
+                if len(tokens) == self.rows.most:
+                    parts.append(self._forward(segments, tokens, wanted))
+                    segments, tokens, wanted = [], [], []
+        if tokens:
+            parts.append(self._forward(segments, tokens, wanted))
+        if not parts:
+            return torch.empty(0, self.info.vocabulary_size)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _forward(self, segments: list[Segment], tokens: list[int], wanted: list[int]) -> torch.Tensor:
+        """One packed forward; logits at the wanted rows, [wanted, V]."""
+        device = self.model.device
+        rows = self.rows.padded(len(tokens))
+        layout = Layout(segments, rows, device)
+        ids = torch.tensor([tokens + [0] * (rows - len(tokens))], dtype=torch.int64).to(device)
+        # The head's matrix product follows the same rule of rows as all the others.
+        padding = [0] * (self.rows.padded(len(wanted)) - len(wanted))
+        keep = torch.tensor(wanted + padding, dtype=torch.int64).to(device)
+        only = {"logits_to_keep": keep} if self._takes_rows else {}
+        with forward_on(self._pool, layout):
+            out = self.model(
+                input_ids=ids, position_ids=layout.positions, past_key_values=self._pool, use_cache=True, **only
+            )
+        logits: torch.Tensor = out.logits[0] if self._takes_rows else out.logits[0, keep]
+        return logits[: len(wanted)]

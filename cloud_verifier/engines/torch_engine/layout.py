@@ -1,0 +1,151 @@
+"""Where everything lies in one packed forward: worked out once, used by every layer.
+
+The new tokens of all sequences are laid end to end as rows. For strict attention rows are cut into tiles: at most
+`TILE_ROWS` rows of one sequence, padded to exactly that many, that see the first `keys` positions of their slot, a
+multiple of `TOKENS_MULTIPLE`. Every kernel thus meets one query shape, whatever the block, and its result for a row does
+not depend on how tokens were cut into blocks. Tiles that see equally many positions run as one batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+
+from cloud_verifier.engines.torch_engine.pool import TOKENS_MULTIPLE
+
+TILE_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive rows of one sequence: `rows` tokens for positions start, start + 1, ... of a slot."""
+
+    slot: int
+    start: int
+    rows: int
+
+
+class TileBatch(NamedTuple):
+    """Tiles first .. last - 1 of a layout, which all see `keys` positions.
+
+    slots: their slots. slot_index: the same, int64 on the device, or None where a view of the pool will do.
+    """
+
+    first: int
+    last: int
+    keys: int
+    slots: tuple[int, ...]
+    slot_index: torch.Tensor | None
+
+
+class _Tile(NamedTuple):
+    keys: int
+    slot: int
+    row: int  # of its first token
+    start: int  # position of its first token
+    rows: int
+
+
+class HeadIndex(NamedTuple):
+    """How rows and heads are regrouped for grouped-query attention, as indices into flattened states.
+
+    gather: [tiles * kv_heads * TILE_ROWS * group], from [rows * heads] queries to tiles in which all the query heads that
+    share a key head are rows of one matrix. scatter: [rows * heads], back from [tiles * TILE_ROWS * group * kv_heads].
+    """
+
+    gather: torch.Tensor
+    scatter: torch.Tensor
+
+
+class Layout:
+    """One packed forward.
+
+    rows: tokens plus padding rows. positions: int64 [1, rows]. write_index: slot and position of each token.
+    """
+
+    def __init__(self, segments: list[Segment], rows: int, device: torch.device) -> None:
+        self.segments = segments
+        self.rows = rows
+        self._device = device
+        slots = [s.slot for s in segments for _ in range(s.rows)]
+        positions = [s.start + i for s in segments for i in range(s.rows)]
+        self.tokens = len(positions)
+        packed = torch.tensor([slots, positions], dtype=torch.int64).to(device)
+        self.write_index = (packed[0], packed[1])
+        self.positions = torch.nn.functional.pad(packed[1:], (0, rows - self.tokens))
+        self._tiles: list[_Tile] = []
+        self._batches: list[TileBatch] = []
+        self._heads: dict[tuple[int, int], HeadIndex] = {}
+        self._masks: dict[tuple[int, torch.dtype], list[torch.Tensor]] = {}
+        self._segment_masks: list[torch.Tensor | None] | None = None
+
+    @property
+    def tiles(self) -> list[_Tile]:
+        """Tiles in the order of the batches."""
+        if not self._tiles:
+            row = 0
+            for segment in self.segments:
+                for first in range(0, segment.rows, TILE_ROWS):
+                    count, start = min(TILE_ROWS, segment.rows - first), segment.start + first
+                    keys = -(-(start + count) // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
+                    self._tiles.append(_Tile(keys, segment.slot, row + first, start, count))
+                row += segment.rows
+            self._tiles.sort()
+        return self._tiles
+
+    @property
+    def batches(self) -> list[TileBatch]:
+        """The tiles, batched by how many positions they see."""
+        if not self._batches:
+            first = 0
+            for keys, group in groupby(self.tiles, key=lambda tile: tile.keys):
+                slots = tuple(tile.slot for tile in group)
+                viewable = slots[0] == slots[-1] or slots == tuple(range(slots[0], slots[0] + len(slots)))
+                index = None if viewable else torch.tensor(slots, dtype=torch.int64).to(self._device)
+                self._batches.append(TileBatch(first, first + len(slots), keys, slots, index))
+                first += len(slots)
+        return self._batches
+
+    def head_index(self, heads: int, kv_heads: int) -> HeadIndex:
+        """See `HeadIndex`; heads is a multiple of kv_heads."""
+        if (heads, kv_heads) not in self._heads:
+            group = heads // kv_heads
+            # A tile's padding rows repeat its last token, so that they compute something finite that nobody reads.
+            tile_rows = torch.tensor([[t.row + min(j, t.rows - 1) for j in range(TILE_ROWS)] for t in self.tiles])
+            head = torch.arange(heads).view(1, kv_heads, 1, group)
+            gather = tile_rows.view(-1, 1, TILE_ROWS, 1) * heads + head
+            where = torch.zeros(self.rows, dtype=torch.int64)
+            for number, tile in enumerate(self.tiles):
+                where[tile.row : tile.row + tile.rows] = torch.arange(tile.rows) + number * TILE_ROWS
+            kv_head, member = torch.arange(heads) // group, torch.arange(heads) % group
+            scatter = (where[:, None] * group + member) * kv_heads + kv_head
+            device = self._device
+            self._heads[heads, kv_heads] = HeadIndex(gather.flatten().to(device), scatter.flatten().to(device))
+        return self._heads[heads, kv_heads]
+
+    def tile_masks(self, group: int, dtype: torch.dtype) -> list[torch.Tensor]:
+        """For each batch what is added to the scores: 0 or -inf, [tiles, 1, TILE_ROWS * group, keys]."""
+        if (group, dtype) not in self._masks:
+            seen = torch.tensor([[t.start + min(j, t.rows - 1) for j in range(TILE_ROWS)] for t in self.tiles])
+            seen = seen.repeat_interleave(group, dim=1).to(self._device)[:, None, :, None]
+            masks = []
+            for batch in self.batches:
+                hidden = torch.arange(batch.keys, device=self._device) > seen[batch.first : batch.last]
+                mask = torch.zeros(hidden.shape, dtype=dtype, device=self._device)
+                masks.append(mask.masked_fill_(hidden, float("-inf")))
+            self._masks[group, dtype] = masks
+        return self._masks[group, dtype]
+
+    def segment_masks(self) -> list[torch.Tensor | None]:
+        """For each segment which of its positions each row sees, bool [rows, start + rows]; None for a single row."""
+        if self._segment_masks is None:
+            self._segment_masks = [
+                torch.ones(s.rows, s.start + s.rows, dtype=torch.bool, device=self._device).tril(s.start)
+                if s.rows > 1
+                else None
+                for s in self.segments
+            ]
+        return self._segment_masks

@@ -1,0 +1,265 @@
+"""Opening a model as a target: from a folder or a hub id to an engine that was tried before it serves anyone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from cloud_verifier.engines.base import Block, EngineInfo, Sampler
+from cloud_verifier.engines.torch_engine.engine import TorchEngine
+from cloud_verifier.engines.torch_engine.self_test import self_test
+from speculation.sampling import SamplingParams
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TRIAL_TOKENS = 24
+# The share of the logits' spread by which the packed forward may differ from the model's own. A wrong mask or a wrong
+# position makes it of the order of 1; rounding, of the order of the precision times the square root of the depth.
+TOLERANCE = {torch.float32: 0.005, torch.float16: 0.05, torch.bfloat16: 0.1}
+
+
+class ModelError(Exception):
+    """A model that cannot be served. The message says what was wrong, what was expected and what to do."""
+
+
+def load(
+    model: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    strict: bool = True,
+    max_sequences: int = 32,
+    context_limit: int | None = None,
+    threads: int | None = None,
+) -> TorchEngine:
+    """Open a causal LM.
+
+    model: a local folder as `save_pretrained` writes it, or a hub id (HF_HUB_OFFLINE is respected). device: "auto" (CUDA
+    if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32", "bfloat16",
+    "float16". context_limit: at most so many tokens per sequence; never more than the model's own limit. threads: CPU
+    threads of this process, None to leave as they are. Raises ModelError.
+    """
+    if max_sequences < 1:
+        raise ModelError(f"max_sequences is {max_sequences}; it must be at least 1.")
+    if threads is not None:
+        if threads < 1:
+            raise ModelError(f"threads is {threads}; it must be at least 1.")
+        torch.set_num_threads(threads)
+    place = _device(device)
+    if dtype == "auto":
+        dtype = "float32" if place.type == "cpu" else "bfloat16"
+    if dtype not in DTYPES:
+        raise ModelError(f'dtype is "{dtype}"; it must be "auto" or one of {", ".join(DTYPES)}.')
+    opened = _open(model, DTYPES[dtype]).to(place)
+    return wrap(
+        opened,
+        name=Path(model).name if Path(model).is_dir() else model,
+        strict=strict,
+        max_sequences=max_sequences,
+        context_limit=context_limit,
+    )
+
+
+def wrap(
+    model: PreTrainedModel,
+    *,
+    name: str,
+    strict: bool = True,
+    max_sequences: int = 32,
+    context_limit: int | None = None,
+) -> TorchEngine:
+    """An engine on a model that is already in memory, on its device and in its dtype. Raises ModelError.
+
+    The model is compared with its own plain forward, then strict mode is put to its self-test.
+    """
+    limit = _context_limit(model.config, context_limit)
+    _refuse_unsupported(model, limit)
+    info = EngineInfo(
+        name=name,
+        fingerprint=fingerprint(model, strict),
+        vocabulary_size=model.config.get_text_config().vocab_size,
+        eos_ids=_eos_ids(model),
+        context_limit=limit,
+        max_sequences=max_sequences,
+        strict=False,
+        strict_report="Strict mode is off by its setting.",
+    )
+    model.eval()
+    trial = _trial_ids(info.vocabulary_size, limit)
+    own = _own_logits(model, trial)
+    engine = TorchEngine(model, info, strict=strict)
+    _compare(engine, trial, own)
+    if strict:
+        report = self_test(engine)
+        engine.describe(strict=report.strict, strict_report=report.sentence)
+    return engine
+
+
+def fingerprint(model: PreTrainedModel, strict: bool) -> str:
+    """sha256, in hex, over the weights, the configuration, the precision, strictness, device type and versions.
+
+    Replicas of one model agree in it if they compute the same words, and on the same kind of machine only then.
+    """
+    tensors = sorted([*model.named_parameters(), *model.named_buffers()], key=lambda item: item[0])
+
+    def digest(item: tuple[str, torch.Tensor]) -> bytes:
+        name, tensor = item
+        data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        head = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+        return hashlib.sha256(head + hashlib.sha256(data).digest()).digest()
+
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib lets go of the interpreter lock
+        for part in pool.map(digest, tensors):
+            whole.update(part)
+    device = model.device
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    settings = {
+        "config": _lasting(model.config.to_dict()),
+        "dtype": str(model.dtype),
+        "strict": strict,
+        "device": [device.type, kind],
+        "versions": [torch.__version__, transformers.__version__],
+    }
+    whole.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return whole.hexdigest()
+
+
+def _lasting(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what says where a model came from rather than what it computes."""
+    passing = ("transformers_version", "name_or_path", "dtype", "torch_dtype", "architectures")
+    return {key: value for key, value in config.items() if not key.startswith("_") and key not in passing}
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f'device "{device}" is not known; use "auto", "cpu", "cuda" or "cuda:0".') from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError('device is "cuda", but torch sees no CUDA device here; use "cpu" or "auto".')
+    return place
+
+
+def _open(model: str, dtype: torch.dtype) -> PreTrainedModel:
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(f"The folder {model} has no config.json; give the folder that save_pretrained wrote.")
+    if not folder.is_dir() and (folder.is_absolute() or model.startswith(".")):
+        raise ModelError(f"There is no folder {model}.")
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The configuration of {model} cannot be read: {_first_line(error)}") from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ModelError(f'{model} is a "{config.model_type}" model, which is not a causal language model.')
+    try:
+        opened: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise ModelError(f"The weights of {model} cannot be read: {_first_line(error)}") from error
+    return opened
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _context_limit(config: PretrainedConfig, asked: int | None) -> int:
+    own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if asked is not None and asked < 16:
+        raise ModelError(f"context_limit is {asked}; it must be at least 16 tokens.")
+    limits = [limit for limit in (own, asked) if limit is not None]
+    if not limits:
+        raise ModelError("The model does not say how long a sequence it takes; set context_limit.")
+    return int(min(limits))
+
+
+def _refuse_unsupported(model: PreTrainedModel, limit: int) -> None:
+    """Refuse by configuration what a packed forward over a pool of full-length keys would get wrong."""
+    config = model.config.get_text_config()
+    kind = f'This "{config.model_type}" model'
+    if not model.is_backend_compatible():
+        raise ModelError(f"{kind} does not use transformers' attention interface, which the engine needs.")
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if others := sorted(layer_types - {"full_attention", "sliding_attention"}):
+        raise ModelError(f"{kind} has layers of type {', '.join(others)}; only attention layers are supported yet.")
+    window = getattr(config, "sliding_window", None)
+    sliding = "sliding_attention" in layer_types if layer_types else getattr(config, "use_sliding_window", True)
+    if sliding and window is not None and window < limit:
+        raise ModelError(
+            f"{kind} attends over a sliding window of {window} tokens, which is not supported yet; "
+            f"set context_limit to at most {window}."
+        )
+    for name in _rope_types(getattr(config, "rope_parameters", None)):
+        if name in ("dynamic", "longrope"):
+            raise ModelError(
+                f'{kind} scales its rotary positions by the longest sequence of a batch ("{name}"), so its words would '
+                "depend on their company; it is not supported."
+            )
+
+
+def _rope_types(parameters: object) -> set[str]:
+    """All rope types in a configuration's rope parameters, which are nested by layer type in some models."""
+    if not isinstance(parameters, dict):
+        return set()
+    found = {parameters["rope_type"]} if isinstance(parameters.get("rope_type"), str) else set()
+    return found.union(*(_rope_types(value) for value in parameters.values()))
+
+
+def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    eos = getattr(model.generation_config, "eos_token_id", None)
+    if eos is None:
+        eos = model.config.get_text_config().eos_token_id
+    if eos is None:
+        return ()
+    return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
+
+
+def _trial_ids(vocabulary_size: int, limit: int) -> list[list[int]]:
+    """Two sequences of unequal length to try a model with."""
+    long = min(TRIAL_TOKENS, limit)
+    return [[(37 + 101 * i) % vocabulary_size for i in range(n)] for n in (long, long // 2)]
+
+
+@torch.inference_mode()
+def _own_logits(model: PreTrainedModel, trial: list[list[int]]) -> list[torch.Tensor]:
+    return [model(input_ids=torch.tensor([ids]).to(model.device), use_cache=False).logits[0] for ids in trial]
+
+
+def _compare(engine: TorchEngine, trial: list[list[int]], own: list[torch.Tensor]) -> None:
+    """Refuse a model whose packed forward differs from its own: it uses something the engine does not pass on."""
+    sampler = Sampler(SamplingParams(), seed=0, prompt_length=0)
+    for ids, expected in zip(trial, own, strict=True):
+        sequence, other = engine.open(), None
+        try:
+            halves = [ids[: len(ids) // 2], ids[len(ids) // 2 :]]
+            blocks = [Block(sequence, halves[0], len(halves[0]), sampler)]
+            if engine.info.max_sequences > 1:
+                other = engine.open()
+                blocks.insert(0, Block(other, ids[::-1], 0, sampler))
+            first = engine.logits(blocks)[-1]
+            got = torch.cat([first, *engine.logits([Block(sequence, halves[1], len(halves[1]), sampler)])]).float()
+        except Exception as error:
+            raise ModelError(
+                f'This "{engine.model.config.model_type}" model cannot be evaluated in packed form: {_first_line(error)}.'
+            ) from error
+        finally:
+            engine.close(sequence)
+            if other is not None:
+                engine.close(other)
+        spread = (expected.float() - expected.float().mean()).square().mean().sqrt()
+        share = float((got - expected.float()).square().mean().sqrt() / spread)
+        if not share <= TOLERANCE[engine.model.dtype]:
+            raise ModelError(
+                f'The packed forward of this "{engine.model.config.model_type}" model differs from its own forward by '
+                f"{share:.3g} of the logits' spread; it uses something that this engine does not support."
+            )
