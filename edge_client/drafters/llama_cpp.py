@@ -1,0 +1,216 @@
+"""Draft with llama.cpp: any GGUF file whose model can forget its tail.
+
+Uses the C functions through llama-cpp-python's low-level bindings: its `Llama` class copies every logits row, and
+slicing a ctypes pointer costs more than evaluating a small model. Here one batch is allocated once and logits are read
+in place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_client.drafters.base import DrafterError, DrafterInfo
+from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
+from speculation.vocabulary import fingerprint
+
+_BATCH_TOKENS = 256
+_SEQUENCE = 0
+_ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
+_MAGIC = b"GGUF"
+_INSTALL = (
+    "drafting with .gguf needs llama-cpp-python: pip install llama-cpp-python "
+    "(it compiles llama.cpp, which takes some minutes), or draft with an .onnx folder instead"
+)
+
+
+class LlamaCppDrafter(LanguageModelDrafter):
+    """A GGUF file.
+
+    threads: llama.cpp's threads. top_candidates: most candidates to give. context_tokens: longest sequence, at most the
+    model's own limit. gpu_layers: layers to put on a GPU, -1 for all. verbose: let llama.cpp write its log to standard
+    error. Raises DrafterError if the file cannot be used or the model cannot roll back.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int = 1,
+        top_candidates: int = 64,
+        context_tokens: int = 2048,
+        gpu_layers: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        check_settings(threads, top_candidates, context_tokens)
+        path = Path(path)
+        _check_file(path)
+        self._api = api = _load_api(verbose)
+        self._model: Any = None
+        self._context: Any = None
+        self._batch: Any = None
+        try:
+            self._model = _load_model(api, path, gpu_layers)
+            vocabulary = api.llama_model_get_vocab(self._model)
+            size = api.llama_vocab_n_tokens(vocabulary)
+            limit = api.llama_model_n_ctx_train(self._model)
+            super().__init__(
+                DrafterInfo(
+                    name=path.stem,
+                    vocabulary_size=size,
+                    vocabulary_fingerprint=fingerprint(_token_strings(api, vocabulary, size)),
+                    context_tokens=min(limit, context_tokens) if limit > 0 else context_tokens,
+                ),
+                top_candidates=top_candidates,
+                chunk_tokens=_BATCH_TOKENS,
+            )
+            self._context = _open_context(api, self._model, path, self.info.context_tokens, threads)
+            self._memory = api.llama_get_memory(self._context)
+            self._make_batch()
+            self._check_rollback(path)
+        except BaseException:
+            self._free()
+            raise
+
+    def _make_batch(self) -> None:
+        """One batch for all evaluations, seen as NumPy arrays; every entry belongs to the one sequence."""
+        self._batch = batch = self._api.llama_batch_init(_BATCH_TOKENS, 0, 1)
+        self._batch_tokens, self._batch_positions, self._batch_wants_logits, sequences = (
+            np.ctypeslib.as_array(field, shape=(_BATCH_TOKENS,))
+            for field in (batch.token, batch.pos, batch.logits, batch.n_seq_id)
+        )
+        sequences[:] = 1
+        self._batch_wants_logits[:] = 0
+        for i in range(_BATCH_TOKENS):
+            batch.seq_id[i][0] = _SEQUENCE
+
+    def _check_rollback(self, path: Path) -> None:
+        """Recurrent models keep a state instead of positions and cannot drop a tail: find out now, not mid-answer."""
+        self._evaluate([0, 0], 0, True)
+        if not self._api.llama_memory_seq_rm(self._memory, _SEQUENCE, 1, -1):
+            raise DrafterError(
+                f"the model in {path} cannot drop its last tokens (recurrent or hybrid memory), which a drafter must "
+                "do at every wrong guess; use a model with plain attention"
+            )
+        self._drop_tail(0)
+
+    def _evaluate(self, tokens: Sequence[int], start: int, last: bool) -> npt.NDArray[np.floating] | None:
+        count = len(tokens)
+        batch = self._batch
+        if count == 1:
+            self._batch_tokens[0], self._batch_positions[0] = tokens[0], start
+        else:
+            self._batch_tokens[:count] = tokens
+            self._batch_positions[:count] = np.arange(start, start + count)
+        batch.n_tokens = count
+        self._batch_wants_logits[count - 1] = last
+        status = self._api.llama_decode(self._context, batch)
+        self._batch_wants_logits[count - 1] = 0
+        if status != 0:
+            raise DrafterError(
+                f"llama.cpp could not evaluate {count} tokens at position {start}: llama_decode gave {status}"
+            )
+        if not last:
+            return None
+        row = self._api.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(row, shape=(self.info.vocabulary_size,))
+
+    def _drop_tail(self, length: int) -> None:
+        if not self._api.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1):
+            raise DrafterError(f"llama.cpp refused to roll back to {length} tokens")
+
+    def _free(self) -> None:
+        if self._batch is not None:
+            self._api.llama_batch_free(self._batch)
+        if self._context is not None:
+            self._api.llama_free(self._context)
+        if self._model is not None:
+            self._api.llama_model_free(self._model)
+        self._batch = self._context = self._model = None
+
+
+# --- loading ----------------------------------------------------------------------------------------------------
+
+
+def _check_file(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+    except OSError as error:
+        raise DrafterError(f"cannot open the drafter {path}: {error.strerror}") from error
+    if magic != _MAGIC:
+        raise DrafterError(f"{path} is not a GGUF file: it begins with {magic!r}; expected {_MAGIC!r}")
+
+
+def _load_model(api: Any, path: Path, gpu_layers: int) -> Any:
+    params = api.llama_model_default_params()
+    params.n_gpu_layers = gpu_layers
+    model = api.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise DrafterError(f"llama.cpp cannot load {path}: {_last_error()}")
+    if api.llama_model_has_encoder(model):
+        api.llama_model_free(model)
+        raise DrafterError(f"the model in {path} has an encoder; expected a causal language model")
+    return model
+
+
+def _open_context(api: Any, model: Any, path: Path, context_tokens: int, threads: int) -> Any:
+    params = api.llama_context_default_params()
+    params.n_ctx = context_tokens
+    params.n_batch = params.n_ubatch = _BATCH_TOKENS
+    params.n_seq_max = 1
+    params.n_threads = params.n_threads_batch = threads
+    params.no_perf = True
+    context = api.llama_init_from_model(model, params)
+    if not context:
+        raise DrafterError(f"llama.cpp cannot make a context of {context_tokens} tokens for {path}: {_last_error()}")
+    return context
+
+
+def _token_strings(api: Any, vocabulary: Any, size: int) -> list[str]:
+    """Token strings in id order, without the unused ones at the end that pad the vocabulary to the embedding."""
+    while size and api.llama_vocab_get_attr(vocabulary, size - 1) & api.LLAMA_TOKEN_ATTR_UNUSED:
+        size -= 1
+    text = api.llama_vocab_get_text
+    return [text(vocabulary, token_id).decode("utf-8", "surrogateescape") for token_id in range(size)]
+
+
+# --- llama.cpp's log is one callback per process ----------------------------------------------------------------
+
+_recent_errors: deque[str] = deque(maxlen=4)
+_log_callback: Any = None  # llama.cpp keeps the pointer, so Python must keep the object
+
+
+def _load_api(verbose: bool) -> Any:
+    global _log_callback
+    try:
+        from llama_cpp import llama_cpp as api  # here and not above: it is optional and slow to import
+    except ImportError as error:
+        raise DrafterError(_INSTALL) from error
+    if _log_callback is None:
+        api.llama_backend_init()
+    _recent_errors.clear()
+
+    def log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
+        line = text.decode("utf-8", "replace")
+        if level == _ERROR_LEVEL:
+            _recent_errors.append(line.strip())
+        if verbose:
+            import sys
+
+            sys.stderr.write(line)
+
+    callback = api.llama_log_callback(log)
+    api.llama_log_set(callback, ctypes.c_void_p(0))
+    _log_callback = callback
+    return api
+
+
+def _last_error() -> str:
+    return "; ".join(_recent_errors) or "it gives no reason"
