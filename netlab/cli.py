@@ -22,7 +22,7 @@ def address(value: str) -> tuple[str, int]:
 
 @click.group(
     context_settings={
-        "auto_envvar_prefix": "OUTRIDER",
+        "auto_envvar_prefix": "OUTRIDER_NETLAB",
         "help_option_names": ["-h", "--help"],
         "show_default": True,
         "max_content_width": 120,
@@ -48,7 +48,7 @@ def main() -> None:
     type=address,
     metavar="HOST:PORT",
     required=True,
-    envvar="OUTRIDER_LINK_TO",
+    envvar="OUTRIDER_NETLAB_LINK_TO",
     show_envvar=True,
     help="Where they lead to.",
 )

@@ -1,0 +1,252 @@
+"""`make demo`: the main job end to end, on one machine, with real parts.
+
+A verifier with the demo target, an emulated network, a drafter on the device's side, and the same prompts decoded three
+ways over that network: streaming (no drafts), synchronous rounds (the best draft length of a small sweep), and Outrider.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.status import Status
+from rich.text import Text
+
+# Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from edge_client.client import EdgeClient
+from edge_client.types import StreamChunk
+from netlab import provenance
+from netlab.link_process import LinkProcess
+from netlab.link_settings import LinkSettings
+from netlab.race import Figures, Lane, same_words
+from netlab.race_view import Pane, Pieces, RaceView, table
+from netlab.verifier_process import VerifierProcess, VerifierProcessError
+from speculation.pace import BoundedLookahead, Pace, Streaming, Synchronous
+from speculation.sampling import SamplingParams
+
+DEMO = Path(__file__).resolve().parent.parent / "models" / "demo"
+SWEEP = (2, 4, 6, 8)
+OPENINGS = (
+    "I'd like to book a table for two at an Italian restaurant in San Jose this Friday evening.",
+    "Can you find me a bus from Sacramento to Los Angeles for tomorrow morning?",
+    "I need a hotel in Chicago for three nights, something with at least four stars.",
+    "What will the weather be like in Portland on Saturday?",
+    "Play me some rock music, something from last year.",
+    "I'm looking for an apartment to rent in Oakland with two bedrooms.",
+    "Please find a dentist in Berkeley who has time next Monday.",
+    "Are there any good concerts in New York next weekend?",
+    "Rent me a car in Seattle from the 8th to the 12th of March.",
+    "Send 50 dollars from my checking account to Maria.",
+    "Is there a comedy I could watch tonight in Fremont?",
+    "I want to fly from Atlanta to Phoenix on the first of March, economy class.",
+)
+WARM_UP = "Hello, can you help me find something to do in San Francisco?"
+
+
+def _chat(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+class Sweep:
+    """The synchronous lane's pace: textbook rounds whose length is the best of a small sweep."""
+
+    def __init__(self) -> None:
+        self.draft_tokens = SWEEP[0]
+
+    def pace(self) -> Pace:
+        """A pace with the present draft length."""
+        return Synchronous(self.draft_tokens)
+
+    def run(self, lane: Lane, params: SamplingParams, seed: int) -> None:
+        """Try every length on a prompt of its own and keep the one with the least time per token."""
+
+        def ms_per_token(draft_tokens: int) -> float:
+            self.draft_tokens = draft_tokens
+            return lane.client.generate(_chat(WARM_UP), params, seed=seed).metrics.ms_per_token
+
+        self.draft_tokens = min(SWEEP, key=ms_per_token)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--rtt-ms", default=50.0, type=click.FloatRange(0, 10_000), help="Round trip of the emulated network.")
+@click.option("--jitter-ms", default=0.0, type=click.FloatRange(0, 1000), help="Extra delay, uniform from 0 to this.")
+@click.option("--step-ms", default=30.0, type=click.FloatRange(0), help="Least time of a target step: emulates its size.")
+@click.option("--temperature", default=0.8, type=click.FloatRange(0), help="0 takes the likeliest token.")
+@click.option("--seed", default=7, type=click.IntRange(0, 2**64 - 1), help="Same seed, same words.")
+@click.option("--prompts", default=6, type=click.IntRange(1, len(OPENINGS)), help="How many prompts to race over.")
+@click.option("--max-tokens", default=96, type=click.IntRange(2, 512), help="Tokens per answer.")
+@click.option("--target", default=DEMO / "target", type=click.Path(path_type=Path), help="Target model folder.")
+@click.option("--drafter", default=str(DEMO / "drafter-onnx"), help="GGUF file or ONNX folder.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
+def main(json_file: Path | None, **options: Any) -> None:
+    """Race streaming, synchronous rounds and Outrider over an emulated network."""
+    console = Console()
+    try:
+        report = Demo(console, **options).run()
+    except VerifierProcessError as error:
+        raise click.ClickException(str(error)) from error
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=1) + "\n")
+        console.print(f"figures written to {json_file}")
+    if not report["same_words"]:
+        raise SystemExit(1)
+
+
+class Demo:
+    """One run of the demo."""
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        rtt_ms: float,
+        jitter_ms: float,
+        step_ms: float,
+        temperature: float,
+        seed: int,
+        prompts: int,
+        max_tokens: int,
+        target: Path,
+        drafter: str,
+    ) -> None:
+        self._console = console
+        self._link_settings = LinkSettings.of_rtt(rtt_ms, jitter_ms=jitter_ms)
+        self._rtt_ms, self._step_ms, self._seed = rtt_ms, step_ms, seed
+        self._target, self._drafter = target, drafter
+        # The pair writes both sides of the conversation: a small model's own answers are too short to race over.
+        self._params = SamplingParams(temperature=temperature, max_tokens=max_tokens, ignore_eos=True)
+        self._prompts = OPENINGS[:prompts]
+        self._sweep = Sweep()
+
+    def run(self) -> dict[str, Any]:
+        """Start everything, race, print the table; returns the report."""
+        with contextlib.ExitStack() as stack:
+            status = stack.enter_context(self._console.status("starting the verifier with the demo target"))
+            options = ["--step-ms", str(self._step_ms), "--threads", "1", "--max-sessions", "8"]
+            verifier = stack.enter_context(VerifierProcess(self._target, options=options))
+            link = stack.enter_context(LinkProcess(("127.0.0.1", verifier.port), self._link_settings))
+            lanes = self._lanes(stack, f"127.0.0.1:{link.port}")
+            self._warm_up(lanes, status)
+            status.stop()
+            self._race(lanes, link)
+        self._console.print(table(lanes))
+        return self._report(lanes)
+
+    def _lanes(self, stack: contextlib.ExitStack, address: str) -> list[Lane]:
+        def lane(name: str, title: str, drafter: str | None, pace: Callable[[], Pace]) -> Lane:
+            client = stack.enter_context(EdgeClient(address, drafter, pace=pace))
+            for notice in client.notices:
+                self._console.print(f"[yellow]{notice}")
+            return Lane(name, title, client)
+
+        return [
+            lane("streaming", "streaming", None, Streaming),
+            lane("sync", "sync", self._drafter, self._sweep.pace),
+            lane("outrider", "Outrider", self._drafter, BoundedLookahead),
+        ]
+
+    def _warm_up(self, lanes: list[Lane], status: Status) -> None:
+        status.update("warming up")
+        for lane in lanes:
+            lane.client.generate(_chat(WARM_UP), SamplingParams(max_tokens=8, ignore_eos=True), seed=self._seed)
+        status.update(f"finding the best draft length for synchronous rounds among {', '.join(map(str, SWEEP))}")
+        self._sweep.run(lanes[1], self._params, self._seed)
+        lanes[1].title = f"sync, k = {self._sweep.draft_tokens}"
+
+    # -- racing ---------------------------------------------------------------------------------------------------------
+
+    def _race(self, lanes: list[Lane], link: LinkProcess) -> None:
+        if not self._console.is_terminal:
+            self._measure(lanes, link, lambda _lane, _index: _ignore, lambda lane, index: self._line(lane, index))
+            return
+        pieces = Pieces(str(self._target / "tokenizer.json"))
+        panes = {lane.name: Pane(lane.title, pieces) for lane in lanes}
+        view = RaceView(self._console, list(panes.values()), len(lanes) * len(self._prompts))
+        with Live(view, console=self._console, refresh_per_second=20, transient=False):
+            view.headline = Text(f"all three at once: {self._prompts[0]}", "bold")
+            self._all_at_once(lanes, panes)
+
+            def begin(lane: Lane, index: int) -> Callable[[StreamChunk], None]:
+                view.headline = Text(f"one at a time, to be measured: {self._prompts[index]}", "bold")
+                panes[lane.name].clear()
+                return panes[lane.name].take
+
+            self._measure(lanes, link, begin, lambda _lane, _index: view.progress.advance(view.task))
+
+    def _all_at_once(self, lanes: list[Lane], panes: dict[str, Pane]) -> None:
+        """The race to look at: in one batch of the server. What is measured runs alone."""
+        prompt = _chat(self._prompts[0])
+        threads = [
+            threading.Thread(target=lane.answer, args=(prompt, self._params, self._seed, panes[lane.name].take))
+            for lane in lanes
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _measure(
+        self,
+        lanes: list[Lane],
+        link: LinkProcess,
+        begin: Callable[[Lane, int], Callable[[StreamChunk], None]],
+        end: Callable[[Lane, int], object],
+    ) -> None:
+        """Interleaved, and in another order for every prompt, so that no lane has the machine's better moments."""
+        for index, prompt in enumerate(self._prompts):
+            turn = index % len(lanes)
+            for lane in lanes[turn:] + lanes[:turn]:
+                lane.measure(link, _chat(prompt), self._params, self._seed + index, begin(lane, index))
+                end(lane, index)
+
+    def _line(self, lane: Lane, index: int) -> None:
+        metrics = lane.runs[-1].output.metrics
+        self._console.print(
+            f"prompt {index + 1} of {len(self._prompts)}, {lane.title}: {metrics.total_ms / 1000:.2f} s, "
+            f"{metrics.ms_per_token:.1f} ms per token"
+        )
+
+    # -- reporting ------------------------------------------------------------------------------------------------------
+
+    def _report(self, lanes: list[Lane]) -> dict[str, Any]:
+        figures = {lane.name: Figures.of(lane.runs) for lane in lanes}
+        same = same_words(lanes)
+        speed_up = figures["streaming"].ms_per_token / figures["outrider"].ms_per_token
+        self._console.print(
+            f"Outrider takes {1 / speed_up:.0%} of streaming's time per token ({speed_up:.2f} times as fast) "
+            f"at {self._rtt_ms:g} ms round trip and {self._step_ms:g} ms per target step."
+        )
+        total = sum(len(run.output.token_ids) for run in lanes[0].runs)
+        verdict = f"[green]same words: all {total} tokens equal" if same else "[red bold]DIFFERENT WORDS: this is a bug"
+        self._console.print(f"{verdict} in all three ways of decoding")
+        return {
+            "commit": provenance.commit(),
+            "date": provenance.today(),
+            "hardware": provenance.hardware(),
+            "rtt_ms": self._rtt_ms,
+            "step_ms": self._step_ms,
+            "temperature": self._params.temperature,
+            "seed": self._seed,
+            "prompts": len(self._prompts),
+            "sync_draft_tokens": self._sweep.draft_tokens,
+            "same_words": same,
+            "modes": {name: value.as_json() for name, value in figures.items()},
+        }
+
+
+def _ignore(_chunk: StreamChunk) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""A race to look at: one pane per lane, words coloured by who wrote them first, and the table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+from tokenizers import Tokenizer
+
+from edge_client.types import StreamChunk
+from netlab.race import Figures, Lane
+
+DEVICE_STYLE, SERVER_STYLE, ROLE_STYLE = "green", "default", "dim italic"
+ROLES = {"<|user|>": "\nuser: ", "<|assistant|>": "\nassistant: ", "<|end|>": "", "<|endoftext|>": ""}
+
+
+class Pieces:
+    """Token ids as the text a person reads, role marks included."""
+
+    def __init__(self, tokenizer_json: str) -> None:
+        self._tokenizer = Tokenizer.from_file(tokenizer_json)
+
+    def __call__(self, token: int) -> tuple[str, bool]:
+        """The text of one token, and whether it is a role mark."""
+        piece = self._tokenizer.decode([token], skip_special_tokens=False)
+        return (ROLES[piece], True) if piece in ROLES else (piece, False)
+
+
+class Pane:
+    """What one lane has written of the present prompt."""
+
+    def __init__(self, title: str, pieces: Pieces) -> None:
+        self.title, self._pieces = title, pieces
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a fresh prompt."""
+        self.text, self.tokens, self.state = Text(), 0, ""
+
+    def take(self, chunk: StreamChunk) -> None:
+        """Show news; safe to call from the lane's own thread."""
+        for token, guessed in zip(chunk.token_ids, chunk.drafted, strict=True):
+            piece, role = self._pieces(token)
+            self.text.append(piece, ROLE_STYLE if role else DEVICE_STYLE if guessed else SERVER_STYLE)
+        self.tokens += len(chunk.token_ids)
+        if chunk.output is not None:
+            metrics = chunk.output.metrics
+            self.state = f"{metrics.total_ms / 1000:.2f} s, {metrics.ms_per_token:.1f} ms per token"
+
+    def render(self, height: int, width: int) -> RenderableType:
+        """The pane, showing the end of its text if it is too long."""
+        body = Text("\n").join(list(self.text.wrap(Console(width=width - 4), width - 4))[-(height - 2) :])
+        done = bool(self.state)
+        return Panel(
+            body,
+            title=f"[bold]{self.title}",
+            subtitle=self.state or f"{self.tokens} tokens",
+            border_style="bright_green" if done else "bright_black",
+            height=height,
+            width=width,
+        )
+
+
+class RaceView:
+    """Panes above a progress bar; a `rich` renderable."""
+
+    def __init__(self, console: Console, panes: Sequence[Pane], runs: int) -> None:
+        self._console, self.panes = console, panes
+        self.headline = Text()
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        )
+        self.task = self.progress.add_task("measuring", total=runs)
+
+    def __rich__(self) -> RenderableType:
+        width = max(24, self._console.width // len(self.panes) - 1)
+        height = min(18, max(8, self._console.height - 6))
+        legend = Text.assemble(
+            ("guessed by the device, confirmed by the verifier", DEVICE_STYLE), "   ", ("written by the verifier", SERVER_STYLE)
+        )
+        panes = Columns([pane.render(height, width) for pane in self.panes], padding=(0, 0))
+        return Group(self.headline, panes, legend, self.progress)
+
+
+def table(lanes: Sequence[Lane]) -> Table:
+    """The figures of every lane side by side; the least time per token is bold."""
+    grid = Table(title="medians over prompts", title_style="dim")
+    for column in ("", "first token", "per token", "total", "forwards per token", "accepted", "up", "down"):
+        grid.add_column(column, justify="left" if not column else "right")
+    figures = [Figures.of(lane.runs) for lane in lanes]
+    best = min(f.ms_per_token for f in figures)
+    rows: list[Callable[[Figures], str]] = [
+        lambda f: f"{f.ttft_ms:.0f} ms",
+        lambda f: f"[bold green]{f.ms_per_token:.1f} ms[/]" if f.ms_per_token == best else f"{f.ms_per_token:.1f} ms",
+        lambda f: f"{f.total_ms / 1000:.2f} s",
+        lambda f: f"{f.target_forwards_per_token:.2f}",
+        lambda f: "" if f.acceptance is None else f"{f.acceptance:.0%}",
+        lambda f: f"{f.uplink_bytes_per_token:.0f} B/token",
+        lambda f: f"{f.downlink_bytes_per_token:.0f} B/token",
+    ]
+    for lane, lane_figures in zip(lanes, figures, strict=True):
+        grid.add_row(lane.title, *(row(lane_figures) for row in rows))
+    return grid

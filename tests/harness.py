@@ -1,0 +1,126 @@
+"""A verifier inside the test process: real gRPC on a real socket, any engine, its event loop on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from cloud_verifier.engines.base import TargetEngine
+from cloud_verifier.opening import Served
+from cloud_verifier.scheduler import Scheduler, SchedulerSettings
+from cloud_verifier.server import Address, running
+from cloud_verifier.service import ServiceSettings, VerifierService
+from cloud_verifier.text import TextError
+from edge_client.drafters.base import Candidates, Drafter, DrafterError, DrafterInfo
+from tests.mock_engine import VOCABULARY_SIZE, next_token
+
+
+class LetterCodec:
+    """Token 2 + n is the n-th of these letters; 0 and 1 are special and have no text."""
+
+    LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    fingerprint = "letters"
+
+    def encode_text(self, text: str) -> list[int]:
+        return [2 + self.LETTERS.index(c) for c in text]
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        if any(m["role"] not in ("user", "assistant") for m in messages):
+            raise TextError("only user and assistant may speak")
+        return [0, *self.encode_text("".join(m["content"] for m in messages))]
+
+    def stream(self) -> LetterStream:
+        return LetterStream()
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return "".join(self.LETTERS[t - 2] for t in tokens if t >= 2)
+
+
+class LetterStream:
+    def push(self, token: int) -> str:
+        return LetterCodec().text([token])
+
+    def rest(self) -> str:
+        return ""
+
+
+class InProcessVerifier:
+    """Context manager; `address` is where it listens."""
+
+    def __init__(
+        self,
+        engine: TargetEngine,
+        codec: Any = None,
+        *,
+        max_lookahead: int = 64,
+        scheduler: SchedulerSettings | None = None,
+        service: ServiceSettings | None = None,
+    ) -> None:
+        self.engine = engine
+        self._served = Served("mock", engine.info, codec or LetterCodec(), max_lookahead)
+        self._settings = (scheduler, service)
+        self._loop = asyncio.new_event_loop()
+        self._ready: Future[int] = Future()
+        self.service: VerifierService
+        self.scheduler: Scheduler
+
+    def __enter__(self) -> InProcessVerifier:
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._main(),), daemon=True)
+        self._thread.start()
+        self.address = f"127.0.0.1:{self._ready.result(timeout=10)}"
+        return self
+
+    async def _main(self) -> None:
+        self._stop = asyncio.Event()
+        try:
+            async with running(self.engine, self._served, Address(port=0), *self._settings) as parts:
+                port, self.service, self.scheduler = parts
+                self._ready.set_result(port)
+                await self._stop.wait()
+        except BaseException as error:
+            if not self._ready.done():
+                self._ready.set_exception(error)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(timeout=10)
+        assert not self._thread.is_alive()
+
+
+class MockDrafter(Drafter):
+    """Guesses the mock target's tokens right with a given probability, from a seeded generator; can be told to fail."""
+
+    def __init__(self, seed: int, target_seed: int, accuracy: float, fail_at: int | None = None) -> None:
+        self.info = DrafterInfo("mock", VOCABULARY_SIZE, LetterCodec.fingerprint, 4096)
+        self._rng = np.random.default_rng(seed)
+        self._target_seed, self._accuracy, self._fail_at = target_seed, accuracy, fail_at
+        self._tokens: list[int] = []
+
+    @property
+    def length(self) -> int:
+        return len(self._tokens)
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        if self._fail_at is not None and len(self._tokens) >= self._fail_at:
+            raise DrafterError("told to fail")
+        self._tokens.extend(tokens)
+
+    def candidates(self) -> Candidates:
+        token = next_token(self._tokens, self._target_seed)
+        if self._rng.random() > self._accuracy:
+            token = int(self._rng.integers(VOCABULARY_SIZE))
+        return Candidates(np.array([token]), np.array([-0.1]))
+
+    def rollback(self, length: int) -> None:
+        assert 0 <= length <= len(self._tokens)
+        del self._tokens[length:]
+
+    def close(self) -> None:
+        pass
