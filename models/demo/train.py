@@ -148,7 +148,7 @@ def train_target(data: Path, out: Path, minutes: float, compiled: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=tokens[:, :-1]).logits
         losses = functional.cross_entropy(
-            logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none", label_smoothing=0.0
+            logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
         )
         weight = 0.4 + 0.6 * own[:, 1:].flatten().float()  # the assistant's words are what the target is for
         return (losses * weight).sum() / weight.sum()
@@ -248,7 +248,7 @@ def train_drafter(data: Path, out: Path, minutes: float, sample_tokens: int, com
         # Acceptance is 1 - TV (Leviathan et al., 2211.17192), so TV at the demo's temperature is the loss that counts
         # once KL has brought the two close (Goel et al., 2403.00858).
         tv = 0.5 * ((p_logits / 0.8).softmax(-1) - (q_logits / 0.8).softmax(-1)).abs().sum(-1)
-        weight = 0.15 + 0.85 * own[:, 1:].float()
+        weight = 0.4 + 0.6 * own[:, 1:].float()
         return (((1.0 - 0.8 * hard) * kl + 2.0 * hard * tv) * weight).sum() / weight.sum()
 
     compiled_divergence = torch.compile(divergence) if compiled else divergence
