@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_help_names_environment_variables_and_defaults() -> None:
     text = CliRunner().invoke(main, ["link", "-h"], terminal_width=200).output
-    assert "[env var: OUTRIDER_LINK_RTT_MS; default: 50.0" in text
-    assert "OUTRIDER_LINK_TO;" in text
+    assert "[env var: OUTRIDER_NETLAB_LINK_RTT_MS; default: 50.0" in text
+    assert "OUTRIDER_NETLAB_LINK_TO;" in text
 
 
 @pytest.mark.parametrize(

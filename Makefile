@@ -1,0 +1,90 @@
+# Outrider: draft on the device, decide in the cloud. `make` lists what there is.
+
+PYTHON ?= python3
+VENV ?= .venv
+# On Linux PyPI's torch brings some gigabytes of CUDA. For the CPU build set, before the first `make`:
+#   export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+# Two OpenMP pools that spin on one machine starve each other: a step of 20 ms then takes most of a second.
+export OMP_WAIT_POLICY = PASSIVE
+export PIP_CONSTRAINT = constraints.txt
+export PIP_BUILD_CONSTRAINT = constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# llama.cpp, for `make test` only
+export CMAKE_ARGS ?= -DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF \
+	-DLLAMA_BUILD_TOOLS=OFF -DLLAMA_CURL=OFF
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
+
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet
+PROTO = outrider/v1/verifier.proto
+PROTOC = PATH="$(CURDIR)/$(BIN):$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto
+PINNED = pyproject.toml constraints.txt
+
+.DEFAULT_GOAL = help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format proto breaking clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.demo ## Race three ways of decoding over an emulated link; options in DEMO_ARGS
+	@$(BIN)/python -m netlab.demo $(DEMO_ARGS)
+
+test: $(VENV)/.test ## Run every test; options in TEST_ARGS. The first time it compiles llama.cpp, some minutes
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+check: $(VENV)/.check ## Formatting, lint, types, contract, generated code, dead code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/vulture
+	$(BIN)/buf lint
+	@generated=$$(mktemp -d) && trap 'rm -rf "$$generated"' EXIT \
+		&& $(MAKE) --no-print-directory --silent proto STUBS="$$generated" \
+		&& for file in "$$generated"/outrider/v1/*; do \
+			diff -u "proto/outrider/v1/$$(basename "$$file")" "$$file" \
+				|| { echo "The generated code is stale: run 'make proto'."; exit 1; }; \
+		done && echo "The generated code is current."
+
+format: $(VENV)/.check ## Format the code and fix what lint can fix
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+STUBS = proto
+proto: $(VENV)/.check ## Generate the Python code of the contract
+	$(PROTOC) --python_out=$(STUBS) --pyi_out=$(STUBS) --grpc_python_out=$(STUBS) --mypy_grpc_out=quiet:$(STUBS) $(PROTO)
+
+breaking: $(VENV)/.check ## Compare the contract with branch AGAINST (main): would old devices still be understood?
+	$(BIN)/buf breaking --against '.git#branch=$(or $(AGAINST),main)'
+
+clean: ## Remove the environment and everything generated, except what is checked in
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One environment, grown by sets of packages. A stamp says that a set is there.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Outrider needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+			"Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Making the environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "Python could not make an environment. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+
+$(VENV)/.demo: $(PINNED) | $(BIN)/python
+	@echo "Installing verifier and edge client into $(VENV)"
+	@$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.check: $(PINNED) | $(BIN)/python
+	@echo "Installing the tools for development into $(VENV)"
+	@$(INSTALL) -e '.[demo,train,dev]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.check
+	@$(BIN)/python -c 'import llama_cpp' 2>/dev/null \
+		|| echo "Compiling llama.cpp for its drafter's tests: about 5 minutes on 2 cores, the first time only"
+	@$(INSTALL) -e '.[demo,train,dev,llama]'
+	@touch $@
