@@ -68,7 +68,7 @@ def main() -> None:
 def link(listen: tuple[str, int], target: tuple[str, int], rtt_ms: float, **settings: float) -> None:
     """Emulate a link between any two programs.
 
-    Runs until Ctrl-C, then prints what the link carried. Point the client at --listen instead of the server, for example:
+    Runs until Ctrl-C, then prints what the link carried. Point the client at --listen instead of the server:
 
     \b
         netlab link --listen 127.0.0.1:6000 --to 127.0.0.1:50051 --rtt-ms 80 --jitter-ms 10

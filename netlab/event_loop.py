@@ -50,7 +50,7 @@ def wake_promptly() -> None:
 
     A real link would not wait for a core either. With the right to do so (root, CAP_SYS_NICE) the thread gets real-time
     priority; else it asks for short time slices, which Linux from 6.12 on grants to anybody. Elsewhere nothing happens.
-    On two busy cores a timer's p99 lateness is 3 ms as it comes, 1 ms with short slices, 0.2 ms with real-time priority.
+    On two busy cores a timer's p99 lateness is 3 ms as it comes, 1 ms with short slices and 0.2 ms in real time.
     """
     if sys.platform != "linux":
         return

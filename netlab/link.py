@@ -4,8 +4,8 @@ Each direction has a delay, jitter that never reorders, a bandwidth that all con
 sees a loss under TCP as a stall of its connection, so that is what a loss does here. A new connection waits one round
 trip before its first byte leaves, as for TCP's handshake. Slow start and congestion control are not emulated.
 
-Nothing arrives early. How late it arrives depends on the event loop's timers and on what else the loop does: run a `Link`
-on `netlab.event_loop.precise_event_loop`, or let `netlab.link_process.LinkProcess` give it a process of its own.
+Nothing arrives early. How late it arrives depends on the event loop's timers and on what else the loop does: run a
+`Link` on `netlab.event_loop.precise_event_loop`, or let `netlab.link_process.LinkProcess` give it a process of its own.
 """
 
 from __future__ import annotations

@@ -114,7 +114,8 @@ class LinkProcess:
     def _ask(self, verb: str, argument: object = None) -> Any:
         with self._lock:
             try:
-                assert self._child.stdin is not None and self._child.stdout is not None
+                assert self._child.stdin is not None
+                assert self._child.stdout is not None
                 self._child.stdin.write(json.dumps([verb, argument]) + "\n")
                 self._child.stdin.flush()
                 answer = json.loads(self._child.stdout.readline())
@@ -155,7 +156,8 @@ async def _serve() -> None:
 
 
 def _answer(message: dict[str, object]) -> None:
-    print(json.dumps(message), flush=True)
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

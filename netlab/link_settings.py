@@ -10,10 +10,11 @@ class LinkSettings:
     """How a link behaves. Raises ValueError with a sentence for values out of range.
 
     delay_up_ms, delay_down_ms: least time from end to end, each way; "up" is towards the target. jitter_ms: extra delay
-    of every burst, uniform from 0 to this. up_kbps, down_kbps: thousands of bits per second, 0 for no limit. loss: share
-    of packets lost; loss_stall_ms: how long a loss holds up its connection. seed: of jitter and losses, which depend on
-    it, on the connection's number and on the bursts only. buffer_bytes: most that a connection holds, each way, before
-    its sender has to wait (a single read may exceed it); it also bounds the throughput over a long delay.
+    of every burst, uniform from 0 to this. up_kbps, down_kbps: thousands of bits per second, 0 for no limit.
+    loss: share of packets lost; loss_stall_ms: how long a loss holds up its connection. seed: of jitter and losses,
+    which depend on it, on the connection's number and on the bursts only. buffer_bytes: most that a connection holds,
+    each way, before its sender has to wait (a single read may exceed it); it also bounds the throughput over a long
+    delay.
     """
 
     delay_up_ms: float = 0.0
