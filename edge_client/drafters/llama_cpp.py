@@ -8,6 +8,7 @@ in place.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -183,34 +184,41 @@ def _token_strings(api: Any, vocabulary: Any, size: int) -> list[str]:
 
 # --- llama.cpp's log is one callback per process ----------------------------------------------------------------
 
-_recent_errors: deque[str] = deque(maxlen=4)
-_log_callback: Any = None  # llama.cpp keeps the pointer, so Python must keep the object
+
+class _Log:
+    """Where llama.cpp writes: its latest errors are kept for our messages, the rest is dropped unless asked for."""
+
+    def __init__(self, api: Any) -> None:
+        self.verbose = False
+        self.errors: deque[str] = deque(maxlen=4)
+        self.callback = api.llama_log_callback(self._write)  # llama.cpp keeps the pointer only
+        api.llama_log_set(self.callback, ctypes.c_void_p(0))
+
+    def _write(self, level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
+        line = text.decode("utf-8", "replace")
+        if level == _ERROR_LEVEL:
+            self.errors.append(line.strip())
+        if self.verbose:
+            sys.stderr.write(line)
+
+
+_log: _Log | None = None
 
 
 def _load_api(verbose: bool) -> Any:
-    global _log_callback
+    """The C functions, with the log in our hands. Raises DrafterError if llama-cpp-python is not installed."""
+    global _log
     try:
         from llama_cpp import llama_cpp as api  # here and not above: it is optional and slow to import
     except ImportError as error:
         raise DrafterError(_INSTALL) from error
-    if _log_callback is None:
+    if _log is None:
+        _log = _Log(api)
         api.llama_backend_init()
-    _recent_errors.clear()
-
-    def log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
-        line = text.decode("utf-8", "replace")
-        if level == _ERROR_LEVEL:
-            _recent_errors.append(line.strip())
-        if verbose:
-            import sys
-
-            sys.stderr.write(line)
-
-    callback = api.llama_log_callback(log)
-    api.llama_log_set(callback, ctypes.c_void_p(0))
-    _log_callback = callback
+    _log.verbose = verbose
+    _log.errors.clear()
     return api
 
 
 def _last_error() -> str:
-    return "; ".join(_recent_errors) or "it gives no reason"
+    return "; ".join(_log.errors if _log else ()) or "it gives no reason"

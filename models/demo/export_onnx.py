@@ -1,0 +1,127 @@
+"""A transformers folder as a folder for ONNX Runtime: one model.onnx with GroupQueryAttention, and the tokenizer.
+
+The graph comes from the model builder of onnxruntime-genai and gives logits for the last token of a call only, which is
+all that a drafter reads. The builder can quantize too, but keeps an 8-bit model's input embedding in float32 although
+the same matrix, in 8 bits, is the output head: for a small model that is most of the file. So the weights are quantized
+here, and the embedding reads those of the head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from onnxruntime_genai.models.builder import create_model, parse_extra_options
+from transformers import AutoConfig
+
+BITS = {"int8": 8, "int4": 4}
+PRECISIONS = ("fp32", *BITS)
+BLOCK_SIZE = 32
+ACTIVATIONS_INT8 = 4  # MatMulNBits' accuracy_level
+SINGLE_FILE_BYTES = 1 << 30  # protobuf ends at 2 GiB; larger weights stay in model.onnx.data
+KEPT = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "genai_config.json")
+
+
+def export_onnx(model_folder: Path, output: Path, quantize: str = "int8") -> None:
+    """Write the folder `output` from the transformers folder `model_folder`. quantize: fp32, int8 or int4.
+
+    int8 and int4 are weights in blocks of 32 with activations in 8 bits. Embedding and head are 8 bits in both, because
+    they decide a small model's words. Replaces a model that is already in `output`. What the builder raises goes on.
+    """
+    tied = AutoConfig.from_pretrained(model_folder).tie_word_embeddings
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        built = Path(scratch) / "built"
+        _build(model_folder, built, Path(scratch) / "cache", tied and quantize == "fp32")
+        model = onnx.load(built / "model.onnx")
+        if quantize in BITS:
+            _quantize(model, BITS[quantize])
+            if tied:
+                _tie_embedding(model)
+        for old in output.glob("model.onnx*"):
+            old.unlink()
+        large = model.ByteSize() > SINGLE_FILE_BYTES
+        onnx.save(model, output / "model.onnx", save_as_external_data=large, location="model.onnx.data")
+        for name in KEPT:
+            if (built / name).is_file():
+                shutil.copyfile(built / name, output / name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The builder and the quantizer print a line per node."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _build(model_folder: Path, built: Path, cache: Path, tied: bool) -> None:
+    place = ("", str(model_folder), str(built), "fp32", "cpu", str(cache))
+    options = ["prune_lm_head=true", f"shared_embeddings={str(tied).lower()}"]
+    create_model(*place, **parse_extra_options(*place, options))
+
+
+def _quantize(model: onnx.ModelProto, body_bits: int) -> None:
+    """MatMul to MatMulNBits in place: the head in 8 bits, everything else in `body_bits`."""
+    matmuls = [node for node in model.graph.node if node.op_type == "MatMul"]
+    heads = [node.name for node in matmuls if node.output[0] == "logits"]
+    bodies = [node.name for node in matmuls if node.name not in heads]
+    for bits, excluded in ((8, bodies), (body_bits, heads)):
+        quantizer = MatMulNBitsQuantizer(
+            model,
+            bits=bits,
+            block_size=BLOCK_SIZE,
+            is_symmetric=True,
+            accuracy_level=ACTIVATIONS_INT8,
+            nodes_to_exclude=excluded,
+            op_types_to_quantize=("MatMul",),
+        )
+        quantizer.process()
+        model.CopyFrom(quantizer.model.model)
+
+
+def _tie_embedding(model: onnx.ModelProto) -> None:
+    """Let the token embedding read the 8-bit weights of the output head; changes `model` in place.
+
+    The head is a MatMulNBits with weights of shape [V, blocks, block_size] and one scale per block, [V, blocks];
+    GatherBlockQuantized reads the same bytes and scales, once the last two axes of the weights are one.
+    """
+    graph = model.graph
+    gather = next(node for node in graph.node if node.op_type == "Gather" and node.input[1] == "input_ids")
+    head = next(node for node in graph.node if node.op_type == "MatMulNBits" and node.output[0] == "logits")
+    settings = {attribute.name: attribute.i for attribute in head.attribute}
+    if settings["K"] % settings["block_size"]:
+        return  # the head's rows are padded to whole blocks, which the lookup would return
+    float_table, packed, scales = gather.input[0], head.input[1], head.input[2]
+    shape = numpy_helper.from_array(np.array([settings["N"], settings["K"]]), f"{float_table}.shape")
+    joined = helper.make_node("Reshape", [packed, shape.name], [f"{float_table}.Q8"], f"{gather.name}/Reshape")
+    lookup = helper.make_node(
+        "GatherBlockQuantized",
+        [joined.output[0], "input_ids", scales],
+        list(gather.output),
+        f"{gather.name}BlockQuantized",
+        domain="com.microsoft",
+        bits=8,
+        block_size=settings["block_size"],
+        gather_axis=0,
+        quantize_axis=1,
+    )
+    at = list(graph.node).index(gather)
+    graph.node.remove(gather)
+    graph.node.insert(at, lookup)
+    graph.node.insert(at, joined)
+    graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == float_table))
+    graph.initializer.append(shape)
