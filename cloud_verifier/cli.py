@@ -43,7 +43,9 @@ def _option(*names: str, **settings: Any) -> Any:
 @_option("--max-sessions", default=32, type=click.IntRange(1), help="Sessions that hold a place in the KV pool.")
 @_option("--max-model-len", default=None, type=click.IntRange(2), help="Context limit.  [default: the model's]")
 @_option("--max-lookahead", default=64, type=click.IntRange(1, 1024), help="Tokens a line may reach past the log.")
-@_option("--threads", default=None, type=click.IntRange(1), help="CPU threads of the engine.  [default: torch's choice]")
+@_option(
+    "--threads", default=None, type=click.IntRange(1), help="CPU threads of the engine.  [default: torch's choice]"
+)
 @_option("--step-ms", default=0.0, type=click.FloatRange(0.0), help="Emulate a larger target: least time of a step.")
 @_option("--step-ms-per-token", default=0.0, type=click.FloatRange(0.0), help="... and this much per position more.")
 def serve(**options: Any) -> None:
@@ -87,7 +89,9 @@ def serve(**options: Any) -> None:
         click.echo(f"serving {name} on {options['host']}:{port} ({engine.info.strict_report})")
 
     try:
-        asyncio.run(serve_until_stopped(engine, Served(name, engine.info, codec, options["max_lookahead"]), address, announce))
+        asyncio.run(
+            serve_until_stopped(engine, Served(name, engine.info, codec, options["max_lookahead"]), address, announce)
+        )
     except ServerError as error:
         raise CommandError(str(error)) from error
 
@@ -108,5 +112,3 @@ def doctor(as_json: bool) -> None:
             click.echo(f"{'ok     ' if finding.ok else 'MISSING'}  {finding.what}: {finding.detail}")
     if not all(finding.ok for finding in findings):
         sys.exit(1)
-
-

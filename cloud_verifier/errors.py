@@ -18,7 +18,13 @@ class VerifierError(Exception):
     """
 
     def __init__(
-        self, code: StatusCode, reason: str, sentence: str, *, retry_after_s: float | None = None, resumable: bool = False
+        self,
+        code: StatusCode,
+        reason: str,
+        sentence: str,
+        *,
+        retry_after_s: float | None = None,
+        resumable: bool = False,
     ) -> None:
         super().__init__(sentence)
         self.code, self.reason, self.sentence = code, reason, sentence

@@ -1,4 +1,4 @@
-"""From an Open message to a session: everything that can be wrong with a request is found here, before any work is done."""
+"""From an Open message to a session: whatever can be wrong with a request is found here, before any work is done."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grpc import StatusCode
+from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.engines.base import EngineInfo, Sampler
 from cloud_verifier.errors import VerifierError, invalid
 from cloud_verifier.sessions import Echo, Session
 from cloud_verifier.text import AnswerText, Codec, TextError
-from outrider.v1 import verifier_pb2 as pb
 from speculation.line import VerifierLine
 from speculation.noise import NOISE_VERSION
 from speculation.pace import PATIENCE_UNLIMITED_MS
@@ -75,8 +75,8 @@ def new_session(request: pb.Open, served: Served) -> Session:
         raise VerifierError(
             StatusCode.OUT_OF_RANGE,
             "CONTEXT_FULL",
-            f"the prompt has {len(prompt)} tokens and the context holds {served.engine.context_limit}, one of which the "
-            "answer needs; shorten the prompt",
+            f"the prompt has {len(prompt)} tokens and the context holds {served.engine.context_limit}, one of which "
+            "the answer needs; shorten the prompt",
         )
     check_ids(request.continue_from, served.engine.vocabulary_size, "continue_from")
     limit = min(room, params.max_tokens or room)
@@ -118,7 +118,9 @@ def check_model(name: str, served: Served) -> None:
     """Raises VerifierError if the model is not the one served. An empty name means the default."""
     if name and name != served.name:
         raise VerifierError(
-            StatusCode.NOT_FOUND, "MODEL", f"model {name[:200]!r} is not served here; this verifier serves {served.name!r}"
+            StatusCode.NOT_FOUND,
+            "MODEL",
+            f"model {name[:200]!r} is not served here; this verifier serves {served.name!r}",
         )
 
 

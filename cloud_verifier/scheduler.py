@@ -1,12 +1,13 @@
 """The scheduler: at each step, every session that can advance advances, in one forward.
 
-It never waits for a device: a session steps with whatever on-path guesses have arrived, or with none. The engine runs on
-a thread of its own; everything else here runs on the event loop between two steps, so sessions need no locks.
+It never waits for a device: a session steps with whatever on-path guesses have arrived, or with none. The engine runs
+on a thread of its own; everything else here runs on the event loop between two steps, so sessions need no locks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -24,8 +25,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SchedulerSettings:
-    """step_tokens: most tokens in one forward. chunk_tokens: most prompt tokens of one session in one forward.
-    detached_tokens: how far a session without a stream writes on."""
+    """Limits, in tokens.
+
+    step_tokens: in one forward. chunk_tokens: of one session's prompt in one forward. detached_tokens: how far a session
+    without a stream writes on.
+    """
 
     step_tokens: int = 512
     chunk_tokens: int = 256
@@ -104,10 +108,8 @@ class Scheduler:
         now = self._clock()
         dues = [due for s in self._sessions if (due := s.due_s(self.settings.detached_tokens)) is not None]
         timeout = max(0.0, min(dues) - now) if dues else None
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), timeout)
-        except TimeoutError:
-            pass
 
     def _free_ended(self) -> None:
         for session in self._ended:
@@ -119,7 +121,9 @@ class Scheduler:
     def _plan(self) -> list[_Planned]:
         """Sessions that write come first, longest waiting first; prompts share what is left of the token budget."""
         now = self._clock()
-        ready = [s for s in self._sessions if (due := s.due_s(self.settings.detached_tokens)) is not None and due <= now]
+        ready = [
+            s for s in self._sessions if (due := s.due_s(self.settings.detached_tokens)) is not None and due <= now
+        ]
         ready.sort(key=lambda s: (s.line.length - s.cached > 1, s.ready_since_s))
         room = self.settings.step_tokens
         plan: list[_Planned] = []

@@ -13,13 +13,13 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from outrider.v1 import verifier_pb2 as pb
+from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
+from cloud_verifier.engines.base import TargetEngine
 from cloud_verifier.opening import Served
 from cloud_verifier.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.service import ServiceSettings, VerifierService
-from outrider.v1 import verifier_pb2 as pb
-from outrider.v1 import verifier_pb2_grpc as pb_grpc
-from cloud_verifier.engines.base import TargetEngine
 
 MAX_MESSAGE_BYTES = 1 << 20
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VerifierService"].full_name
@@ -44,7 +44,7 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen, and with which certificate. Plaintext leaves the loopback interface only if `insecure` says so."""
+    """Where to listen, with which certificate. Plaintext leaves the loopback interface only if `insecure` says so."""
 
     host: str = "127.0.0.1"
     port: int = 50051
@@ -63,8 +63,8 @@ class Address:
                 raise ServerError("TLS needs both --ssl-certfile and --ssl-keyfile")
             if not self._loopback() and not self.insecure:
                 raise ServerError(
-                    f"{self.host} is not a loopback address, and without TLS prompts and answers would travel in the clear; "
-                    "give --ssl-certfile and --ssl-keyfile, or --insecure if the network is yours alone"
+                    f"{self.host} is not a loopback address, and without TLS prompts and answers would travel in "
+                    "the clear; give --ssl-certfile and --ssl-keyfile, or --insecure if the network is yours alone"
                 )
             return server.add_insecure_port(where)
         except (OSError, RuntimeError) as error:
@@ -89,7 +89,8 @@ async def running(
 ) -> AsyncIterator[tuple[int, VerifierService, Scheduler]]:
     """A verifier that serves while the context is open; yields its port, service and scheduler.
 
-    On leaving it says NOT_SERVING, gives open streams a second to end, and stops the engine's thread. Raises ServerError.
+    On leaving it says NOT_SERVING, gives open streams a second to end, and stops the engine's thread. Raises
+    ServerError.
     """
     scheduler = Scheduler(engine, scheduler_settings)
     service = VerifierService(served, scheduler, service_settings)

@@ -14,13 +14,13 @@ from typing import Any
 
 import grpc
 from grpc import StatusCode
+from outrider.v1 import verifier_pb2 as pb
+from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
 from cloud_verifier.errors import VerifierError, invalid
 from cloud_verifier.opening import Served, check_ids, check_model, check_version, new_session
 from cloud_verifier.scheduler import Scheduler
 from cloud_verifier.sessions import Echo, FinishReason, Session
-from outrider.v1 import verifier_pb2 as pb
-from outrider.v1 import verifier_pb2_grpc as pb_grpc
 from speculation.line import LineError
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
                 raise VerifierError(
                     StatusCode.RESOURCE_EXHAUSTED,
                     "SESSIONS",
-                    f"all {self._scheduler.engine.info.max_sequences} places of this verifier are taken; try again later",
+                    f"all {self._scheduler.engine.info.max_sequences} places of this verifier are taken; try later",
                     retry_after_s=1.0,
                 )
             session = new_session(opened, self._served)
@@ -218,7 +218,8 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             raise invalid("DRAFT_TOO_LONG", f"a draft of {len(draft.tokens)} tokens; at most {limit} are allowed")
         if draft.confidence and len(draft.confidence) != len(draft.tokens):
             raise invalid(
-                "CONFIDENCE", f"{len(draft.confidence)} confidences for {len(draft.tokens)} tokens; send as many or none"
+                "CONFIDENCE",
+                f"{len(draft.confidence)} confidences for {len(draft.tokens)} tokens; send as many or none",
             )
         check_ids(draft.tokens, self._served.engine.vocabulary_size, "the draft")
         if draft.start > session.line.length + limit:
@@ -240,7 +241,10 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         while True:
             if session.attachment != attachment:
                 raise VerifierError(
-                    StatusCode.ABORTED, "REPLACED", "another stream has resumed this session; this one ends", resumable=True
+                    StatusCode.ABORTED,
+                    "REPLACED",
+                    "another stream has resumed this session; this one ends",
+                    resumable=True,
                 )
             if session.sent < session.line.length:
                 async with sending:

@@ -1,4 +1,4 @@
-"""A session: one answer in the making. Plain state and the rules by which a step's result becomes log; no I/O, no engine."""
+"""A session: one answer in the making. State, and the rules by which a step's result becomes log; no I/O, no engine."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Session:
     """One answer.
 
     line holds the log. drafted[i], logprobs[i] and text.pieces[i] belong to answer token i. cached: tokens that the
-    engine holds; sequence is None before the first step and after the last. sent: log length that went out on the present
-    stream. attachment counts streams, so that an old stream notices that a new one took over.
+    engine holds; sequence is None before the first step and after the last. sent: log length that went out on the
+    present stream. attachment counts streams, so that an old stream notices that a new one took over.
     """
 
     session_id: str

@@ -83,7 +83,8 @@ class _FastStream:
 class AnswerText:
     """The text of an answer as it grows token by token, and whether a stop string has come.
 
-    pieces[i] is what token i made certain. Text that could be the beginning of a stop string is held back until it is not.
+    pieces[i] is what token i made certain. Text that could be the beginning of a stop string is held back until it is
+    not.
     """
 
     def __init__(self, stream: TokenStream, stop: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
 """The device side of Outrider: drafters, the riding loop and the Python API. Never imports torch.
 
-    from edge_client import EdgeClient, SamplingParams
+from edge_client import EdgeClient, SamplingParams
 
-    with EdgeClient("127.0.0.1:50051", drafter="drafter.gguf") as client:
-        print(client.generate("Hello", SamplingParams(temperature=0.8, max_tokens=64)).text)
+with EdgeClient("127.0.0.1:50051", drafter="drafter.gguf") as client:
+    print(client.generate("Hello", SamplingParams(temperature=0.8, max_tokens=64)).text)
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def main() -> None:
     """Draft on the device: answers from a verifier, with a local drafter riding ahead."""
 
 
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _options(*options: Any) -> Callable[[Any], Any]:
     def decorate(command: Any) -> Any:
         for option in reversed(options):
             command = option(command)
@@ -49,7 +49,9 @@ connection_options = _options(
     _option("--model", default="", help="Model to ask for.  [default: the verifier's]"),
     _option("--threads", default=1, type=click.IntRange(1), help="CPU threads of the drafter."),
     _option("--tls", is_flag=True, help="Use TLS with the system's certificates."),
-    _option("--ssl-ca-certs", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Use TLS; trust these."),
+    _option(
+        "--ssl-ca-certs", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Use TLS; trust these."
+    ),
     _option("--insecure", is_flag=True, help="Allow plaintext to another machine."),
 )
 sampling_options = _options(
@@ -59,7 +61,9 @@ sampling_options = _options(
     _option("--min-p", default=0.0, help="Drop tokens below this share of the likeliest."),
     _option("--max-tokens", default=256, type=click.IntRange(1), help="Most tokens to answer."),
     _option("--stop", multiple=True, help="End before this text; may be given several times."),
-    _option("--seed", default=None, type=click.IntRange(0, 2**64 - 1), help="Same seed, same words.  [default: random]"),
+    _option(
+        "--seed", default=None, type=click.IntRange(0, 2**64 - 1), help="Same seed, same words.  [default: random]"
+    ),
 )
 
 

@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from outrider.v1 import verifier_pb2 as pb
+
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
 from edge_client.errors import SessionError
 from edge_client.link import Channel, LinkSettings, SessionLink
 from edge_client.session import DrafterSeat, Progress, RidingLoop
 from edge_client.types import Prompt, RequestMetrics, RequestOutput, StreamChunk, TokenLogprob
-from outrider.v1 import verifier_pb2 as pb
 from speculation.pace import BoundedLookahead, Pace, Streaming
 from speculation.sampling import SamplingParams
 
@@ -31,8 +32,8 @@ FINISH_REASONS = {
 class EdgeClient:
     """Answers from a verifier, with a drafter on this device riding ahead.
 
-    One client holds one channel and one drafter. Several threads may use it at once; the drafter serves one session at a
-    time, and sessions that find it taken stream without drafts.
+    One client holds one channel and one drafter. Several threads may use it at once; the drafter serves one session at
+    a time, and sessions that find it taken stream without drafts.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class EdgeClient:
     ) -> None:
         """verifier: HOST:PORT. drafter: a GGUF file, an ONNX folder, "demo", or a Drafter; None streams plainly.
 
-        pace makes one pace per session (default: bounded lookahead). threads: CPU threads of the drafter. Raises ValueError
-        for a bad address. A drafter that cannot be loaded is no error: `notices` says so and answers stream plainly.
+        pace makes one pace per session (default: bounded lookahead). threads: CPU threads of the drafter. Raises
+        ValueError for a bad address. A drafter that cannot be loaded is no error: `notices` says so and answers stream
+        plainly.
         """
         self.notices: list[str] = []
         self._model, self._pace = model, pace
@@ -69,7 +71,9 @@ class EdgeClient:
             return None
         return DrafterSeat(loaded) if loaded is not None else None
 
-    def generate(self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None) -> RequestOutput:
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None
+    ) -> RequestOutput:
         """The complete answer to a prompt: text, token ids, or messages with role and content.
 
         seed: an unsigned 64-bit number; the same seed gives the same words. Default: random. Raises SessionError, and
@@ -117,7 +121,7 @@ class EdgeClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- one session ----------------------------------------------------------------------------------------------------
+    # -- one session -------------------------------------------------------------------------------------------------
 
     def _start(
         self,

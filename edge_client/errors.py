@@ -9,8 +9,8 @@ from google.rpc import error_details_pb2, status_pb2
 class SessionError(Exception):
     """The verifier refused, failed, or could not be reached.
 
-    code: name of the gRPC status code. reason: stable upper-snake-case word for programs, empty if the verifier gave none.
-    The text is a sentence for people.
+    code: name of the gRPC status code. reason: stable upper-snake-case word for programs, empty if the verifier gave
+    none. The text is a sentence for people.
     """
 
     def __init__(self, code: str, reason: str, sentence: str) -> None:

@@ -21,11 +21,11 @@ from typing import Any
 
 import grpc
 import tenacity
+from outrider.v1 import verifier_pb2 as pb
+from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
 from edge_client.errors import SessionError
 from edge_client.rtt import RttEstimator
-from outrider.v1 import verifier_pb2 as pb
-from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
 MAX_MESSAGE_BYTES = 1 << 20
 CHANNEL_OPTIONS = [
@@ -48,8 +48,11 @@ def now_us() -> int:
 
 @dataclass(frozen=True)
 class LinkSettings:
-    """connect_timeout_s: how long to try to reach the verifier at first. reconnect_timeout_s: how long after a break.
-    quiet_s: silence after which the link is pinged. stalled_s: silence after which the stream is given up and resumed."""
+    """How long things may take, in seconds.
+
+    connect_timeout_s: to reach the verifier at first. reconnect_timeout_s: after a break. quiet_s: silence after which
+    the link is pinged. stalled_s: silence after which the stream is given up and resumed.
+    """
 
     connect_timeout_s: float = 10.0
     reconnect_timeout_s: float = 60.0
@@ -91,8 +94,8 @@ class Channel:
         secure = tls or ca_certificate is not None
         if not secure and not insecure and not _loopback(host.strip("[]")):
             raise ValueError(
-                f"{host} is not this machine, and without TLS prompts and answers would travel in the clear; use TLS, or "
-                "allow plaintext (insecure) if the network is yours alone"
+                f"{host} is not this machine, and without TLS prompts and answers would travel in the clear; use TLS, "
+                "or allow plaintext (insecure) if the network is yours alone"
             )
         self.verifier = verifier
         self.settings = settings or LinkSettings()
@@ -225,7 +228,7 @@ class SessionLink:
             reraise=True,
         )
         try:
-            call = await retrying(self._open_stream)
+            call: Any = await retrying(self._open_stream)
         except TimeoutError as error:
             raise unreachable(self.channel.verifier, "it took the stream but did not open a session in time") from error
         except grpc.aio.AioRpcError as error:

@@ -1,8 +1,8 @@
 """The riding loop: drafts while commits arrive.
 
 One thread owns one session. Before every single token it looks at its inbox, so a commit is honoured at once: what it
-agrees with is spent, what it contradicts is rolled back to the agreed prefix. The pace says whether to draft one more token,
-to send what there is, or to wait. A drafter that fails costs speed and nothing else.
+agrees with is spent, what it contradicts is rolled back to the agreed prefix. The pace says whether to draft one more
+token, to send what there is, or to wait. A drafter that fails costs speed and nothing else.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from outrider.v1 import verifier_pb2 as pb
+
 from edge_client.drafters.base import Drafter
 from edge_client.errors import SessionError
 from edge_client.link import Failed, Message, Reconnected, SessionLink, now_us
-from outrider.v1 import verifier_pb2 as pb
 from speculation.line import DeviceLine, LineError
 from speculation.noise import NOISE_VERSION
 from speculation.pace import Action, Pace, View

@@ -22,9 +22,9 @@ class TokenLogprob:
 class RequestMetrics:
     """What an answer cost and gained.
 
-    ttft_ms: to the first token. ms_per_token: mean over the tokens after the first. target_forwards: of the verifier, after
-    the prompt. acceptance: share of evaluated drafted tokens that the log took; None without drafts. Byte counts are of
-    serialised messages, without framing. notices: what a person should know, such as a drafter that failed.
+    ttft_ms: to the first token. ms_per_token: mean over the tokens after the first. target_forwards: of the verifier,
+    after the prompt. acceptance: share of evaluated drafted tokens that the log took; None without drafts. Byte counts
+    are of serialised messages, without framing. notices: what a person should know, such as a drafter that failed.
     """
 
     ttft_ms: float
@@ -49,8 +49,8 @@ class RequestMetrics:
 class RequestOutput:
     """A complete answer.
 
-    text: without special tokens and without the stop text. finish_reason: stop, length or abort. seed: gives the same words
-    again. drafted[i]: token_ids[i] was guessed by the device.
+    text: without special tokens and without the stop text. finish_reason: stop, length or abort. seed: gives the same
+    words again. drafted[i]: token_ids[i] was guessed by the device.
     """
 
     text: str

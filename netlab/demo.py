@@ -1,7 +1,8 @@
 """`make demo`: the main job end to end, on one machine, with real parts.
 
 A verifier with the demo target, an emulated network, a drafter on the device's side, and the same prompts decoded three
-ways over that network: streaming (no drafts), synchronous rounds (the best draft length of a small sweep), and Outrider.
+ways over that network: streaming (no drafts), synchronous rounds (the best draft length of a small sweep), and
+Outrider.
 """
 
 from __future__ import annotations
@@ -17,25 +18,21 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.live import Live
-from rich.status import Status
 from rich.text import Text
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from edge_client.client import EdgeClient
 from edge_client.types import StreamChunk
 from netlab import provenance
 from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
-from netlab.race import Figures, Lane, same_words
+from netlab.race import SWEEP, Figures, Lane, chat, interleaved, open_lanes, same_words
 from netlab.race_view import Pane, Pieces, RaceView, table
 from netlab.verifier_process import VerifierProcess, VerifierProcessError
-from speculation.pace import BoundedLookahead, Pace, Streaming, Synchronous
 from speculation.sampling import SamplingParams
 
 DEMO = Path(__file__).resolve().parent.parent / "models" / "demo"
-SWEEP = (2, 4, 6, 8)
 OPENINGS = (
     "I'd like to book a table for two at an Italian restaurant in San Jose this Friday evening.",
     "Can you find me a bus from Sacramento to Los Angeles for tomorrow morning?",
@@ -50,37 +47,14 @@ OPENINGS = (
     "Is there a comedy I could watch tonight in Fremont?",
     "I want to fly from Atlanta to Phoenix on the first of March, economy class.",
 )
-WARM_UP = "Hello, can you help me find something to do in San Francisco?"
-
-
-def _chat(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
-
-
-class Sweep:
-    """The synchronous lane's pace: textbook rounds whose length is the best of a small sweep."""
-
-    def __init__(self) -> None:
-        self.draft_tokens = SWEEP[0]
-
-    def pace(self) -> Pace:
-        """A pace with the present draft length."""
-        return Synchronous(self.draft_tokens)
-
-    def run(self, lane: Lane, params: SamplingParams, seed: int) -> None:
-        """Try every length on a prompt of its own and keep the one with the least time per token."""
-
-        def ms_per_token(draft_tokens: int) -> float:
-            self.draft_tokens = draft_tokens
-            return lane.client.generate(_chat(WARM_UP), params, seed=seed).metrics.ms_per_token
-
-        self.draft_tokens = min(SWEEP, key=ms_per_token)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--rtt-ms", default=50.0, type=click.FloatRange(0, 10_000), help="Round trip of the emulated network.")
 @click.option("--jitter-ms", default=0.0, type=click.FloatRange(0, 1000), help="Extra delay, uniform from 0 to this.")
-@click.option("--step-ms", default=30.0, type=click.FloatRange(0), help="Least time of a target step: emulates its size.")
+@click.option(
+    "--step-ms", default=30.0, type=click.FloatRange(0), help="Least time of a target step: emulates its size."
+)
 @click.option("--temperature", default=0.8, type=click.FloatRange(0), help="0 takes the likeliest token.")
 @click.option("--seed", default=7, type=click.IntRange(0, 2**64 - 1), help="Same seed, same words.")
 @click.option("--prompts", default=6, type=click.IntRange(1, len(OPENINGS)), help="How many prompts to race over.")
@@ -126,7 +100,6 @@ class Demo:
         # The pair writes both sides of the conversation: a small model's own answers are too short to race over.
         self._params = SamplingParams(temperature=temperature, max_tokens=max_tokens, ignore_eos=True)
         self._prompts = OPENINGS[:prompts]
-        self._sweep = Sweep()
 
     def run(self) -> dict[str, Any]:
         """Start everything, race, print the table; returns the report."""
@@ -135,39 +108,22 @@ class Demo:
             options = ["--step-ms", str(self._step_ms), "--threads", "1", "--max-sessions", "8"]
             verifier = stack.enter_context(VerifierProcess(self._target, options=options))
             link = stack.enter_context(LinkProcess(("127.0.0.1", verifier.port), self._link_settings))
-            lanes = self._lanes(stack, f"127.0.0.1:{link.port}")
-            self._warm_up(lanes, status)
+            status.update("loading the drafter and warming up")
+            lanes, sync = stack.enter_context(open_lanes(f"127.0.0.1:{link.port}", self._drafter))
+            for notice in (notice for lane in lanes for notice in lane.client.notices):
+                self._console.print(f"[yellow]{notice}")
+            status.update(f"finding the best draft length for synchronous rounds among {', '.join(map(str, SWEEP))}")
+            sync.sweep(lanes[1], self._params, self._seed)
             status.stop()
             self._race(lanes, link)
         self._console.print(table(lanes))
-        return self._report(lanes)
+        return self._report(lanes, sync.draft_tokens)
 
-    def _lanes(self, stack: contextlib.ExitStack, address: str) -> list[Lane]:
-        def lane(name: str, title: str, drafter: str | None, pace: Callable[[], Pace]) -> Lane:
-            client = stack.enter_context(EdgeClient(address, drafter, pace=pace))
-            for notice in client.notices:
-                self._console.print(f"[yellow]{notice}")
-            return Lane(name, title, client)
-
-        return [
-            lane("streaming", "streaming", None, Streaming),
-            lane("sync", "sync", self._drafter, self._sweep.pace),
-            lane("outrider", "Outrider", self._drafter, BoundedLookahead),
-        ]
-
-    def _warm_up(self, lanes: list[Lane], status: Status) -> None:
-        status.update("warming up")
-        for lane in lanes:
-            lane.client.generate(_chat(WARM_UP), SamplingParams(max_tokens=8, ignore_eos=True), seed=self._seed)
-        status.update(f"finding the best draft length for synchronous rounds among {', '.join(map(str, SWEEP))}")
-        self._sweep.run(lanes[1], self._params, self._seed)
-        lanes[1].title = f"sync, k = {self._sweep.draft_tokens}"
-
-    # -- racing ---------------------------------------------------------------------------------------------------------
+    # -- racing ------------------------------------------------------------------------------------------------------
 
     def _race(self, lanes: list[Lane], link: LinkProcess) -> None:
         if not self._console.is_terminal:
-            self._measure(lanes, link, lambda _lane, _index: _ignore, lambda lane, index: self._line(lane, index))
+            self._measure(lanes, link, lambda _lane, _index: _ignore, self._line)
             return
         pieces = Pieces(str(self._target / "tokenizer.json"))
         panes = {lane.name: Pane(lane.title, pieces) for lane in lanes}
@@ -185,7 +141,7 @@ class Demo:
 
     def _all_at_once(self, lanes: list[Lane], panes: dict[str, Pane]) -> None:
         """The race to look at: in one batch of the server. What is measured runs alone."""
-        prompt = _chat(self._prompts[0])
+        prompt = chat(self._prompts[0])
         threads = [
             threading.Thread(target=lane.answer, args=(prompt, self._params, self._seed, panes[lane.name].take))
             for lane in lanes
@@ -202,12 +158,9 @@ class Demo:
         begin: Callable[[Lane, int], Callable[[StreamChunk], None]],
         end: Callable[[Lane, int], object],
     ) -> None:
-        """Interleaved, and in another order for every prompt, so that no lane has the machine's better moments."""
-        for index, prompt in enumerate(self._prompts):
-            turn = index % len(lanes)
-            for lane in lanes[turn:] + lanes[:turn]:
-                lane.measure(link, _chat(prompt), self._params, self._seed + index, begin(lane, index))
-                end(lane, index)
+        for lane, index in interleaved(lanes, self._prompts):
+            lane.measure(link, chat(self._prompts[index]), self._params, self._seed + index, begin(lane, index))
+            end(lane, index)
 
     def _line(self, lane: Lane, index: int) -> None:
         metrics = lane.runs[-1].output.metrics
@@ -216,9 +169,9 @@ class Demo:
             f"{metrics.ms_per_token:.1f} ms per token"
         )
 
-    # -- reporting ------------------------------------------------------------------------------------------------------
+    # -- reporting ---------------------------------------------------------------------------------------------------
 
-    def _report(self, lanes: list[Lane]) -> dict[str, Any]:
+    def _report(self, lanes: list[Lane], sync_draft_tokens: int) -> dict[str, Any]:
         figures = {lane.name: Figures.of(lane.runs) for lane in lanes}
         same = same_words(lanes)
         speed_up = figures["streaming"].ms_per_token / figures["outrider"].ms_per_token
@@ -238,7 +191,7 @@ class Demo:
             "temperature": self._params.temperature,
             "seed": self._seed,
             "prompts": len(self._prompts),
-            "sync_draft_tokens": self._sweep.draft_tokens,
+            "sync_draft_tokens": sync_draft_tokens,
             "same_words": same,
             "modes": {name: value.as_json() for name, value in figures.items()},
         }

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edge_client.client import EdgeClient
 from edge_client.types import Prompt, RequestOutput, StreamChunk
 from netlab.link_process import LinkProcess
+from speculation.pace import BoundedLookahead, Pace, Streaming, Synchronous
 from speculation.sampling import SamplingParams
 
 OnChunk = Callable[[StreamChunk], None]
+SWEEP = (2, 4, 6, 8)
+WARM_UP = "Hello, can you help me find something to do in San Francisco?"
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    """A conversation of one message."""
+    return [{"role": "user", "content": text}]
 
 
 @dataclass(frozen=True)
@@ -42,9 +51,7 @@ class Lane:
         assert output is not None
         return output
 
-    def measure(
-        self, link: LinkProcess, prompt: Prompt, params: SamplingParams, seed: int, on_chunk: OnChunk
-    ) -> None:
+    def measure(self, link: LinkProcess, prompt: Prompt, params: SamplingParams, seed: int, on_chunk: OnChunk) -> None:
         """Run one prompt alone on the link and keep what it cost. Raises SessionError."""
         before = link.counters()
         output = self.answer(prompt, params, seed, on_chunk)
@@ -99,6 +106,53 @@ class Figures:
     def as_json(self) -> dict[str, Any]:
         """Rounded for reading; times to a microsecond."""
         return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+class BestSync:
+    """The synchronous lane's pace: textbook rounds whose length is the best of a small sweep."""
+
+    def __init__(self) -> None:
+        self.draft_tokens = SWEEP[0]
+
+    def pace(self) -> Pace:
+        """A pace with the present draft length."""
+        return Synchronous(self.draft_tokens)
+
+    def sweep(self, lane: Lane, params: SamplingParams, seed: int) -> None:
+        """Try every length on a prompt of its own and keep the one with the least time per token."""
+
+        def ms_per_token(draft_tokens: int) -> float:
+            self.draft_tokens = draft_tokens
+            return lane.client.generate(chat(WARM_UP), params, seed=seed).metrics.ms_per_token
+
+        self.draft_tokens = min(SWEEP, key=ms_per_token)
+        lane.title = f"sync, k={self.draft_tokens}"
+
+
+@contextlib.contextmanager
+def open_lanes(address: str, drafter: str) -> Iterator[tuple[list[Lane], BestSync]]:
+    """Streaming, synchronous rounds and Outrider, each with a client and (but for streaming) a drafter of its own."""
+    sync = BestSync()
+    with contextlib.ExitStack() as stack:
+
+        def lane(name: str, title: str, spec: str | None, pace: Callable[[], Pace]) -> Lane:
+            return Lane(name, title, stack.enter_context(EdgeClient(address, spec, pace=pace)))
+
+        lanes = [
+            lane("streaming", "streaming", None, Streaming),
+            lane("sync", "sync", drafter, sync.pace),
+            lane("outrider", "Outrider", drafter, BoundedLookahead),
+        ]
+        for each in lanes:
+            each.client.generate(chat(WARM_UP), SamplingParams(max_tokens=8, ignore_eos=True), seed=0)
+        yield lanes, sync
+
+
+def interleaved(lanes: Sequence[Lane], prompts: Sequence[str]) -> Iterator[tuple[Lane, int]]:
+    """Every lane on every prompt, in another order each time, so that no lane has the machine's better moments."""
+    for index in range(len(prompts)):
+        turn = index % len(lanes)
+        yield from ((lane, index) for lane in (*lanes[turn:], *lanes[:turn]))
 
 
 def same_words(lanes: Sequence[Lane]) -> bool:

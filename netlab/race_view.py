@@ -81,7 +81,9 @@ class RaceView:
         width = max(24, self._console.width // len(self.panes) - 1)
         height = min(18, max(8, self._console.height - 6))
         legend = Text.assemble(
-            ("guessed by the device, confirmed by the verifier", DEVICE_STYLE), "   ", ("written by the verifier", SERVER_STYLE)
+            ("guessed by the device, confirmed by the verifier", DEVICE_STYLE),
+            "   ",
+            ("written by the verifier", SERVER_STYLE),
         )
         panes = Columns([pane.render(height, width) for pane in self.panes], padding=(0, 0))
         return Group(self.headline, panes, legend, self.progress)
@@ -89,8 +91,10 @@ class RaceView:
 
 def table(lanes: Sequence[Lane]) -> Table:
     """The figures of every lane side by side; the least time per token is bold."""
-    grid = Table(title="medians over prompts", title_style="dim")
-    for column in ("", "first token", "per token", "total", "forwards per token", "accepted", "up", "down"):
+    grid = Table(
+        title="medians over prompts; forwards of the target and bytes on the link are per token", title_style="dim"
+    )
+    for column in ("", "first", "per token", "total", "forwards", "accepted", "B up", "B down"):
         grid.add_column(column, justify="left" if not column else "right")
     figures = [Figures.of(lane.runs) for lane in lanes]
     best = min(f.ms_per_token for f in figures)
@@ -100,8 +104,8 @@ def table(lanes: Sequence[Lane]) -> Table:
         lambda f: f"{f.total_ms / 1000:.2f} s",
         lambda f: f"{f.target_forwards_per_token:.2f}",
         lambda f: "" if f.acceptance is None else f"{f.acceptance:.0%}",
-        lambda f: f"{f.uplink_bytes_per_token:.0f} B/token",
-        lambda f: f"{f.downlink_bytes_per_token:.0f} B/token",
+        lambda f: f"{f.uplink_bytes_per_token:.0f}",
+        lambda f: f"{f.downlink_bytes_per_token:.0f}",
     ]
     for lane, lane_figures in zip(lanes, figures, strict=True):
         grid.add_row(lane.title, *(row(lane_figures) for row in rows))

@@ -27,8 +27,18 @@ class VerifierProcess:
 
     def __init__(self, model: Path, *, port: int = 0, options: Sequence[str] = ()) -> None:
         """options: more flags of `cloud-verifier serve`. Raises VerifierProcessError."""
-        self._log = tempfile.TemporaryFile("w+")
-        command = [sys.executable, "-m", "cloud_verifier", "serve", "--model", str(model), "--port", str(port), *options]
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by stop()
+        command = [
+            sys.executable,
+            "-m",
+            "cloud_verifier",
+            "serve",
+            "--model",
+            str(model),
+            "--port",
+            str(port),
+            *options,
+        ]
         self._child = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -28,8 +28,8 @@ def _agreement(tokens: Sequence[int], log: Sequence[int], start: int) -> int:
 class VerifierLine:
     """The log of a session and the line its device last drew.
 
-    log: prompt and answer. guesses: the line past the log's end; they are on the path, for a line that disagrees with the
-    log is dead and has no guesses. Counters are totals for the session.
+    log: prompt and answer. guesses: the line past the log's end; they are on the path, for a line that disagrees with
+    the log is dead and has no guesses. Counters are totals for the session.
     """
 
     log: list[int]
@@ -106,8 +106,8 @@ class VerifierLine:
 class DeviceLine:
     """The log as far as the device knows it, and the line it has drawn past it.
 
-    log: prompt and answer as committed. guesses: drafted tokens that follow the log. survival: for each guess the product
-    of confidences from the log up to it. sent: how many of the guesses were sent.
+    log: prompt and answer as committed. guesses: drafted tokens that follow the log. survival: for each guess the
+    product of confidences from the log up to it. sent: how many of the guesses were sent.
     """
 
     log: list[int]
@@ -151,8 +151,8 @@ class DeviceLine:
     def commit(self, start: int, tokens: Sequence[int]) -> tuple[list[int], int]:
         """Take a commit; returns the tokens that are new and how many of them, from the first on, the line had right.
 
-        The line stands only if it had all of them right; else it is erased. Repeated commits are no error. Raises LineError
-        for a gap or if the log is said to read differently than before.
+        The line stands only if it had all of them right; else it is erased. Repeated commits are no error. Raises
+        LineError for a gap or if the log is said to read differently than before.
         """
         if start > self.length:
             raise LineError(f"a commit starts at {start}, but the log is only known up to {self.length}")

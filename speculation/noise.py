@@ -1,10 +1,10 @@
 """Shared noise: the random numbers that device and verifier both know.
 
 Token v at position i gets the standard Gumbel variate ``G(seed, i, v) = -log(-log u)`` with ``u = (x + 0.5) * 2**-32``
-and x one lane of Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): key = the 64-bit
-seed (low word first), counter = (i, v // 4, 0, 0), lane = v % 4. Then ``argmax_v(log p_i(v) + G(seed, i, v))`` is an exact
-sample of p_i, and a drafter that uses the same G with its own q guesses it with probability at least (1-TV)/(1+TV)
-(Daliri, Musco, Suresh, arXiv 2408.07978).
+and x one lane of Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): key = the
+64-bit seed (low word first), counter = (i, v // 4, 0, 0), lane = v % 4. Then ``argmax_v(log p_i(v) + G(seed, i, v))``
+is an exact sample of p_i, and a drafter that uses the same G with its own q guesses it with probability at least
+(1-TV)/(1+TV) (Daliri, Musco, Suresh, arXiv 2408.07978).
 
 Test vectors for other implementations: `tests/data/noise_vectors.json`.
 """
@@ -32,7 +32,10 @@ def round_keys(seed: int) -> npt.NDArray[np.uint32]:
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed {seed} is not an unsigned 64-bit number")
     words = [seed & 0xFFFFFFFF, seed >> 32]
-    keys = [[(word + r * step) & 0xFFFFFFFF for word, step in zip(words, KEY_INCREMENTS, strict=True)] for r in range(ROUNDS)]
+    keys = [
+        [(word + r * step) & 0xFFFFFFFF for word, step in zip(words, KEY_INCREMENTS, strict=True)]
+        for r in range(ROUNDS)
+    ]
     return np.array(keys, dtype=np.uint32)[:, :, None]
 
 
@@ -82,4 +85,4 @@ class Noise:
 
 def uniform_to_gumbel(integers: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]:
     """``-log(-log u)`` with ``u = (x + 0.5) * 2**-32``; u is never 0 or 1 in float64."""
-    return -np.log(-np.log((integers + 0.5) * 2.0**-32))
+    return np.asarray(-np.log(-np.log((integers + 0.5) * 2.0**-32)))

@@ -1,7 +1,7 @@
 """Pace: whether to draft one more token, send what there is, or wait.
 
-A pace is asked before every single token, so drafting is interruptible between any two. It sees a snapshot of the line and
-of the clock, never the clock itself: the simulator runs the very same code.
+A pace is asked before every single token, so drafting is interruptible between any two. It sees a snapshot of the line
+and of the clock, never the clock itself: the simulator runs the very same code.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ class Action(Enum):
 class View:
     """What a pace may look at.
 
-    depth: guesses on the line. unsent: how many of them were not sent. unsent_age_ms: time since the oldest of those was
-    drafted. survival: estimated probability that all guesses are right. in_flight: whether anything was sent since the
-    last commit. can_draft: whether there is a drafter with room for another token. budget: most guesses the verifier wants.
+    depth: guesses on the line. unsent: how many of them were not sent. unsent_age_ms: time since the oldest of those
+    was drafted. survival: estimated probability that all guesses are right. in_flight: whether anything was sent since
+    the last commit. can_draft: whether there is a drafter with room for another token. budget: most guesses the
+    verifier wants.
     """
 
     depth: int
@@ -56,7 +57,7 @@ class Streaming(Pace):
 
     name = "streaming"
 
-    def next(self, view: View) -> Action:
+    def next(self, view: View) -> Action:  # noqa: ARG002 - nothing it could see would change its mind
         return Action.WAIT
 
 
@@ -83,8 +84,8 @@ class Synchronous(Pace):
 class BoundedLookahead(Pace):
     """Ride ahead of a verifier that never waits, up to a depth and while the line is likely enough to survive.
 
-    Guesses are sent in small blocks: a message costs about as much as drafting a token of a tiny model, while a guess that
-    waits longer than a fraction of a server step may come too late to count.
+    Guesses are sent in small blocks: a message costs about as much as drafting a token of a tiny model, while a guess
+    that waits longer than a fraction of a server step may come too late to count.
     """
 
     name = "server-led"
@@ -96,11 +97,7 @@ class BoundedLookahead(Pace):
         self.block_tokens, self.block_age_ms = block_tokens, block_age_ms
 
     def next(self, view: View) -> Action:
-        wanted = (
-            view.can_draft and view.depth < min(self.max_depth, view.budget) and view.survival >= self.min_survival
-        )
-        if view.unsent and (
-            not wanted or view.unsent >= self.block_tokens or view.unsent_age_ms >= self.block_age_ms
-        ):
+        wanted = view.can_draft and view.depth < min(self.max_depth, view.budget) and view.survival >= self.min_survival
+        if view.unsent and (not wanted or view.unsent >= self.block_tokens or view.unsent_age_ms >= self.block_age_ms):
             return Action.FLUSH
         return Action.DRAFT if wanted else Action.WAIT

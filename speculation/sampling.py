@@ -92,7 +92,9 @@ def penalised(logits: FloatArray, params: SamplingParams, prompt: Sequence[int],
     out = np.array(logits, dtype=np.float64)
     if params.repetition_penalty != 1.0:
         seen = np.unique(np.array([*prompt, *answer], dtype=np.int64))
-        out[seen] = np.where(out[seen] > 0, out[seen] / params.repetition_penalty, out[seen] * params.repetition_penalty)
+        out[seen] = np.where(
+            out[seen] > 0, out[seen] / params.repetition_penalty, out[seen] * params.repetition_penalty
+        )
     if answer and (params.presence_penalty or params.frequency_penalty):
         tokens, counts = np.unique(np.array(answer, dtype=np.int64), return_counts=True)
         out[tokens] -= params.presence_penalty + params.frequency_penalty * counts
@@ -122,7 +124,7 @@ def filtered(logits: FloatArray, params: SamplingParams) -> FloatArray:
         log_probs[order[before >= params.top_p]] = -np.inf
     if params.min_p > 0.0:
         log_probs = np.where(log_probs < log_probs.max() + math.log(params.min_p), -np.inf, log_probs)
-    return log_probs
+    return np.asarray(log_probs)
 
 
 class Guess:

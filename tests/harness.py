@@ -61,9 +61,10 @@ class InProcessVerifier:
         max_lookahead: int = 64,
         scheduler: SchedulerSettings | None = None,
         service: ServiceSettings | None = None,
+        port: int = 0,
     ) -> None:
-        self.engine = engine
-        self._served = Served("mock", engine.info, codec or LetterCodec(), max_lookahead)
+        self.engine, self._port = engine, port
+        self._served = Served("mock", engine.info, codec, max_lookahead)
         self._settings = (scheduler, service)
         self._loop = asyncio.new_event_loop()
         self._ready: Future[int] = Future()
@@ -79,7 +80,7 @@ class InProcessVerifier:
     async def _main(self) -> None:
         self._stop = asyncio.Event()
         try:
-            async with running(self.engine, self._served, Address(port=0), *self._settings) as parts:
+            async with running(self.engine, self._served, Address(port=self._port), *self._settings) as parts:
                 port, self.service, self.scheduler = parts
                 self._ready.set_result(port)
                 await self._stop.wait()
@@ -88,7 +89,9 @@ class InProcessVerifier:
                 self._ready.set_exception(error)
             raise
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(timeout=10)
         assert not self._thread.is_alive()

@@ -90,7 +90,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, dialogues: list[list[Message]], s
     order = list(dialogues)
     random.Random(shuffle_seed).shuffle(order)
     backend = tokenizer.backend_tokenizer
-    user, assistant, end = (tokenizer.convert_tokens_to_ids(t) for t in (USER, ASSISTANT, END))
+    user, assistant, end = (backend.token_to_id(t) for t in (USER, ASSISTANT, END))
     tokens: list[int] = []
     own: list[bool] = []
     for messages in order:

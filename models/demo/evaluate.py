@@ -5,10 +5,11 @@
     python -m models.demo.evaluate --data DIALOGUES --target models/demo/target --drafter models/demo/drafter \
         --also models/demo/drafter-onnx --json FILE
 
-For each prompt (a dev dialogue cut before an assistant turn) the target answers alone; then every token of the answer is
-guessed from what stands before it, as a drafter on the path would. Reported: acceptance greedy and at T = 0.8 with shared
-noise; beside it, from the full distributions, what rejection sampling with all of q could reach (1 - TV) and what one-hot
-drafts reach (p of q's favourite); and P(first j guesses right), which is what decides how far riding ahead pays.
+For each prompt (a dev dialogue cut before an assistant turn) the target answers alone; then every token of the answer
+is guessed from what stands before it, as a drafter on the path would. Reported: acceptance greedy and at T = 0.8 with
+shared noise; beside it, from the full distributions, what rejection sampling with all of q could reach (1 - TV) and
+what one-hot drafts reach (p of q's favourite); and P(first j guesses right), which is what decides how far riding ahead
+pays.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from edge_client.drafters import load_drafter
 from models.demo.data import ASSISTANT, BEGIN, DEV_FILES, load_dialogues, render
@@ -80,7 +81,8 @@ def answer(target: LlamaForCausalLM, prompt: list[int], params: SamplingParams, 
 def drafter_log_q(drafter: LlamaForCausalLM, given: Answer) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The drafter's distribution at every position of the answer, shape [n, V]."""
     ids = torch.tensor([given.prompt + given.tokens])
-    return drafter(input_ids=ids).logits[0, len(given.prompt) - 1 : -1].double().log_softmax(-1).numpy()
+    logits = drafter(input_ids=ids).logits[0, len(given.prompt) - 1 : -1]
+    return np.asarray(logits.double().log_softmax(-1).numpy())
 
 
 def hits(given: Answer, log_q: np.ndarray[Any, np.dtype[np.float64]], params: SamplingParams, seed: int) -> list[bool]:
@@ -128,7 +130,7 @@ def rate(sequences: list[list[bool]]) -> float:
 
 def evaluate(data: Path, target_dir: Path, drafter_dir: Path, also: list[str], count: int) -> dict[str, Any]:
     """All figures, as a JSON-ready dictionary."""
-    tokenizer = AutoTokenizer.from_pretrained(target_dir)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(target_dir)
     target = LlamaForCausalLM.from_pretrained(target_dir, dtype=torch.float32).eval()
     drafter = LlamaForCausalLM.from_pretrained(drafter_dir, dtype=torch.float32).eval()
     chosen = prompts(tokenizer, data, count)
@@ -164,6 +166,7 @@ def evaluate(data: Path, target_dir: Path, drafter_dir: Path, also: list[str], c
 
 
 def main() -> None:
+    """Evaluate as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the .jsonl.xz dialogue files")
     parser.add_argument("--target", type=Path, required=True)

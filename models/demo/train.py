@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from models.demo.data import (
     ASSISTANT,
@@ -135,6 +135,7 @@ def perplexity(model: LlamaForCausalLM, corpus: Corpus, windows: int = 120) -> d
 
 
 def train_target(data: Path, out: Path, minutes: float, compiled: bool) -> None:
+    """Train tokenizer and target on the dialogues; the assistant's words weigh most."""
     dialogues = load_dialogues(data, TRAIN_FILES)
     tokenizer = train_tokenizer(dialogues)
     tokenizer.save_pretrained(out / "target")
@@ -147,9 +148,7 @@ def train_target(data: Path, out: Path, minutes: float, compiled: bool) -> None:
         tokens, own = batch
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=tokens[:, :-1]).logits
-        losses = functional.cross_entropy(
-            logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-        )
+        losses = functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
         weight = 0.4 + 0.6 * own[:, 1:].flatten().float()  # the assistant's words are what the target is for
         return (losses * weight).sum() / weight.sum()
 
@@ -180,8 +179,9 @@ def continuations(
     DistillSpec, 2310.08461).
     """
     rng = np.random.default_rng(seed)
-    roles = {tokenizer.convert_tokens_to_ids(USER): False, tokenizer.convert_tokens_to_ids(ASSISTANT): True}
-    end, begin = tokenizer.convert_tokens_to_ids(END), tokenizer.convert_tokens_to_ids(BEGIN)
+    token_id = tokenizer.backend_tokenizer.token_to_id
+    roles = {token_id(USER): False, token_id(ASSISTANT): True}
+    end, begin = token_id(END), token_id(BEGIN)
     single = encode(tokenizer, dialogues, shuffle_seed=seed)
     starts = np.flatnonzero(single.tokens == begin)
     opening, length, batch = 48, 256, 64
@@ -214,8 +214,9 @@ def continuations(
 
 
 def train_drafter(data: Path, out: Path, minutes: float, sample_tokens: int, compiled: bool) -> None:
+    """Distil the drafter from the target, on people's words and on the target's own."""
     target = LlamaForCausalLM.from_pretrained(out / "target", dtype=torch.float32).eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(out / "target")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "target")
     dialogues = load_dialogues(data, TRAIN_FILES)
     corpus = encode(tokenizer, dialogues, shuffle_seed=0)
     own_words = continuations(target.to(torch.bfloat16), tokenizer, dialogues, sample_tokens, seed=5)
@@ -249,7 +250,8 @@ def train_drafter(data: Path, out: Path, minutes: float, sample_tokens: int, com
         # once KL has brought the two close (Goel et al., 2403.00858).
         tv = 0.5 * ((p_logits / 0.8).softmax(-1) - (q_logits / 0.8).softmax(-1)).abs().sum(-1)
         weight = 0.4 + 0.6 * own[:, 1:].float()
-        return (((1.0 - 0.8 * hard) * kl + 2.0 * hard * tv) * weight).sum() / weight.sum()
+        loss: torch.Tensor = (((1.0 - 0.8 * hard) * kl + 2.0 * hard * tv) * weight).sum() / weight.sum()
+        return loss
 
     compiled_divergence = torch.compile(divergence) if compiled else divergence
 
@@ -264,6 +266,7 @@ def train_drafter(data: Path, out: Path, minutes: float, sample_tokens: int, com
 
 
 def main() -> None:
+    """Run the stage that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["target", "drafter"])
     parser.add_argument("--data", type=Path, required=True, help="folder with the .jsonl.xz dialogue files")

@@ -124,7 +124,7 @@ def test_device_line_takes_repeats_and_refuses_gaps_and_other_logs() -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_any_traffic_leaves_the_log_as_the_target_writes_it(seed: int) -> None:
-    """Random delays, losses and wrong guesses between a device and a verifier: words never change, the line never lies."""
+    """Random delays, losses and wrong guesses on the way: words never change, the line never lies."""
     rng = random.Random(seed)
     truth = [rng.randrange(4) for _ in range(120)]
     device, verifier = DeviceLine([0]), VerifierLine([0])

@@ -28,7 +28,7 @@ def expected(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
         keep[token] = (params.top_k == 0 or rank < params.top_k) and total < params.top_p
         total += p[token] / (p[order[: params.top_k or None]].sum())
     keep &= p >= params.min_p * p.max()
-    return np.where(keep, p, 0) / p[keep].sum()
+    return np.asarray(np.where(keep, p, 0) / p[keep].sum())
 
 
 @pytest.mark.parametrize("size", [5, 50, 500, 5000])
@@ -116,9 +116,7 @@ def test_a_guess_follows_logit_bias() -> None:
 
 
 def test_penalties() -> None:
-    params = SamplingParams(
-        presence_penalty=0.5, frequency_penalty=0.25, repetition_penalty=2.0, logit_bias={3: 1.5}
-    )
+    params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25, repetition_penalty=2.0, logit_bias={3: 1.5})
     logits = np.array([1.0, -1.0, 2.0, 0.0, 4.0])
     out = penalised(logits, params, prompt=[0], answer=[1, 2, 2])
     assert out.tolist() == [0.5, -2.0 - 0.75, 1.0 - 1.0, 1.5, 4.0]

@@ -1,0 +1,109 @@
+"""Real parts for the losslessness suite: the demo pair, verifiers and links in processes of their own, real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_client.client import EdgeClient
+from edge_client.drafters import load_drafter
+from edge_client.drafters.base import Candidates, Drafter, DrafterInfo
+from netlab.link_process import LinkProcess
+from netlab.link_settings import LinkSettings
+from netlab.verifier_process import VerifierProcess
+from speculation.pace import BoundedLookahead, Pace, Streaming, Synchronous
+
+DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
+PACES: dict[str, Callable[[], Pace]] = {
+    "streaming": Streaming,
+    "sync": lambda: Synchronous(4),
+    "outrider": BoundedLookahead,
+}
+# Every way of decoding: pace and drafter.
+WAYS = [
+    ("streaming", "none"),
+    ("sync", "none"),
+    *((pace, drafter) for pace in ("sync", "outrider") for drafter in ("onnx", "gguf", "garbage")),
+]
+
+
+class GarbageDrafter(Drafter):
+    """Talks nonsense in the right vocabulary."""
+
+    def __init__(self, info: DrafterInfo) -> None:
+        self.info = info
+        self._rng = np.random.default_rng(5)
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    def feed(self, tokens: Any) -> None:
+        self._length += len(tokens)
+
+    def candidates(self) -> Candidates:
+        ids = self._rng.choice(self.info.vocabulary_size, 8, replace=False).astype(np.int64)
+        return Candidates(ids, np.sort(self._rng.normal(-3, 1, 8))[::-1])
+
+    def rollback(self, length: int) -> None:
+        self._length = length
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Bench:
+    """A verifier process, a link to it, and one client for every way of decoding."""
+
+    verifier: VerifierProcess
+    link: LinkProcess
+    clients: dict[tuple[str, str], EdgeClient] = field(default_factory=dict)
+
+    def restart_verifier(self) -> None:
+        """Kill it as a crash would, and start another on the same port."""
+        port = self.verifier.port
+        self.verifier.kill()
+        self.verifier.stop()
+        self.verifier = start_verifier(port)
+
+
+def start_verifier(port: int = 0) -> VerifierProcess:
+    return VerifierProcess(DEMO / "target", port=port, options=["--threads", "1", "--max-sessions", "16"])
+
+
+def make_drafter(kind: str) -> Drafter | None:
+    """A fresh drafter by name."""
+    if kind == "none":
+        return None
+    if kind == "gguf":
+        return load_drafter(DEMO / "drafter.gguf")
+    onnx = load_drafter(DEMO / "drafter-onnx")
+    if kind == "onnx":
+        return onnx
+    assert onnx is not None
+    onnx.close()
+    return GarbageDrafter(onnx.info)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    verifier = start_verifier()
+    with LinkProcess(("127.0.0.1", verifier.port), LinkSettings()) as link:
+        subject = Bench(verifier, link)
+        try:
+            for pace, drafter in WAYS:
+                client = EdgeClient(f"127.0.0.1:{link.port}", make_drafter(drafter), pace=PACES[pace])
+                assert not client.notices
+                subject.clients[pace, drafter] = client
+            yield subject
+        finally:
+            for client in subject.clients.values():
+                client.close()
+            subject.verifier.stop()

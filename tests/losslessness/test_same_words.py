@@ -1,0 +1,126 @@
+"""Promise 1: the text is a pure function of (target, prompt, parameters, seed).
+
+Token ids must be equal whatever the way of decoding, the drafter, the network, the company in the batch, a cut link or
+a restarted verifier. Everything here is real: processes, sockets, the demo pair in both formats.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from edge_client.client import EdgeClient
+from edge_client.types import RequestOutput
+from netlab.link_settings import LinkSettings
+from speculation.noise import Noise
+from speculation.sampling import SamplingParams, filtered
+from tests.losslessness.conftest import DEMO, WAYS, Bench
+
+TOKENS = 32
+SEED = 20
+PROMPT = [{"role": "user", "content": "I'd like to book a table for two at an Italian restaurant in San Jose."}]
+SAMPLING = {
+    "greedy": SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True),
+    "t0.8": SamplingParams(temperature=0.8, max_tokens=TOKENS, ignore_eos=True),
+    "t1-top-p0.9": SamplingParams(temperature=1.0, top_p=0.9, max_tokens=TOKENS, ignore_eos=True),
+}
+NETWORKS = {"rtt0": LinkSettings(), "rtt20-jitter": LinkSettings.of_rtt(20, jitter_ms=8, seed=3)}
+Words = tuple[int, ...]
+
+
+@pytest.fixture(scope="module")
+def reference(bench: Bench) -> dict[str, Words]:
+    """Plain streaming, alone, over a perfect link."""
+    bench.link.configure(LinkSettings())
+    client = bench.clients["streaming", "none"]
+    return {name: client.generate(PROMPT, params, seed=SEED).token_ids for name, params in SAMPLING.items()}
+
+
+def run(client: EdgeClient, params: SamplingParams, disturb: Callable[[], object] | None = None) -> RequestOutput:
+    """One answer; `disturb` is called once, when a third of it has come."""
+    seen = 0
+    for chunk in client.stream(PROMPT, params, seed=SEED):
+        seen += len(chunk.token_ids)
+        if disturb is not None and seen >= TOKENS // 3 and chunk.output is None:
+            disturb()
+            disturb = None
+        if chunk.output is not None:
+            return chunk.output
+    raise AssertionError("the stream ended without an output")
+
+
+def by_hand(params: SamplingParams) -> Words:
+    """The same words by transformers' own forward and the definitions in `speculation`; nothing of the verifier."""
+    model = LlamaForCausalLM.from_pretrained(DEMO / "target", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "target")
+    rendered = tokenizer.apply_chat_template(PROMPT, tokenize=False, add_generation_prompt=True)
+    tokens = tokenizer.encode(rendered, add_special_tokens=False)
+    prompt_length, noise, everything = len(tokens), Noise(SEED), np.arange(model.config.vocab_size)
+    with torch.inference_mode():
+        for position in range(prompt_length, prompt_length + TOKENS):
+            scores = model(input_ids=torch.tensor([tokens])).logits[0, -1].double().numpy()
+            if not params.greedy:
+                scores = filtered(scores, params) + noise.gumbel(position, everything)
+            tokens.append(int(scores.argmax()))
+    return tuple(tokens[prompt_length:])
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_streaming_says_what_the_target_says_by_hand(reference: dict[str, Words], sampling: str) -> None:
+    assert reference[sampling] == by_hand(SAMPLING[sampling])
+
+
+def test_the_reference_is_worth_comparing_with(reference: dict[str, Words]) -> None:
+    assert all(len(words) == TOKENS and len(set(words)) > TOKENS // 4 for words in reference.values())
+    assert len(set(reference.values())) == len(reference)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("sampling", SAMPLING)
+@pytest.mark.parametrize(("pace", "drafter"), WAYS, ids="-".join)
+def test_alone(bench: Bench, reference: dict[str, Words], pace: str, drafter: str, sampling: str, network: str) -> None:
+    bench.link.configure(NETWORKS[network])
+    output = run(bench.clients[pace, drafter], SAMPLING[sampling])
+    assert output.token_ids == reference[sampling]
+    assert not output.metrics.notices
+    if drafter in ("onnx", "gguf"):
+        assert output.metrics.accepted_tokens > 0
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+@pytest.mark.parametrize(("pace", "drafter"), WAYS, ids="-".join)
+def test_cut_link(bench: Bench, reference: dict[str, Words], pace: str, drafter: str, sampling: str) -> None:
+    bench.link.configure(NETWORKS["rtt20-jitter"])
+    output = run(bench.clients[pace, drafter], SAMPLING[sampling], bench.link.cut)
+    assert output.token_ids == reference[sampling]
+    assert output.metrics.reconnects == 1
+
+
+@pytest.mark.parametrize("disturbance", ["none", "cut", "restart"])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_in_company(bench: Bench, reference: dict[str, Words], sampling: str, network: str, disturbance: str) -> None:
+    """Every way of decoding at once, each in the company of all others, through the same disturbance."""
+    bench.link.configure(NETWORKS[network])
+    disturbances = {"none": None, "cut": bench.link.cut, "restart": bench.restart_verifier}
+    once = threading.Lock()
+
+    def disturb_once() -> None:
+        action = disturbances[disturbance]
+        if action is not None and once.acquire(blocking=False):
+            action()
+
+    with ThreadPoolExecutor(len(bench.clients)) as pool:
+        futures = {
+            way: pool.submit(run, client, SAMPLING[sampling], disturb_once) for way, client in bench.clients.items()
+        }
+        outputs = {way: future.result(timeout=120) for way, future in futures.items()}
+    assert {way: output.token_ids for way, output in outputs.items()} == dict.fromkeys(outputs, reference[sampling])
+    if disturbance != "none":
+        assert sum(output.metrics.reconnects for output in outputs.values()) >= len(outputs) // 2
