@@ -158,7 +158,7 @@ def sampling_params(message: pb.SamplingParams, vocabulary_size: int) -> Samplin
     """The contract's message as checked parameters. Raises VerifierError."""
 
     def given(name: str, default: float) -> float:
-        return float(getattr(message, name)) if message.HasField(name) else default  # type: ignore[arg-type]
+        return float(getattr(message, name)) if message.HasField(name) else default
 
     check_ids(list(message.logit_bias), vocabulary_size, "logit_bias")
     check_ids(message.stop_ids, vocabulary_size, "stop_ids")

@@ -119,7 +119,7 @@ def generate(prompt: str | None, message: str | None, as_json: bool, **options: 
     if message is not None:
         question = [{"role": "user", "content": message}]
     else:
-        question = click.get_text_stream("stdin").read() if prompt in (None, "-") else prompt
+        question = sys.stdin.read() if prompt in (None, "-") else prompt
     params = _params(options)
     client = _client(options)
     try:

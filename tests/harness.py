@@ -64,7 +64,7 @@ class InProcessVerifier:
         port: int = 0,
     ) -> None:
         self.engine, self._port = engine, port
-        self._served = Served("mock", engine.info, codec, max_lookahead)
+        self._served = Served("mock", engine.info, codec or LetterCodec(), max_lookahead)
         self._settings = (scheduler, service)
         self._loop = asyncio.new_event_loop()
         self._ready: Future[int] = Future()

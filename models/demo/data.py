@@ -90,7 +90,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, dialogues: list[list[Message]], s
     order = list(dialogues)
     random.Random(shuffle_seed).shuffle(order)
     backend = tokenizer.backend_tokenizer
-    user, assistant, end = (backend.token_to_id(t) for t in (USER, ASSISTANT, END))
+    ids_of = {t: i for i, t in enumerate(SPECIAL_TOKENS)}
+    user, assistant, end = ids_of[USER], ids_of[ASSISTANT], ids_of[END]
     tokens: list[int] = []
     own: list[bool] = []
     for messages in order:
