@@ -28,7 +28,7 @@ from netlab import provenance
 from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
 from netlab.race import SWEEP, Figures, Lane, chat, interleaved, open_lanes, same_words
-from netlab.race_view import Pane, Pieces, RaceView, table
+from netlab.race_view import Pane, Pieces, RaceView, draw, table
 from netlab.verifier_process import VerifierProcess, VerifierProcessError
 from speculation.sampling import SamplingParams
 
@@ -62,11 +62,12 @@ OPENINGS = (
 @click.option("--target", default=DEMO / "target", type=click.Path(path_type=Path), help="Target model folder.")
 @click.option("--drafter", default=str(DEMO / "drafter-onnx"), help="GGUF file or ONNX folder.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
-def main(json_file: Path | None, **options: Any) -> None:
+@click.option("--svg", "svg_file", type=click.Path(path_type=Path, dir_okay=False), help="Draw the race's finish here.")
+def main(json_file: Path | None, svg_file: Path | None, **options: Any) -> None:
     """Race streaming, synchronous rounds and Outrider over an emulated network."""
     console = Console()
     try:
-        report = Demo(console, **options).run()
+        report = Demo(console, svg_file, **options).run()
     except VerifierProcessError as error:
         raise click.ClickException(str(error)) from error
     if json_file is not None:
@@ -82,6 +83,7 @@ class Demo:
     def __init__(
         self,
         console: Console,
+        svg_file: Path | None = None,
         *,
         rtt_ms: float,
         jitter_ms: float,
@@ -93,7 +95,7 @@ class Demo:
         target: Path,
         drafter: str,
     ) -> None:
-        self._console = console
+        self._console, self._svg_file = console, svg_file
         self._link_settings = LinkSettings.of_rtt(rtt_ms, jitter_ms=jitter_ms)
         self._rtt_ms, self._step_ms, self._seed = rtt_ms, step_ms, seed
         self._target, self._drafter = target, drafter
@@ -122,7 +124,7 @@ class Demo:
     # -- racing ------------------------------------------------------------------------------------------------------
 
     def _race(self, lanes: list[Lane], link: LinkProcess) -> None:
-        if not self._console.is_terminal:
+        if not self._console.is_terminal and self._svg_file is None:
             self._measure(lanes, link, lambda _lane, _index: _ignore, self._line)
             return
         pieces = Pieces(str(self._target / "tokenizer.json"))
@@ -130,7 +132,7 @@ class Demo:
         view = RaceView(self._console, list(panes.values()), len(lanes) * len(self._prompts))
         with Live(view, console=self._console, refresh_per_second=20, transient=False):
             view.headline = Text(f"all three at once: {self._prompts[0]}", "bold")
-            self._all_at_once(lanes, panes)
+            self._all_at_once(lanes, panes, view)
 
             def begin(lane: Lane, index: int) -> Callable[[StreamChunk], None]:
                 view.headline = Text(f"one at a time, to be measured: {self._prompts[index]}", "bold")
@@ -139,13 +141,15 @@ class Demo:
 
             self._measure(lanes, link, begin, lambda _lane, _index: view.progress.advance(view.task))
 
-    def _all_at_once(self, lanes: list[Lane], panes: dict[str, Pane]) -> None:
+    def _all_at_once(self, lanes: list[Lane], panes: dict[str, Pane], view: RaceView) -> None:
         """The race to look at: in one batch of the server. What is measured runs alone."""
-        prompt = chat(self._prompts[0])
-        threads = [
-            threading.Thread(target=lane.answer, args=(prompt, self._params, self._seed, panes[lane.name].take))
-            for lane in lanes
-        ]
+
+        def run(lane: Lane) -> None:
+            lane.answer(chat(self._prompts[0]), self._params, self._seed, panes[lane.name].take)
+            if lane.name == "outrider" and self._svg_file is not None:
+                draw(self._svg_file, view)
+
+        threads = [threading.Thread(target=run, args=(lane,)) for lane in lanes]
         for thread in threads:
             thread.start()
         for thread in threads:

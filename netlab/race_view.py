@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -71,11 +73,19 @@ class RaceView:
 
     def __init__(self, console: Console, panes: Sequence[Pane], runs: int) -> None:
         self._console, self.panes = console, panes
+        self._runs = runs
         self.headline = Text()
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
         )
         self.task = self.progress.add_task("measuring", total=runs)
+
+    @classmethod
+    def on(cls, console: Console, view: RaceView) -> RaceView:
+        """The same race on another console."""
+        copy = cls(console, view.panes, view._runs)
+        copy.headline = view.headline
+        return copy
 
     def __rich__(self) -> RenderableType:
         width = max(24, self._console.width // len(self.panes) - 1)
@@ -87,6 +97,13 @@ class RaceView:
         )
         panes = Columns([pane.render(height, width) for pane in self.panes], padding=(0, 0))
         return Group(self.headline, panes, legend, self.progress)
+
+
+def draw(path: Path, view: RaceView) -> None:
+    """The race as it stands, as a picture."""
+    paper = Console(record=True, width=132, height=24, file=io.StringIO(), force_terminal=True)
+    paper.print(RaceView.on(paper, view))
+    paper.save_svg(str(path), title="make demo")
 
 
 def table(lanes: Sequence[Lane]) -> Table:

@@ -64,7 +64,8 @@ class InProcessVerifier:
         port: int = 0,
     ) -> None:
         self.engine, self._port = engine, port
-        self._served = Served("mock", engine.info, codec or LetterCodec(), max_lookahead)
+        mock_or_real: Any = codec or LetterCodec()
+        self._served = Served("mock", engine.info, mock_or_real, max_lookahead)
         self._settings = (scheduler, service)
         self._loop = asyncio.new_event_loop()
         self._ready: Future[int] = Future()
