@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from cloud_verifier.engines.torch_engine.layout import TILE_ROWS, Layout, TileBatch
@@ -48,7 +48,7 @@ def _enter(module: torch.nn.Module, extra: dict[str, Any]) -> tuple[SlotLayer, L
         if extra.get(name) is not None:
             raise UnsupportedAttention(f"its attention uses {name}")
     pool, layout = _current.get()
-    return pool.layers[module.layer_idx], layout
+    return pool.slot_layer(int(module.layer_idx)), layout  # type: ignore[arg-type]
 
 
 def plain_attention(
@@ -56,7 +56,7 @@ def plain_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    *_mask: torch.Tensor | None,
     scaling: float | None = None,
     **extra: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -70,7 +70,7 @@ def plain_attention(
         keys = layer.keys[segment.slot, :end].transpose(0, 1)[None]
         values = layer.values[segment.slot, :end].transpose(0, 1)[None]
         rows = query[:, :, row : row + segment.rows]
-        seen = F.scaled_dot_product_attention(rows, keys, values, mask, scale=scaling, enable_gqa=grouped)
+        seen = scaled_dot_product_attention(rows, keys, values, mask, scale=scaling, enable_gqa=grouped)
         out[row : row + segment.rows] = seen[0].transpose(0, 1)
         row += segment.rows
     return out[None], None
@@ -81,7 +81,7 @@ def strict_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    *_mask: torch.Tensor | None,
     scaling: float | None = None,
     **extra: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -96,14 +96,14 @@ def strict_attention(
     for batch, mask in zip(layout.batches, layout.tile_masks(group, query.dtype), strict=True):
         part = tiles[batch.first : batch.last]
         keys, values = _seen(layer.keys, batch), _seen(layer.values, batch)
-        results.append(F.scaled_dot_product_attention(part, keys, values, mask, scale=scaling).transpose(1, 2))
+        results.append(scaled_dot_product_attention(part, keys, values, mask, scale=scaling).transpose(1, 2))
     seen = results[0] if len(results) == 1 else torch.cat(results)
     out = seen.reshape(-1, value.shape[3]).index_select(0, index.scatter)
     return out.view(1, query.shape[2], heads, value.shape[3]), None
 
 
 def _seen(states: torch.Tensor, batch: TileBatch) -> torch.Tensor:
-    """What a batch of tiles sees of [slots, tokens, heads, width], as [tiles, heads, keys, width]; a view if it can be."""
+    """What tiles see of states [slots, tokens, heads, width], as [tiles, heads, keys, width]; a view if possible."""
     if batch.slot_index is not None:
         return states[:, : batch.keys].index_select(0, batch.slot_index).transpose(1, 2)
     first, last = batch.slots[0], batch.slots[-1]

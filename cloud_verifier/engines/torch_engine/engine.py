@@ -1,9 +1,9 @@
 """`TorchEngine`: sequences on a transformers causal LM, all of a step's blocks in one packed forward.
 
-Strict mode is what makes words independent of company. The bits of a row of a matrix product may depend on how many rows
-there are (fp32 on a CPU: below four rows, or below twelve that two threads share unevenly); of attention, on how many
-queries and keys there are. So rows come in a fixed multiple and at most so many at a time (`RowRule`), and attention comes
-in tiles of one shape (`layout`). `self_test` checks that this is enough on the machine at hand.
+Strict mode is what makes words independent of company. The bits of a row of a matrix product may depend on how many
+rows there are (fp32 on a CPU: below four rows, or below twelve that two threads share unevenly); of attention, on how
+many queries and keys there are. So rows come in a fixed multiple and at most so many at a time (`RowRule`), and
+attention comes in tiles of one shape (`layout`). `self_test` checks that this is enough on the machine at hand.
 """
 
 from __future__ import annotations
@@ -36,15 +36,13 @@ class RowRule:
 
 
 PLAIN_ROWS = RowRule(1, 2048)
-CPU_STRICT_ROWS = RowRule(8, 512)
-GPU_STRICT_ROWS = RowRule(128, 128)  # always the same shape, hence always the same kernel
 
 
-def row_rule(strict: bool, device: torch.device) -> RowRule:
-    """The rule for a mode and a device."""
-    if not strict:
-        return PLAIN_ROWS
-    return CPU_STRICT_ROWS if device.type == "cpu" else GPU_STRICT_ROWS
+def strict_row_rules(device: torch.device) -> tuple[RowRule, ...]:
+    """What strict mode may try, cheapest first. On a GPU the shape never changes, hence neither does the kernel."""
+    if device.type == "cpu":
+        return RowRule(8, 512), RowRule(16, 512), RowRule(64, 64)
+    return RowRule(64, 64), RowRule(256, 256)
 
 
 @dataclass
@@ -60,7 +58,7 @@ class TorchEngine(TargetEngine):
         """model: on its device, in its dtype; it is set to evaluation mode and to this engine's attention."""
         self.info = info
         self.model = model.eval()
-        self.rows = row_rule(strict, model.device)
+        self.rows = strict_row_rules(model.device)[0] if strict else PLAIN_ROWS
         self._pool = SlotPool(info.max_sequences, info.context_limit)
         self._free_slots = list(range(info.max_sequences))  # a heap: low slots first, so that batches are views
         self._sequences: dict[SequenceId, _Sequence] = {}

@@ -3,8 +3,8 @@
 The new tokens of all sequences are laid end to end as rows. For strict attention rows are cut into tiles: at most
 `TILE_ROWS` rows of one sequence, padded to exactly that many, that see the first `keys` positions of their slot, a
 multiple of `TOKENS_MULTIPLE`. Every kernel thus meets one query shape, whatever the block, and as many keys as the
-position alone tells: no tile reaches across a multiple of `TOKENS_MULTIPLE`, because MKL sums over 192 and over 256 keys in
-different orders even where the last 64 weigh nothing. Tiles that see equally many positions run as one batch.
+position alone tells: no tile reaches across a multiple of `TOKENS_MULTIPLE`, because MKL sums over 192 and over 256
+keys in different orders even where the last 64 weigh nothing. Tiles that see equally many positions run as one batch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import pad
 
 from cloud_verifier.engines.torch_engine.pool import TOKENS_MULTIPLE
 
@@ -53,8 +54,9 @@ class _Tile(NamedTuple):
 class HeadIndex(NamedTuple):
     """How rows and heads are regrouped for grouped-query attention, as indices into flattened states.
 
-    gather: [tiles * kv_heads * TILE_ROWS * group], from [rows * heads] queries to tiles in which all the query heads that
-    share a key head are rows of one matrix. scatter: [rows * heads], back from [tiles * TILE_ROWS * group * kv_heads].
+    gather: [tiles * kv_heads * TILE_ROWS * group], from [rows * heads] queries to tiles in which all the query heads
+    that share a key head are rows of one matrix. scatter: [rows * heads], back from [tiles * TILE_ROWS * group *
+    kv_heads].
     """
 
     gather: torch.Tensor
@@ -76,7 +78,7 @@ class Layout:
         self.tokens = len(positions)
         packed = torch.tensor([slots, positions], dtype=torch.int64).to(device)
         self.write_index = (packed[0], packed[1])
-        self.positions = torch.nn.functional.pad(packed[1:], (0, rows - self.tokens))
+        self.positions = pad(packed[1:], (0, rows - self.tokens))
         self._tiles: list[_Tile] = []
         self._batches: list[TileBatch] = []
         self._heads: dict[tuple[int, int], HeadIndex] = {}

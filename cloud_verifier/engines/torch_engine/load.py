@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +15,11 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from cloud_verifier.engines.base import Block, EngineInfo, Sampler
-from cloud_verifier.engines.torch_engine.engine import TorchEngine
+from cloud_verifier.engines.torch_engine.engine import RowRule, TorchEngine, strict_row_rules
 from cloud_verifier.engines.torch_engine.self_test import self_test
 from speculation.sampling import SamplingParams
+
+_log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRIAL_TOKENS = 24
@@ -41,10 +44,10 @@ def load(
 ) -> TorchEngine:
     """Open a causal LM.
 
-    model: a local folder as `save_pretrained` writes it, or a hub id (HF_HUB_OFFLINE is respected). device: "auto" (CUDA
-    if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32", "bfloat16",
-    "float16". context_limit: at most so many tokens per sequence; never more than the model's own limit. threads: CPU
-    threads of this process, None to leave as they are. Raises ModelError.
+    model: a local folder as `save_pretrained` writes it, or a hub id (HF_HUB_OFFLINE is respected). device: "auto"
+    (CUDA if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32",
+    "bfloat16", "float16". context_limit: at most so many tokens per sequence; never more than the model's own limit.
+    threads: CPU threads of this process, None to leave as they are. Raises ModelError.
     """
     if max_sequences < 1:
         raise ModelError(f"max_sequences is {max_sequences}; it must be at least 1.")
@@ -57,7 +60,8 @@ def load(
         dtype = "float32" if place.type == "cpu" else "bfloat16"
     if dtype not in DTYPES:
         raise ModelError(f'dtype is "{dtype}"; it must be "auto" or one of {", ".join(DTYPES)}.')
-    opened = _open(model, DTYPES[dtype]).to(place)
+    opened = _open(model, DTYPES[dtype])
+    torch.nn.Module.to(opened, place)
     return wrap(
         opened,
         name=Path(model).name if Path(model).is_dir() else model,
@@ -83,7 +87,7 @@ def wrap(
     _refuse_unsupported(model, limit)
     info = EngineInfo(
         name=name,
-        fingerprint=fingerprint(model, strict),
+        fingerprint="",
         vocabulary_size=model.config.get_text_config().vocab_size,
         eos_ids=_eos_ids(model),
         context_limit=limit,
@@ -97,13 +101,24 @@ def wrap(
     engine = TorchEngine(model, info, strict=strict)
     _compare(engine, trial, own)
     if strict:
-        report = self_test(engine)
-        engine.describe(strict=report.strict, strict_report=report.sentence)
+        _settle_rows(engine)
+    engine.describe(fingerprint=fingerprint(model, engine.info.strict, engine.rows))
     return engine
 
 
-def fingerprint(model: PreTrainedModel, strict: bool) -> str:
-    """sha256, in hex, over the weights, the configuration, the precision, strictness, device type and versions.
+def _settle_rows(engine: TorchEngine) -> None:
+    """Find the smallest row rule under which the self-test passes; where none does, the engine is not strict."""
+    for rule in strict_row_rules(engine.model.device):
+        engine.rows = rule
+        report = self_test(engine)
+        engine.describe(strict=report.strict, strict_report=report.sentence)
+        if report.strict:
+            return
+        _log.warning("with rows in multiples of %d: %s", rule.multiple, report.sentence)
+
+
+def fingerprint(model: PreTrainedModel, strict: bool, rows: RowRule) -> str:
+    """sha256, in hex, over the weights, the configuration, the precision, strictness, kind of device and versions.
 
     Replicas of one model agree in it if they compute the same words, and on the same kind of machine only then.
     """
@@ -111,7 +126,7 @@ def fingerprint(model: PreTrainedModel, strict: bool) -> str:
 
     def digest(item: tuple[str, torch.Tensor]) -> bytes:
         name, tensor = item
-        data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
         head = f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
         return hashlib.sha256(head + hashlib.sha256(data).digest()).digest()
 
@@ -124,7 +139,7 @@ def fingerprint(model: PreTrainedModel, strict: bool) -> str:
     settings = {
         "config": _lasting(model.config.to_dict()),
         "dtype": str(model.dtype),
-        "strict": strict,
+        "strict": [strict, rows.multiple, rows.most],
         "device": [device.type, kind],
         "versions": [torch.__version__, transformers.__version__],
     }
@@ -237,6 +252,7 @@ def _own_logits(model: PreTrainedModel, trial: list[list[int]]) -> list[torch.Te
 
 def _compare(engine: TorchEngine, trial: list[list[int]], own: list[torch.Tensor]) -> None:
     """Refuse a model whose packed forward differs from its own: it uses something the engine does not pass on."""
+    kind = f'This "{engine.model.config.model_type}" model'
     sampler = Sampler(SamplingParams(), seed=0, prompt_length=0)
     for ids, expected in zip(trial, own, strict=True):
         sequence, other = engine.open(), None
@@ -249,9 +265,7 @@ def _compare(engine: TorchEngine, trial: list[list[int]], own: list[torch.Tensor
             first = engine.logits(blocks)[-1]
             got = torch.cat([first, *engine.logits([Block(sequence, halves[1], len(halves[1]), sampler)])]).float()
         except Exception as error:
-            raise ModelError(
-                f'This "{engine.model.config.model_type}" model cannot be evaluated in packed form: {_first_line(error)}.'
-            ) from error
+            raise ModelError(f"{kind} cannot be evaluated in packed form: {_first_line(error)}.") from error
         finally:
             engine.close(sequence)
             if other is not None:
@@ -260,6 +274,6 @@ def _compare(engine: TorchEngine, trial: list[list[int]], own: list[torch.Tensor
         share = float((got - expected.float()).square().mean().sqrt() / spread)
         if not share <= TOLERANCE[engine.model.dtype]:
             raise ModelError(
-                f'The packed forward of this "{engine.model.config.model_type}" model differs from its own forward by '
-                f"{share:.3g} of the logits' spread; it uses something that this engine does not support."
+                f"{kind} computes {share:.3g} of its logits' spread differently in packed form; it uses something that "
+                "this engine does not support."
             )

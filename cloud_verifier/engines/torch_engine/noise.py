@@ -15,18 +15,22 @@ from speculation.noise import MULTIPLIERS, round_keys
 
 WORD = 0xFFFFFFFF
 
+Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
-def philox(even: torch.Tensor, odd: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Philox 4x32-10 on counters split into words (0, 2) and words (1, 3), int64 of shape [2, ...] each.
 
-    keys: int64 [10, 2, ...], broadcastable to the counters. Returns the outputs, split in the same way.
+def philox(counter: Words, keys: torch.Tensor) -> Words:
+    """Philox 4x32-10 of counters given as four words; words are int64 tensors in 0 .. 2**32 - 1 that broadcast
+    together.
+
+    keys: int64 [10, 2, ...], which broadcast too. Words that are alike for many counters may stay small: the first
+    rounds, which have not mixed them yet, then cost little.
     """
-    multipliers = torch.tensor(MULTIPLIERS, device=even.device).view(2, *[1] * (even.dim() - 1))
-    for key in keys:
-        product = even * multipliers
-        even = ((product >> 32) & WORD).flip(0) ^ odd ^ key
-        odd = (product & WORD).flip(0)
-    return even, odd
+    a, b, c, d = counter
+    for first, second in keys:
+        low, high = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
+        a, b = ((high >> 32) ^ b ^ first) & WORD, high & WORD
+        c, d = ((low >> 32) ^ d ^ second) & WORD, low & WORD
+    return a, b, c, d
 
 
 def gumbel(integers: torch.Tensor) -> torch.Tensor:
@@ -45,20 +49,13 @@ class RowNoise:
 
     def integers(self, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The integers of some tokens (int64 [m]) at some rows (int64 [m]); int64 [m]."""
-        even = torch.stack([self._positions[rows], torch.zeros_like(tokens)])
-        odd = torch.stack([tokens >> 2, torch.zeros_like(tokens)])
-        even, odd = philox(even, odd, self._keys[:, :, rows])
-        lanes = torch.stack([even[0], odd[0], even[1], odd[1]])
-        return lanes.gather(0, (tokens & 3)[None])[0]
+        zero = tokens.new_zeros(1)
+        lanes = philox((self._positions[rows], tokens >> 2, zero, zero), self._keys[:, :, rows])
+        return torch.stack(lanes).gather(0, (tokens & 3)[None])[0]
 
     def all_integers(self, vocabulary_size: int) -> torch.Tensor:
         """The integers of every token at every row; int64 [n, vocabulary_size]."""
-        counters = torch.arange(-(-vocabulary_size // 4), device=self._positions.device)
-        rows = len(self._positions)
-        even = self._positions.new_zeros(2, rows, len(counters))
-        odd = torch.zeros_like(even)
-        even[0] = self._positions[:, None]
-        odd[0] = counters
-        even, odd = philox(even, odd, self._keys[:, :, :, None])
-        lanes = torch.stack([even[0], odd[0], even[1], odd[1]], dim=-1)
-        return lanes.view(rows, -1)[:, :vocabulary_size]
+        counters = torch.arange(-(-vocabulary_size // 4), device=self._positions.device)[None]
+        zero = counters.new_zeros(1, 1)
+        lanes = philox((self._positions[:, None], counters, zero, zero), self._keys[:, :, :, None])
+        return torch.stack(lanes, dim=-1).flatten(1)[:, :vocabulary_size]

@@ -1,11 +1,13 @@
 """The pool of keys and values that all sequences share: one slot each, rolled back by length.
 
-A slot is never cleaned on rollback: attention looks only at positions up to the token it computes, so what lies beyond a
-sequence's length is never seen. It is cleaned when its sequence is closed, so that nothing of one session, not even a NaN,
-stays behind for the next.
+A slot is never cleaned on rollback: attention looks only at positions up to the token it computes, so what lies beyond
+a sequence's length is never seen. It is cleaned when its sequence is closed, so that nothing of one session, not even a
+NaN, stays behind for the next.
 """
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -15,13 +17,13 @@ FIRST_SLOTS = 4
 FIRST_TOKENS = 256
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, [slots, tokens, heads, width] each; allocated when the first keys arrive."""
 
     is_sliding = False
 
     def __init__(self, pool: SlotPool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._pool = pool
         self.keys: torch.Tensor
         self.values: torch.Tensor
@@ -33,9 +35,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: object, **_kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scatter one packed forward's states ([1, heads, rows, width]) to where `SlotPool.write_to` says.
+        """Scatter one packed forward's states ([1, heads, rows, width]) to where `SlotPool.write_index` says.
 
         Rows past the last index are padding and are dropped. Returns its arguments: attention reads the pool itself.
         """
@@ -68,7 +70,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return self._pool.capacity[1]
 
 
-class SlotPool(Cache):  # type: ignore[misc]
+class SlotPool(Cache):
     """A transformers cache whose layers hold every sequence in a slot of its own.
 
     capacity: slots and tokens per slot that are allocated now; both grow by doubling up to the limits.
@@ -80,7 +82,16 @@ class SlotPool(Cache):  # type: ignore[misc]
         self._max_tokens = _round_up(max_tokens)
         self.capacity = (min(FIRST_SLOTS, max_slots), min(FIRST_TOKENS, self._max_tokens))
         self.write_index: tuple[torch.Tensor, torch.Tensor]
-        super().__init__(layer_class_to_replicate=lambda: SlotLayer(self))
+        self._layers: list[SlotLayer] = []  # those of `layers`, which transformers adds one by one, by their type
+        super().__init__(layer_class_to_replicate=cast(Any, self._add_layer))
+
+    def slot_layer(self, index: int) -> SlotLayer:
+        """The layer of this index, which has been written to."""
+        return self._layers[index]
+
+    def _add_layer(self) -> SlotLayer:
+        self._layers.append(SlotLayer(self))
+        return self._layers[-1]
 
     def reserve(self, slots: int, tokens: int) -> None:
         """Make room for this many slots of this many tokens each."""
@@ -90,13 +101,13 @@ class SlotPool(Cache):  # type: ignore[misc]
         while have_tokens < tokens:
             have_tokens = min(2 * have_tokens, self._max_tokens)
         if (have_slots, have_tokens) != self.capacity:
-            for layer in self.layers:
+            for layer in self._layers:
                 layer.grow(have_slots, have_tokens)
             self.capacity = (have_slots, have_tokens)
 
     def clean(self, slot: int) -> None:
         """Zero one slot."""
-        for layer in self.layers:
+        for layer in self._layers:
             if layer.is_initialized and slot < layer.keys.shape[0]:
                 layer.keys[slot].zero_()
                 layer.values[slot].zero_()

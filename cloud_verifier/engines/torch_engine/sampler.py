@@ -1,7 +1,8 @@
 """The torch twin of `speculation.sampling`: the target's choice at many rows of logits at once.
 
 A row's choice depends on that row alone. So every reduction here is one whose order does not depend on the number of
-rows: maxima, sorts, log_softmax, sums of integers; a float sum over a single row, say, is split among threads and is not.
+rows: maxima, sorts, log_softmax, sums of integers; a float sum over a single row, say, is split among threads and is
+not.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from speculation.sampling import SamplingParams
 REACH = GUMBEL_MAX - GUMBEL_MIN  # a token this far below the best in log p cannot win, whatever the noise
 NUCLEUS_FIRST = 256  # top-p looks at this many tokens before it sorts a whole vocabulary
 FIXED_POINT = 2.0**52  # one, in top-p's sums
+CPU_COUNTERS, GPU_COUNTERS = 1 << 14, 1 << 22  # Philox counters at a time: on a CPU, what stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -63,30 +65,48 @@ def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:
 
 
 def _choose_plain(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """argmax(logits / temperature + G), [n], with noise for those tokens only that can win."""
+    """argmax(logits / temperature + G), [n]."""
     temperatures = _column([row.sampler.params.temperature for row in rows], logits.device)
     exact = logits.float() if logits.dtype != torch.float64 else logits
     floor = exact.amax(-1, keepdim=True).double() - REACH * temperatures
-    # Rounded down to the logits' own precision, so that the comparison of [n, V] needs no conversion.
+    # Rounded down to the logits' own precision, so that comparing all of [n, V] needs no conversion.
     floor = torch.nextafter(floor.to(exact.dtype), exact.new_tensor(-math.inf))
-    number, token = (exact >= floor).nonzero(as_tuple=True)
-    scores = exact[number, token].double() / temperatures[number, 0]
-    return _winners(number, token, scores, rows, logits)
+    able = exact >= floor
+    if _many(able):
+        return choose_simply(exact, rows, temperatures)
+    row_of, token_of = able.nonzero(as_tuple=True)
+    scores = exact[row_of, token_of].double() / temperatures[row_of, 0]
+    return _choose_among(row_of, token_of, scores, rows, logits.shape[1])
 
 
-def _winners(
-    number: torch.Tensor, token: torch.Tensor, scores: torch.Tensor, rows: Sequence[Row], logits: torch.Tensor
+def _many(able: torch.Tensor) -> bool:
+    """Whether noise for every token is less work than noise for these: four tokens share one evaluation of Philox."""
+    return 4 * int(able.sum()) > able.numel()
+
+
+def choose_simply(logits: torch.Tensor, rows: Sequence[Row], temperatures: torch.Tensor) -> torch.Tensor:
+    """argmax(logits / temperature + G), [n], with noise for every token. temperatures: float64 [n, 1]."""
+    counters = CPU_COUNTERS if logits.device.type == "cpu" else GPU_COUNTERS
+    at_once = max(1, 4 * counters // logits.shape[1])
+    parts = []
+    for first in range(0, len(rows), at_once):
+        last = first + at_once
+        noise = gumbel(_noise(rows[first:last], logits.device).all_integers(logits.shape[1]))
+        parts.append((logits[first:last].double() / temperatures[first:last] + noise).argmax(-1))
+    return torch.cat(parts)
+
+
+def _choose_among(
+    row_of: torch.Tensor, token_of: torch.Tensor, scores: torch.Tensor, rows: Sequence[Row], size: int
 ) -> torch.Tensor:
-    """The best token of each row, [n], among candidates given by row number, token and score (before noise), each [m]."""
-    scores = scores + gumbel(_noise(rows, logits.device).integers(number, token))
-    board = torch.full(logits.shape, -math.inf, dtype=torch.float64, device=logits.device)
-    board[number, token] = scores
+    """The best token of each row, [n], with noise only for candidates: their rows, ids and scores, [m] each.
+
+    Exact if the candidates are all tokens within REACH of the best: the others cannot win.
+    """
+    scores = scores + gumbel(_noise(rows, scores.device).integers(row_of, token_of))
+    board = scores.new_full((len(rows), size), -math.inf)
+    board[row_of, token_of] = scores
     return board.argmax(-1)
-
-
-def choose_simply(log_probs: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """argmax(log p + G), [n], noise for every token: what `_choose_adjusted` does, with no thought for work."""
-    return (log_probs + gumbel(_noise(rows, log_probs.device).all_integers(log_probs.shape[1]))).argmax(-1)
 
 
 def _choose_adjusted(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
@@ -98,8 +118,13 @@ def _choose_adjusted(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     if sampled:
         chosen = [rows[i] for i in sampled]
         log_probs = filtered(logits[sampled], [row.sampler.params for row in chosen])
-        number, token = (log_probs >= log_probs.amax(-1, keepdim=True) - REACH).nonzero(as_tuple=True)
-        tokens[sampled] = _winners(number, token, log_probs[number, token], chosen, log_probs)
+        able = log_probs >= log_probs.amax(-1, keepdim=True) - REACH
+        if _many(able):
+            tokens[sampled] = choose_simply(log_probs, chosen, log_probs.new_ones(len(chosen), 1))
+        else:
+            row_of, token_of = able.nonzero(as_tuple=True)
+            scores = log_probs[row_of, token_of]
+            tokens[sampled] = _choose_among(row_of, token_of, scores, chosen, log_probs.shape[1])
     return tokens
 
 
@@ -143,35 +168,36 @@ def filtered(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Te
 
 def _nucleus(log_probs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """The likeliest tokens whose predecessors hold less than top_p ([n, 1]); the others get -inf."""
+    size = log_probs.shape[1]
     probs = torch.softmax(log_probs, dim=-1)
-    width = log_probs.shape[1]
-    if width > 2 * NUCLEUS_FIRST:
-        edge = log_probs.topk(NUCLEUS_FIRST, dim=-1)
-        by_id = edge.indices.sort(dim=-1).values
-        out, before_edge = _keep(log_probs, probs, by_id, top_p)
-        if bool((before_edge >= top_p[:, 0] * FIXED_POINT).all()):
-            return out
-    everything = torch.arange(width, device=log_probs.device).expand(len(log_probs), -1)
-    return _keep(log_probs, probs, everything, top_p)[0]
+    out = torch.empty_like(log_probs)
+    left = torch.arange(len(log_probs), device=log_probs.device)
+    for width in (NUCLEUS_FIRST, size) if size > 2 * NUCLEUS_FIRST else (size,):
+        part = log_probs[left]
+        ids = part.topk(width, dim=-1, sorted=False).indices.sort(dim=-1).values
+        out[left], held = _keep(part, probs[left], ids, top_p[left])
+        left = left[held < top_p[left, 0] * FIXED_POINT]
+        if len(left) == 0:
+            break
+    return out
 
 
 def _keep(
     log_probs: torch.Tensor, probs: torch.Tensor, ids: torch.Tensor, top_p: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep the nucleus among some tokens of each row, ids ascending [n, m], as if there were no others.
+    """Keep the nucleus among some of the likeliest tokens of each row (ids ascending, [n, m]), as if those were all.
 
-    Also returns what is held before the first of those as unlikely as the last of them, [n], in fixed point: beyond it
-    a tie may go on among the tokens that were not given.
+    Also returns what is held before the first token that is as unlikely as the last of them, [n], in fixed point: if
+    less than top_p, then others may belong to the nucleus too.
     """
     ordered, order = log_probs.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     ids = ids.gather(1, order)
     # Integers, because the order of a float sum on a GPU depends on the number of rows.
     shares = (probs.gather(1, ids) * FIXED_POINT).round().long()
     before = shares.cumsum(-1) - shares
-    kept = before < top_p * FIXED_POINT
-    out = torch.full_like(log_probs, -math.inf).scatter(1, ids, ordered.masked_fill(~kept, -math.inf))
+    kept = ordered.masked_fill(before >= top_p * FIXED_POINT, -math.inf)
     first_at_edge = (ordered == ordered[:, -1:]).int().argmax(-1, keepdim=True)
-    return out, before.gather(1, first_at_edge)[:, 0]
+    return torch.full_like(log_probs, -math.inf).scatter(1, ids, kept), before.gather(1, first_at_edge)[:, 0]
 
 
 def logprobs(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[Logprobs]:
