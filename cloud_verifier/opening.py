@@ -21,6 +21,7 @@ from speculation.sampling import SamplingError, SamplingParams
 
 PROTOCOL_VERSION = 1
 MAX_PATIENCE_MS = 60_000
+SENTENCE_CHARACTERS = 500  # a template may quote the prompt; gRPC drops a status whose metadata exceed 8 kB
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,12 @@ def new_session(request: pb.Open, served: Served) -> Session:
         echo=Echo(0, now),
     )
     session.replay(request.continue_from)
+    if (length := len(session.drafted)) < len(request.continue_from):
+        raise VerifierError(
+            StatusCode.OUT_OF_RANGE,
+            "CONTINUES_PAST_END",
+            f"continue_from has {len(request.continue_from)} tokens, but the answer stops after {length}",
+        )
     session.sent = session.line.length
     return session
 
@@ -136,7 +143,6 @@ def prompt_ids(request: pb.Open, served: Served) -> list[int]:
     kind = request.WhichOneof("prompt")
     try:
         if kind == "prompt_ids":
-            check_ids(request.prompt_ids.ids, served.engine.vocabulary_size, "the prompt")
             ids = list(request.prompt_ids.ids)
         elif kind == "text":
             ids = served.codec.encode_text(request.text)
@@ -148,9 +154,10 @@ def prompt_ids(request: pb.Open, served: Served) -> list[int]:
         else:
             raise invalid("PROMPT_MISSING", "Open has no prompt; set prompt_ids, chat or text")
     except TextError as error:
-        raise invalid("PROMPT", str(error)) from error
+        raise invalid("PROMPT", str(error)[:SENTENCE_CHARACTERS]) from error
     if not ids:
         raise invalid("PROMPT_EMPTY", "the prompt has no tokens; send at least one")
+    check_ids(ids, served.engine.vocabulary_size, "the prompt")  # a tokenizer may have more ids than the model
     return ids
 
 
