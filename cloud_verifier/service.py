@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
@@ -59,7 +60,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         try:
             check_model(request.model, self._served)
         except VerifierError as error:
-            await context.abort(error.code, error.sentence, error.trailing_metadata())
+            await _refuse(context, error)
         return self._served.model_info()
 
     async def Generate(self, _requests: Any, context: Context) -> None:  # type: ignore[override]
@@ -67,22 +68,29 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         attachment = 0
         keep = False
         try:
-            session = await self._open(context)
+            session, opened = await self._open(context)
             attachment = session.attachment
+            await context.write(pb.GenerateResponse(opened=opened))
             await self._serve(session, attachment, context)
         except VerifierError as error:
             keep = error.resumable
-            await context.abort(error.code, error.sentence, error.trailing_metadata())
-        except asyncio.CancelledError:
+            await _refuse(context, error)
+        except DecodeError:
+            await _refuse(context, invalid("UNDECODABLE", "these bytes are no GenerateRequest of outrider.v1"))
+        except (asyncio.CancelledError, grpc.aio.BaseError):
             keep = True  # the stream broke; the device may come back
             raise
+        except Exception:
+            log.exception("a stream failed through a fault of the verifier")
+            fault = "the verifier made a mistake with this session; open it again with continue_from to go on"
+            await _refuse(context, VerifierError(StatusCode.INTERNAL, "VERIFIER_FAULT", fault))
         finally:
             if session is not None and session.attachment == attachment:
                 self._detach(session, keep)
 
     # -- opening and leaving ------------------------------------------------------------------------------------------
 
-    async def _open(self, context: Context) -> Session:
+    async def _open(self, context: Context) -> tuple[Session, pb.Opened]:
         try:
             request = await asyncio.wait_for(context.read(), self._settings.open_timeout_s)
         except TimeoutError as error:
@@ -99,10 +107,11 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             prompt_ids: list[int] = []
         else:
             if self._scheduler.full:
+                places = self._scheduler.engine.info.max_sequences
                 raise VerifierError(
                     StatusCode.RESOURCE_EXHAUSTED,
                     "SESSIONS",
-                    f"all {self._scheduler.engine.info.max_sequences} places of this verifier are taken; try later",
+                    f"all {places} places of this verifier are taken; try again later",
                     retry_after_s=1.0,
                 )
             session = new_session(opened, self._served)
@@ -111,7 +120,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
                 self._scheduler.add(session)
             prompt_ids = session.line.log[: session.prompt_length] if opened.want_prompt_ids else []
         fingerprint = opened.drafter_vocabulary_fingerprint
-        message = pb.Opened(
+        return session, pb.Opened(
             session_id=session.session_id,
             lease_seconds=round(self._settings.lease_s),
             model_info=self._served.model_info(),
@@ -121,12 +130,6 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             max_lookahead=session.max_lookahead,
             vocabulary_matches=fingerprint == self._served.codec.fingerprint,
         )
-        try:
-            await context.write(pb.GenerateResponse(opened=message))
-        except BaseException:
-            self._detach(session, keep=True)
-            raise
-        return session
 
     def _resume(self, opened: pb.Open) -> Session:
         check_version(opened)
@@ -155,7 +158,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         return session
 
     def _detach(self, session: Session, keep: bool) -> None:
-        session.attached = False
+        session.attached = session.half_closed = False
         if not keep:
             self._forget(session)
             return
@@ -177,13 +180,14 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
 
     async def _serve(self, session: Session, attachment: int, context: Context) -> None:
         sending = asyncio.Lock()  # gRPC takes one write at a time
-        reader = asyncio.create_task(self._read(session, context, sending))
+        reader = asyncio.create_task(self._read(session, attachment, context, sending))
         writer = asyncio.create_task(self._write(session, attachment, context, sending))
         try:
             await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done() and reader.exception() is None and not writer.done():
-                session.patience_ms = 0  # half-closed: no drafts will come
-                self._scheduler.wake()
+                if session.attachment == attachment:
+                    session.half_closed = True  # no drafts will come
+                    self._scheduler.wake()
                 await asyncio.wait({writer})
             for task in (reader, writer):
                 if task.done() and (error := task.exception()) is not None:
@@ -193,8 +197,9 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             writer.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
 
-    async def _read(self, session: Session, context: Context, sending: asyncio.Lock) -> None:
+    async def _read(self, session: Session, attachment: int, context: Context, sending: asyncio.Lock) -> None:
         while isinstance(request := await context.read(), pb.GenerateRequest):
+            _check_attached(session, attachment)
             kind = request.WhichOneof("message")
             if kind == "draft":
                 self._draft(session, request.draft)
@@ -239,25 +244,18 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
 
     async def _write(self, session: Session, attachment: int, context: Context, sending: asyncio.Lock) -> None:
         while True:
-            if session.attachment != attachment:
-                raise VerifierError(
-                    StatusCode.ABORTED,
-                    "REPLACED",
-                    "another stream has resumed this session; this one ends",
-                    resumable=True,
-                )
-            if session.sent < session.line.length:
-                async with sending:
+            async with sending:  # while another write was under way, a new stream may have taken over
+                _check_attached(session, attachment)
+                if session.sent < session.line.length:
                     await context.write(pb.GenerateResponse(commit=self._commit(session)))
-            elif session.error is not None:
-                raise session.error
-            elif session.finish is not None:
-                async with sending:
+                    continue
+                if session.error is not None:
+                    raise session.error
+                if session.finish is not None:
                     await context.write(pb.GenerateResponse(finished=_finished(session)))
-                return
-            else:
+                    return
                 session.changed.clear()
-                await session.changed.wait()
+            await session.changed.wait()
 
     def _commit(self, session: Session) -> pb.Commit:
         start, first = session.sent, session.sent - session.prompt_length
@@ -269,9 +267,9 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             drafted_mask=sum(1 << i for i, hit in enumerate(session.drafted[first:last]) if hit),
             text="".join(session.text.pieces[first:last]) if session.want_text else "",
             echo_sent_at_us=session.echo.sent_at_us,
-            hold_us=round((time.monotonic() - session.echo.received_s) * 1e6),
-            queue_us=session.last_step.queue_us,
-            forward_us=session.last_step.forward_us,
+            hold_us=_uint32((time.monotonic() - session.echo.received_s) * 1e6),
+            queue_us=_uint32(session.last_step.queue_us),
+            forward_us=_uint32(session.last_step.forward_us),
             batch_size=session.last_step.batch_size,
             draft_budget=session.max_lookahead,
         )
@@ -279,6 +277,22 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             for entry in session.logprobs[first:last]:
                 commit.logprobs.add(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)
         return commit
+
+
+async def _refuse(context: Any, error: VerifierError) -> None:
+    await context.abort(error.code, error.sentence, error.trailing_metadata())
+
+
+def _check_attached(session: Session, attachment: int) -> None:
+    if session.attachment != attachment:
+        raise VerifierError(
+            StatusCode.ABORTED, "REPLACED", "another stream has resumed this session; this one ends", resumable=True
+        )
+
+
+def _uint32(value: float) -> int:
+    """Microseconds as the contract counts them: a session that waits for more than 71 minutes has no more to say."""
+    return min(max(0, round(value)), 0xFFFFFFFF)
 
 
 def _finished(session: Session) -> pb.Finished:

@@ -59,7 +59,8 @@ class Session:
 
     line holds the log. drafted[i], logprobs[i] and text.pieces[i] belong to answer token i. cached: tokens that the
     engine holds; sequence is None before the first step and after the last. sent: log length that went out on the
-    present stream. attachment counts streams, so that an old stream notices that a new one took over.
+    present stream. attachment counts streams, so that an old stream notices that a new one took over. half_closed: the
+    present stream will bring no more drafts, so there is nothing to be patient for.
     """
 
     session_id: str
@@ -82,6 +83,7 @@ class Session:
     sent: int = 0
     attachment: int = 0
     attached: bool = True
+    half_closed: bool = False
     expires_s: float = 0.0
     echo: Echo = field(default_factory=Echo)
     last_step: LastStep = field(default_factory=LastStep)
@@ -115,7 +117,7 @@ class Session:
         """
         if self.over or (not self.attached and self.line.length - self.sent >= detached_tokens):
             return None
-        if self.reading or self.nudged or self.line.guesses or self.patience_ms == 0:
+        if self.reading or self.nudged or self.line.guesses or self.half_closed or self.patience_ms == 0:
             return self.ready_since_s
         if self.patience_ms == PATIENCE_UNLIMITED_MS:
             return None
