@@ -1,0 +1,41 @@
+"""A verifier with a mock target, and a session beside every attack on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cloud_verifier.service import ServiceSettings
+from cloud_verifier.text import TextError
+from tests.harness import InProcessVerifier, LetterCodec
+from tests.mock_engine import MockEngine
+from tests.service.raw import Bystander
+
+
+class QuotingCodec(LetterCodec):
+    """Refuses what it has no letters for, quoting all of it, as chat templates do; breaks over an underscore."""
+
+    def encode_text(self, text: str) -> list[int]:
+        if "_" in text:
+            raise RuntimeError("a codec with a fault")
+        if unknown := text.strip(self.LETTERS):
+            raise TextError(f"no letters for {unknown}")
+        return super().encode_text(text)
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[InProcessVerifier]:
+    engine = MockEngine(max_sequences=16, context_limit=256)
+    with InProcessVerifier(
+        engine, QuotingCodec(), service=ServiceSettings(lease_s=60.0, open_timeout_s=0.5)
+    ) as subject:
+        yield subject
+
+
+@pytest.fixture
+def bystander(verifier: InProcessVerifier) -> Iterator[None]:
+    """A session that is half-way when the attack comes and must end with the right words after it."""
+    subject = Bystander(verifier.address)
+    yield
+    subject.finish()
