@@ -154,7 +154,7 @@ def _load_model(api: Any, path: Path, gpu_layers: int) -> Any:
     params.n_gpu_layers = gpu_layers
     model = api.llama_model_load_from_file(str(path).encode(), params)
     if not model:
-        raise DrafterError(f"llama.cpp cannot load {path}: {_last_error()}")
+        raise DrafterError(f"llama.cpp cannot load {path}: {_LOG.last_error()}")
     if api.llama_model_has_encoder(model):
         api.llama_model_free(model)
         raise DrafterError(f"the model in {path} has an encoder; expected a causal language model")
@@ -170,7 +170,9 @@ def _open_context(api: Any, model: Any, path: Path, context_tokens: int, threads
     params.no_perf = True
     context = api.llama_init_from_model(model, params)
     if not context:
-        raise DrafterError(f"llama.cpp cannot make a context of {context_tokens} tokens for {path}: {_last_error()}")
+        raise DrafterError(
+            f"llama.cpp cannot make a context of {context_tokens} tokens for {path}: {_LOG.last_error()}"
+        )
     return context
 
 
@@ -188,11 +190,19 @@ def _token_strings(api: Any, vocabulary: Any, size: int) -> list[str]:
 class _Log:
     """Where llama.cpp writes: its latest errors are kept for our messages, the rest is dropped unless asked for."""
 
-    def __init__(self, api: Any) -> None:
+    def __init__(self) -> None:
         self.verbose = False
         self.errors: deque[str] = deque(maxlen=4)
-        self.callback = api.llama_log_callback(self._write)  # llama.cpp keeps the pointer only
+        self.callback: Any = None
+
+    def attach(self, api: Any) -> None:
+        """Take the log over; llama.cpp keeps a bare pointer, so the callback is made once and lives on."""
+        if self.callback is None:
+            self.callback = api.llama_log_callback(self._write)
         api.llama_log_set(self.callback, ctypes.c_void_p(0))
+
+    def last_error(self) -> str:
+        return "; ".join(self.errors) or "it gives no reason"
 
     def _write(self, level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
         line = text.decode("utf-8", "replace")
@@ -202,23 +212,17 @@ class _Log:
             sys.stderr.write(line)
 
 
-_log: _Log | None = None
+_LOG = _Log()
 
 
 def _load_api(verbose: bool) -> Any:
     """The C functions, with the log in our hands. Raises DrafterError if llama-cpp-python is not installed."""
-    global _log
     try:
         from llama_cpp import llama_cpp as api  # here and not above: it is optional and slow to import
     except ImportError as error:
         raise DrafterError(_INSTALL) from error
-    if _log is None:
-        _log = _Log(api)
-        api.llama_backend_init()
-    _log.verbose = verbose
-    _log.errors.clear()
+    _LOG.verbose = verbose
+    _LOG.errors.clear()
+    _LOG.attach(api)
+    api.llama_backend_init()  # may be called again
     return api
-
-
-def _last_error() -> str:
-    return "; ".join(_log.errors if _log else ()) or "it gives no reason"

@@ -83,7 +83,7 @@ class OnnxDrafter(LanguageModelDrafter):
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
-    def _evaluate(self, tokens: Sequence[int], start: int, last: bool) -> npt.NDArray[np.floating] | None:
+    def _evaluate(self, tokens: Sequence[int], start: int, last: bool) -> npt.NDArray[np.floating]:
         count = len(tokens)
         total = start + count
         if count == 1:

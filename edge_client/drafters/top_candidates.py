@@ -27,7 +27,7 @@ def top_candidates(logits: npt.NDArray[np.floating], count: int) -> Candidates:
     order = np.argsort(-values, kind="stable")
     values = values[order]
     highest = values[0]
-    total = float(np.exp(logits - np.float32(highest)).sum())
+    total = float(np.exp(logits - np.float32(highest)).sum()) if math.isfinite(highest) else math.nan
     if not math.isfinite(total):
         raise DrafterError("the model's logits are not finite numbers; the model file is damaged or unsuitable")
     return Candidates(chosen[order], values - (highest + math.log(total)))

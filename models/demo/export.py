@@ -56,6 +56,7 @@ def size_bytes(output: Path) -> int:
 
 
 def main() -> None:
+    """The command line: export, then report size and agreement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     formats = parser.add_subparsers(dest="kind", required=True)
     for kind, choices, default in (

@@ -24,7 +24,7 @@ from speculation.vocabulary import token_strings
 FLOATS = ("f32", "f16")
 QUANTIZED = {"q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}
 PRE_TOKENIZER = "gpt-2"  # the regular expression of tokenizers' ByteLevel(use_regex=True)
-_QUIET = llama_cpp.llama_log_callback(lambda level, text, user_data: None)  # a line per tensor otherwise
+_QUIET = llama_cpp.llama_log_callback(lambda _level, _text, _data: None)  # a line per tensor otherwise
 
 _LAYER_TENSORS = {
     "attn_norm": "input_layernorm",
