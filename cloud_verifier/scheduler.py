@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 class SchedulerSettings:
     """Limits, in tokens.
 
-    step_tokens: in one forward. chunk_tokens: of one session's prompt in one forward. detached_tokens: how far a session
-    without a stream writes on.
+    step_tokens: in one forward. chunk_tokens: of one session's prompt in one forward. detached_tokens: how far a
+    session without a stream writes on.
     """
 
     step_tokens: int = 512
@@ -103,6 +103,8 @@ class Scheduler:
                 await asyncio.sleep(0)  # let streams read and write between two steps
         finally:
             self._thread.shutdown(wait=True)
+            self._ended += self._sessions
+            self._free_ended()  # the engine may outlive its scheduler
 
     async def _sleep(self) -> None:
         now = self._clock()
@@ -113,9 +115,12 @@ class Scheduler:
 
     def _free_ended(self) -> None:
         for session in self._ended:
-            if session.sequence is not None:
-                self.engine.close(session.sequence)
-                session.sequence = None
+            sequence, session.sequence = session.sequence, None
+            if sequence is not None:
+                try:
+                    self.engine.close(sequence)
+                except Exception:  # a place is lost; the other sessions must go on
+                    log.exception("the engine could not free a sequence")
         self._ended.clear()
 
     def _plan(self) -> list[_Planned]:
@@ -131,7 +136,11 @@ class Scheduler:
             if room <= 0:
                 break
             if session.sequence is None:
-                session.sequence = self.engine.open()
+                try:
+                    session.sequence = self.engine.open()
+                except Exception as error:  # EngineFull, against what `info` promises, or worse
+                    self._fail(session, error)
+                    continue
             planned = self._block(session, room)
             room -= len(planned.block.tokens)
             plan.append(planned)
@@ -154,7 +163,10 @@ class Scheduler:
     def _step(self, plan: list[_Planned]) -> list[Choices | Exception]:
         """One forward for all. If it fails, each session alone, so that one session's trouble stays its own."""
         try:
-            return list(self.engine.step([p.block for p in plan]))
+            results = list(self.engine.step([p.block for p in plan]))
+            if len(results) != len(plan):
+                raise RuntimeError(f"{len(results)} results for {len(plan)} blocks")
+            return [*results]
         except Exception as error:
             if len(plan) == 1:
                 return [error]
@@ -165,20 +177,27 @@ class Scheduler:
         forward_us = round((ended - began) * 1e6)
         for planned, result in zip(plan, results, strict=True):
             session = planned.session
-            if isinstance(result, Exception):
-                log.error("session %s failed in the engine", session.session_id[:8], exc_info=result)
-                session.error = VerifierError(
-                    StatusCode.INTERNAL,
-                    "ENGINE_FAILED",
-                    "the engine failed on this session's input; open it again with continue_from to go on",
-                )
-            else:
+            try:
+                if isinstance(result, Exception):
+                    raise result
                 self._advance(planned, result, forward_us)
-                session.last_step = LastStep(round((began - session.ready_since_s) * 1e6), forward_us, len(plan))
+            except Exception as error:  # of the engine, or of turning its choices into text: this session's own trouble
+                self._fail(session, error)
+            session.last_step = LastStep(round((began - session.ready_since_s) * 1e6), forward_us, len(plan))
             session.ready_since_s = ended
             if session.over:
                 self.remove(session)
             session.changed.set()
+
+    def _fail(self, session: Session, error: Exception) -> None:
+        log.error("session %s failed in the engine", session.session_id[:8], exc_info=error)
+        session.error = VerifierError(
+            StatusCode.INTERNAL,
+            "ENGINE_FAILED",
+            "the engine failed on this session's input; open it again with continue_from to go on",
+        )
+        self.remove(session)
+        session.changed.set()
 
     def _advance(self, planned: _Planned, choices: Choices, forward_us: int) -> None:
         session, sequence = planned.session, planned.block.sequence
