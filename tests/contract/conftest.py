@@ -33,9 +33,9 @@ class Format:
 FORMATS = {
     "onnx-fp32": Format(lambda source, path: export_onnx(source, path, "fp32"), OnnxDrafter, 1e-4),
     "onnx-growing": Format(save_growing_onnx, OnnxDrafter, 1e-4),
-    "onnx-int8": Format(lambda source, path: export_onnx(source, path, "int8"), OnnxDrafter, 0.6, exact=False),
+    "onnx-int8": Format(lambda source, path: export_onnx(source, path, "int8"), OnnxDrafter, 0.5, exact=False),
     "gguf-f32": Format(lambda source, path: export_gguf(source, path, "f32"), LlamaCppDrafter, 3e-2),
-    "gguf-q8_0": Format(lambda source, path: export_gguf(source, path, "q8_0"), LlamaCppDrafter, 0.6, exact=False),
+    "gguf-q8_0": Format(lambda source, path: export_gguf(source, path, "q8_0"), LlamaCppDrafter, 0.5, exact=False),
 }
 
 

@@ -1,0 +1,100 @@
+"""The exporters of the demo pair: what they write says and reads what its source does, and odd models are refused."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_cpp import llama_cpp
+from transformers import AutoTokenizer
+
+from models.demo.agreement import DIALOGUES
+from models.demo.data import render
+from models.demo.export import check, export, size_bytes
+from models.demo.export_gguf import export_gguf
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantize", "least_argmax", "least_overlap"),
+    [
+        ("onnx", "fp32", 1.0, 0.9999),
+        ("onnx", "int8", 0.9, 0.97),
+        ("onnx", "int4", 0.5, 0.8),
+        ("gguf", "f32", 0.99, 0.999),
+        ("gguf", "f16", 0.97, 0.998),
+        ("gguf", "q8_0", 0.9, 0.97),
+        ("gguf", "q4_0", 0.5, 0.8),
+    ],
+)
+def test_an_export_agrees_with_its_source(
+    source: Path, tmp_path: Path, kind: str, quantize: str, least_argmax: float, least_overlap: float
+) -> None:
+    load = export(kind, source, tmp_path / "drafter", quantize)
+    found = check(source, load, None)
+    assert found.tokens > 200
+    assert found.argmax >= least_argmax
+    assert found.overlap >= least_overlap
+
+
+def test_eight_bits_hold_the_tied_matrix_once(source: Path, tmp_path: Path) -> None:
+    export("onnx", source, tmp_path / "onnx", "int8")
+    weights = sum(tensor.numel() for tensor in _parameters(source))
+    # One byte a weight, a float32 scale per block of 32, and the rotary tables.
+    assert (tmp_path / "onnx" / "model.onnx").stat().st_size < weights * 1.125 + 110_000
+    assert not list((tmp_path / "onnx").glob("*.data"))
+
+
+def _parameters(source: Path) -> list[Any]:
+    from safetensors.torch import load_file
+
+    return list(load_file(source / "model.safetensors").values())
+
+
+def test_exporting_again_replaces_the_model(source: Path, tmp_path: Path) -> None:
+    export("onnx", source, tmp_path, "fp32")
+    large = size_bytes(tmp_path)
+    export("onnx", source, tmp_path, "int8")
+    assert size_bytes(tmp_path) < large
+
+
+def test_llama_cpp_reads_text_as_transformers_does(source: Path, made: Callable[[str], Path]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = llama_cpp.llama_model_load_from_file(str(made("gguf-f32")).encode(), llama_cpp.llama_model_default_params())
+    vocabulary = llama_cpp.llama_model_get_vocab(model)
+    for text in [render(messages) for messages in DIALOGUES] + ["  It's 12:30,\n\nÜber naïve  😀 don't!  "]:
+        encoded = text.encode()
+        room = (llama_cpp.llama_token * 2048)()
+        count = llama_cpp.llama_tokenize(vocabulary, encoded, len(encoded), room, len(room), False, True)
+        assert room[:count] == tokenizer.encode(text, add_special_tokens=False)
+    assert llama_cpp.llama_vocab_bos(vocabulary) == tokenizer.bos_token_id
+    assert llama_cpp.llama_vocab_is_eog(vocabulary, tokenizer.eos_token_id)
+    template = llama_cpp.llama_model_chat_template(model, None)
+    assert ctypes.string_at(template).decode() == tokenizer.chat_template
+    llama_cpp.llama_model_free(model)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "complaint"),
+    [
+        ("config.json", {"attention_bias": True}, "with a bias are not exported"),
+        (
+            "config.json",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            "type 'linear' are not exported",
+        ),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "expected a byte-level BPE"),
+    ],
+)
+def test_what_gguf_cannot_say_is_refused(
+    source: Path, tmp_path: Path, file: str, change: dict[str, Any], complaint: str
+) -> None:
+    folder = Path(shutil.copytree(source, tmp_path / "odd"))
+    content = json.loads((folder / file).read_text(encoding="utf-8"))
+    (folder / file).write_text(json.dumps(content | change), encoding="utf-8")
+    with pytest.raises(ValueError, match=complaint):
+        export_gguf(folder, tmp_path / "odd.gguf")
