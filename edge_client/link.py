@@ -38,7 +38,6 @@ CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.use_local_subchannel_pool", 1),
 ]
-BROKEN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
 
 
 def now_us() -> int:
@@ -243,7 +242,7 @@ class SessionLink:
         try:
             return await self._receive(call)
         except grpc.aio.AioRpcError as error:
-            if error.code() in BROKEN or error.code() is grpc.StatusCode.ABORTED:
+            if _transient(error) or error.code() is grpc.StatusCode.ABORTED:
                 return False
             raise SessionError.from_rpc(error) from error
         except asyncio.CancelledError:
@@ -345,6 +344,10 @@ class SessionLink:
 
 
 def _transient(error: BaseException) -> bool:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-    return isinstance(error, TimeoutError)
+    """Whether the way to the verifier is at fault. A verifier that fails by itself gives a reason; a torn connection can
+    look like an internal error of gRPC's, but has none."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return isinstance(error, TimeoutError)
+    if error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
+        return not SessionError.from_rpc(error).reason
+    return error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

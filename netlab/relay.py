@@ -7,6 +7,7 @@ end. There are no tasks and no polling; a lane sets one timer for its oldest pie
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import socket
@@ -202,7 +203,8 @@ class _Lane:
         if item is RESET:
             self._connection.abort()
         elif item == END:
-            sink.write_eof()
+            with contextlib.suppress(OSError):  # the other end may have gone in the meantime
+                sink.write_eof()
             self.ended = True
             self._connection.ended()
         else:

@@ -83,18 +83,20 @@ def test_the_reference_is_worth_comparing_with(reference: dict[str, Words]) -> N
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("sampling", SAMPLING)
-@pytest.mark.parametrize(("pace", "drafter"), WAYS, ids="-".join)
+@pytest.mark.parametrize(("pace", "drafter"), WAYS, ids=map("-".join, WAYS))
 def test_alone(bench: Bench, reference: dict[str, Words], pace: str, drafter: str, sampling: str, network: str) -> None:
     bench.link.configure(NETWORKS[network])
     output = run(bench.clients[pace, drafter], SAMPLING[sampling])
     assert output.token_ids == reference[sampling]
     assert not output.metrics.notices
     if drafter in ("onnx", "gguf"):
-        assert output.metrics.accepted_tokens > 0
+        assert output.metrics.drafted_tokens > 0
+        if pace == "sync":  # a verifier that never waits may have been ahead of every guess
+            assert output.metrics.accepted_tokens > 0
 
 
 @pytest.mark.parametrize("sampling", SAMPLING)
-@pytest.mark.parametrize(("pace", "drafter"), WAYS, ids="-".join)
+@pytest.mark.parametrize(("pace", "drafter"), WAYS, ids=map("-".join, WAYS))
 def test_cut_link(bench: Bench, reference: dict[str, Words], pace: str, drafter: str, sampling: str) -> None:
     bench.link.configure(NETWORKS["rtt20-jitter"])
     output = run(bench.clients[pace, drafter], SAMPLING[sampling], bench.link.cut)
