@@ -96,9 +96,15 @@ def strict_attention(
     for batch, mask in zip(layout.batches, layout.tile_masks(group, query.dtype), strict=True):
         part = tiles[batch.first : batch.last]
         keys, values = _seen(layer.keys, batch), _seen(layer.values, batch)
-        results.append(scaled_dot_product_attention(part, keys, values, mask, scale=scaling).transpose(1, 2))
-    seen = results[0] if len(results) == 1 else torch.cat(results)
-    out = seen.reshape(-1, value.shape[3]).index_select(0, index.scatter)
+        alone = len(part) * kv_heads == 1
+        if alone:
+            # On a CPU several pieces of work are spread over threads, but the matrix products of a lone piece are split
+            # among them, and then add up in another order. So there is never a lone piece.
+            part, keys, values = part.expand(2, -1, -1, -1), keys.expand(2, -1, -1, -1), values.expand(2, -1, -1, -1)
+        seen = scaled_dot_product_attention(part, keys, values, mask, scale=scaling).transpose(1, 2)
+        results.append(seen[:1] if alone else seen)
+    tiled = results[0] if len(results) == 1 else torch.cat(results)
+    out = tiled.reshape(-1, value.shape[3]).index_select(0, index.scatter)
     return out.view(1, query.shape[2], heads, value.shape[3]), None
 
 
