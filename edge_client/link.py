@@ -344,8 +344,8 @@ class SessionLink:
 
 
 def _transient(error: BaseException) -> bool:
-    """Whether the way to the verifier is at fault. A verifier that fails by itself gives a reason; a torn connection can
-    look like an internal error of gRPC's, but has none."""
+    """Whether the way to the verifier is at fault. A verifier that fails by itself gives a reason; a torn connection
+    can look like an internal error of gRPC's, but has none."""
     if not isinstance(error, grpc.aio.AioRpcError):
         return isinstance(error, TimeoutError)
     if error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):

@@ -18,6 +18,11 @@ class RttEstimator:
             self._samples.append(rtt_us / 1000)
 
     @property
+    def latest_ms(self) -> float | None:
+        """The last sample; None before the first."""
+        return self._samples[-1] if self._samples else None
+
+    @property
     def median_ms(self) -> float | None:
         """Median of the last samples; None before the first."""
         return statistics.median(self._samples) if self._samples else None

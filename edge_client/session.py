@@ -19,7 +19,7 @@ from edge_client.errors import SessionError
 from edge_client.link import Failed, Message, Reconnected, SessionLink, now_us
 from speculation.line import DeviceLine, LineError
 from speculation.noise import NOISE_VERSION
-from speculation.pace import Action, Pace, View
+from speculation.pace import Action, News, Pace, View
 from speculation.sampling import Guess, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -126,10 +126,13 @@ class RidingLoop:
 
     def _view(self) -> View:
         line, seat = self._line, self._seat
+        now_s = time.perf_counter()
         return View(
+            now_ms=now_s * 1e3,
+            known_length=line.length,
             depth=len(line.guesses),
             unsent=line.unsent,
-            unsent_age_ms=(time.perf_counter() - self._unsent_since_s) * 1e3 if line.unsent else 0.0,
+            unsent_age_ms=(now_s - self._unsent_since_s) * 1e3 if line.unsent else 0.0,
             survival=line.survival(),
             in_flight=self._in_flight,
             can_draft=seat is not None and line.end < seat.drafter.info.context_tokens,
@@ -175,7 +178,7 @@ class RidingLoop:
     def _commit(self, commit: pb.Commit, emit: Callable[[Progress], None]) -> None:
         line, known = self._line, self._line.length
         try:
-            new, agreed = line.commit(commit.start, commit.tokens)
+            new, agreed, outcomes = line.commit(commit.start, commit.tokens)
         except LineError as error:
             raise SessionError("DATA_LOSS", "LOG_CHANGED", str(error)) from error
         if self._seat is not None and agreed < len(new):
@@ -191,6 +194,18 @@ class RidingLoop:
         skipped = len(commit.tokens) - len(new)
         drafted = [bool(commit.drafted_mask >> i & 1) for i in range(skipped, len(commit.tokens))]
         ride.accepted_tokens += sum(drafted)
+        self._pace.heard(
+            News(
+                now_ms=time.perf_counter() * 1e3,
+                known_length=line.length,
+                new_tokens=len(new),
+                outcomes=outcomes,
+                used=sum(drafted),
+                rtt_ms=self._link.rtt.latest_ms,
+                forward_ms=commit.forward_us / 1e3,
+                queue_ms=commit.queue_us / 1e3,
+            )
+        )
         emit(Progress(new, drafted, commit.text, commit.logprobs[skipped:]))
 
     # -- what goes out ------------------------------------------------------------------------------------------------
@@ -217,8 +232,10 @@ class RidingLoop:
         if not line.unsent:
             self._unsent_since_s = time.perf_counter()
         line.extend(token, confidence)
+        draft_ms = (time.perf_counter() - began_s) * 1e3
+        self._pace.drafted(draft_ms)
         self.ride.drafted_tokens += 1
-        self.ride.drafting_ms += (time.perf_counter() - began_s) * 1e3
+        self.ride.drafting_ms += draft_ms
 
     def _flush(self) -> None:
         start, tokens, confidences = self._line.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 class LineError(ValueError):
@@ -102,17 +103,38 @@ class VerifierLine:
         self._dead_at = at if self._dead_at is None else min(at, self._dead_at)
 
 
+class Outcome(NamedTuple):
+    """What became of one guess: its depth when drawn, how sure the drafter was, and whether the log says the same."""
+
+    depth: int
+    confidence: float
+    right: bool
+
+
+class Verdict(NamedTuple):
+    """What a commit means for the device's line.
+
+    new: tokens that the log did not have. agreed: how many of them, from the first on, the line had right. outcomes: of
+    the guesses that the commit decided, up to and including the first wrong one.
+    """
+
+    new: list[int]
+    agreed: int
+    outcomes: tuple[Outcome, ...]
+
+
 @dataclass
 class DeviceLine:
     """The log as far as the device knows it, and the line it has drawn past it.
 
-    log: prompt and answer as committed. guesses: drafted tokens that follow the log. survival: for each guess the
-    product of confidences from the log up to it. sent: how many of the guesses were sent.
+    log: prompt and answer as committed. guesses: drafted tokens that follow the log; confidences and depths belong to
+    them, a depth being how many guesses stood between it and the log when it was drawn. sent: how many were sent.
     """
 
     log: list[int]
     guesses: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
     sent: int = 0
 
     @property
@@ -139,6 +161,7 @@ class DeviceLine:
 
     def extend(self, token: int, confidence: float) -> None:
         """Draw one more guess."""
+        self.depths.append(len(self.guesses))
         self.guesses.append(token)
         self.confidences.append(confidence)
 
@@ -148,10 +171,10 @@ class DeviceLine:
         self.sent = len(self.guesses)
         return self.length + first, self.guesses[first:], self.confidences[first:]
 
-    def commit(self, start: int, tokens: Sequence[int]) -> tuple[list[int], int]:
-        """Take a commit; returns the tokens that are new and how many of them, from the first on, the line had right.
+    def commit(self, start: int, tokens: Sequence[int]) -> Verdict:
+        """Take a commit and say what it means for the line.
 
-        The line stands only if it had all of them right; else it is erased. Repeated commits are no error. Raises
+        The line stands only if it had all new tokens right; else it is erased. Repeated commits are no error. Raises
         LineError for a gap or if the log is said to read differently than before.
         """
         if start > self.length:
@@ -163,17 +186,19 @@ class DeviceLine:
         agreed = 0
         while agreed < min(len(new), len(self.guesses)) and new[agreed] == self.guesses[agreed]:
             agreed += 1
+        decided = min(len(self.guesses), len(new), agreed + 1)
+        outcomes = tuple(Outcome(self.depths[i], self.confidences[i], i < agreed) for i in range(decided))
         self.log.extend(new)
         if agreed == len(new):
-            del self.guesses[:agreed], self.confidences[:agreed]
+            del self.guesses[:agreed], self.confidences[:agreed], self.depths[:agreed]
             self.sent = max(0, self.sent - agreed)
         else:
             self.erase()
-        return new, agreed
+        return Verdict(new, agreed, outcomes)
 
     def erase(self) -> None:
         """Forget the guesses."""
-        self.guesses, self.confidences, self.sent = [], [], 0
+        self.guesses, self.confidences, self.depths, self.sent = [], [], [], 0
 
     def unsend(self) -> None:
         """Count all guesses as unsent, as after a reconnect."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import ClassVar
 
+from speculation.line import Outcome
+
 PATIENCE_UNLIMITED_MS = 0xFFFFFFFF
 
 
@@ -26,12 +28,14 @@ class Action(Enum):
 class View:
     """What a pace may look at.
 
-    depth: guesses on the line. unsent: how many of them were not sent. unsent_age_ms: time since the oldest of those
-    was drafted. survival: estimated probability that all guesses are right. in_flight: whether anything was sent since
-    the last commit. can_draft: whether there is a drafter with room for another token. budget: most guesses the
-    verifier wants.
+    now_ms: the device's clock. known_length: of the log. depth: guesses on the line. unsent: how many of them were not
+    sent. unsent_age_ms: time since the oldest of those was drafted. survival: estimated probability that all guesses
+    are right. in_flight: whether anything was sent since the last commit. can_draft: whether there is a drafter with
+    room for another token. budget: most guesses the verifier wants.
     """
 
+    now_ms: float
+    known_length: int
     depth: int
     unsent: int
     unsent_age_ms: float
@@ -41,8 +45,31 @@ class View:
     budget: int
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a commit told the device.
+
+    now_ms: the device's clock. known_length: of the log, after the commit. new_tokens: that the commit added. outcomes:
+    of the guesses the commit decided, up to and including the first wrong one. used: guesses that had reached the
+    verifier in time and were right. rtt_ms: the round trip it measured, if it measured one. forward_ms, queue_ms: of
+    the verifier's latest step for this session.
+    """
+
+    now_ms: float
+    known_length: int
+    new_tokens: int
+    outcomes: tuple[Outcome, ...]
+    used: int
+    rtt_ms: float | None
+    forward_ms: float
+    queue_ms: float
+
+
 class Pace(ABC):
-    """One session's pace. `patience_ms` is what the session asks of the verifier when it opens."""
+    """One session's pace. `patience_ms` is what the session asks of the verifier when it opens.
+
+    `heard` and `drafted` are told what happens; a pace that does not learn leaves them alone.
+    """
 
     name: ClassVar[str]
     patience_ms: int = 0
@@ -51,13 +78,19 @@ class Pace(ABC):
     def next(self, view: View) -> Action:
         """What to do now. After WAIT the pace is asked again when a message has arrived."""
 
+    def heard(self, news: News) -> None:  # noqa: B027 - optional
+        """A commit arrived."""
+
+    def drafted(self, draft_ms: float) -> None:  # noqa: B027 - optional
+        """One more guess was drawn, which took this long, feeding included."""
+
 
 class Streaming(Pace):
     """Never draft: plain streaming from the verifier."""
 
     name = "streaming"
 
-    def next(self, view: View) -> Action:  # noqa: ARG002 - nothing it could see would change its mind
+    def next(self, view: View) -> Action:
         return Action.WAIT
 
 

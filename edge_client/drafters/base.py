@@ -37,8 +37,8 @@ class DrafterInfo:
 class Candidates(NamedTuple):
     """Likely next tokens, likeliest first.
 
-    ids: shape [n], int64. log_probs: shape [n], float64, natural logarithm of q over the whole vocabulary (they need not
-    sum to one: the tail is cut off).
+    ids: shape [n], int64. log_probs: shape [n], float64, natural logarithm of q over the whole vocabulary (they need
+    not sum to one: the tail is cut off).
     """
 
     ids: npt.NDArray[np.int64]
@@ -64,8 +64,8 @@ class Drafter(ABC):
     def feed(self, tokens: Sequence[int]) -> None:
         """Append one or more tokens and evaluate them.
 
-        Raises ValueError for an id outside the vocabulary or an empty sequence, and DrafterError when the sequence would
-        outgrow `info.context_tokens` or the runtime fails. After an error the sequence is as it was before.
+        Raises ValueError for an id outside the vocabulary or an empty sequence, and DrafterError when the sequence
+        would outgrow `info.context_tokens` or the runtime fails. After an error the sequence is as it was before.
         """
 
     @abstractmethod

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from speculation.acceptance import shared_noise
-from speculation.line import DeviceLine, LineError, VerifierLine
+from speculation.line import DeviceLine, LineError, Outcome, VerifierLine
 
 
 def line(*log: int) -> VerifierLine:
@@ -97,7 +97,7 @@ def test_device_line_spends_what_the_log_confirms() -> None:
     subject.extend(4, 0.5)
     assert subject.unsent == 1
     assert subject.survival() == 0.125
-    assert subject.commit(1, [2]) == ([2], 1)
+    assert subject.commit(1, [2]) == ([2], 1, (Outcome(0, 0.5, True),))
     assert (subject.guesses, subject.unsent, subject.end) == ([3, 4], 1, 4)
     assert subject.flush() == (3, [4], [0.5])
 
@@ -105,17 +105,17 @@ def test_device_line_spends_what_the_log_confirms() -> None:
 def test_device_line_is_erased_by_a_contradiction_and_by_being_overtaken() -> None:
     subject = DeviceLine([1])
     subject.extend(2, 0.9)
-    assert subject.commit(1, [7]) == ([7], 0)
+    assert subject.commit(1, [7]) == ([7], 0, (Outcome(0, 0.9, False),))
     assert subject.guesses == []
     subject.extend(8, 0.9)
-    assert subject.commit(2, [8, 9]) == ([8, 9], 1)
+    assert subject.commit(2, [8, 9]) == ([8, 9], 1, (Outcome(0, 0.9, True),))
     assert subject.guesses == []
 
 
 def test_device_line_takes_repeats_and_refuses_gaps_and_other_logs() -> None:
     subject = DeviceLine([1, 2])
-    assert subject.commit(1, [2, 3]) == ([3], 0)
-    assert subject.commit(1, [2, 3]) == ([], 0)
+    assert subject.commit(1, [2, 3]) == ([3], 0, ())
+    assert subject.commit(1, [2, 3]) == ([], 0, ())
     with pytest.raises(LineError, match="starts at 5"):
         subject.commit(5, [1])
     with pytest.raises(LineError, match="another log"):

@@ -5,6 +5,8 @@ from speculation.pace import PATIENCE_UNLIMITED_MS, Action, BoundedLookahead, St
 
 def view(**changes: object) -> View:
     values = {
+        "now_ms": 0.0,
+        "known_length": 9,
         "depth": 0,
         "unsent": 0,
         "unsent_age_ms": 0.0,
