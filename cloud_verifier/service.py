@@ -162,7 +162,6 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         if not keep:
             self._forget(session)
             return
-        session.expires_s = time.monotonic() + self._settings.lease_s
         attachment = session.attachment
         loop = asyncio.get_running_loop()
         loop.call_later(self._settings.lease_s, self._expire, session, attachment)

@@ -11,7 +11,7 @@ from enum import Enum
 from cloud_verifier.engines.base import Choices, Logprobs, Sampler, SequenceId
 from cloud_verifier.errors import VerifierError
 from cloud_verifier.text import AnswerText
-from speculation.acceptance import shared_noise
+from speculation.acceptance import Rule, shared_noise
 from speculation.line import VerifierLine
 from speculation.pace import PATIENCE_UNLIMITED_MS
 
@@ -72,6 +72,7 @@ class Session:
     max_lookahead: int
     patience_ms: int
     ready_since_s: float
+    rule: Rule = shared_noise
     want_text: bool = False
     sequence: SequenceId | None = None
     cached: int = 0
@@ -84,7 +85,6 @@ class Session:
     attachment: int = 0
     attached: bool = True
     half_closed: bool = False
-    expires_s: float = 0.0
     echo: Echo = field(default_factory=Echo)
     last_step: LastStep = field(default_factory=LastStep)
     statistics: Statistics = field(default_factory=Statistics)
@@ -140,7 +140,7 @@ class Session:
         """Turn a step's choices into log. guesses: the evaluated ones, len(choices.tokens) - 1."""
         self.nudged = False
         stats = self.statistics
-        accepted = shared_noise(guesses, choices.tokens)
+        accepted = self.rule(guesses, choices.tokens)
         stats.target_forwards += 1
         stats.verified_tokens += len(guesses)
         stats.fills += not guesses

@@ -233,7 +233,7 @@ class RidingLoop:
             self._unsent_since_s = time.perf_counter()
         line.extend(token, confidence)
         draft_ms = (time.perf_counter() - began_s) * 1e3
-        self._pace.drafted(draft_ms)
+        self._pace.drafted(draft_ms, confidence)
         self.ride.drafted_tokens += 1
         self.ride.drafting_ms += draft_ms
 
@@ -254,6 +254,7 @@ class RidingLoop:
         """Go on as plain streaming, and say so once."""
         self._seat = None
         self._line.erase()
+        self._pace.reset()
         notice = f"{reason}; the answer goes on as plain streaming"
         self.ride.notices.append(notice)
         log.warning("%s", notice)

@@ -81,8 +81,11 @@ class Pace(ABC):
     def heard(self, news: News) -> None:  # noqa: B027 - optional
         """A commit arrived."""
 
-    def drafted(self, draft_ms: float) -> None:  # noqa: B027 - optional
-        """One more guess was drawn, which took this long, feeding included."""
+    def drafted(self, draft_ms: float, confidence: float) -> None:  # noqa: B027 - optional
+        """One more guess was drawn: how long it took, feeding included, and how sure the drafter is of it."""
+
+    def reset(self) -> None:  # noqa: B027 - optional
+        """The line was erased for another reason than a commit: the drafter failed."""
 
 
 class Streaming(Pace):

@@ -1,8 +1,8 @@
 """The contract of a target engine: many token sequences, stepped together in one forward.
 
 An engine knows nothing about sessions, lines, networks or time. It holds sequences whose keys and values are cached,
-evaluates a ragged block of new tokens for each of them in one forward, and says what the target chooses at the positions
-asked for, under each sequence's own sampling parameters and noise.
+evaluates a ragged block of new tokens for each of them in one forward, and says what the target chooses at the
+positions asked for, under each sequence's own sampling parameters and noise.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ class TargetEngine(ABC):
     def step(self, blocks: Sequence[Block]) -> list[Choices]:
         """Evaluate one block each of distinct sequences in one forward; results in the order of the blocks.
 
-        Every sequence grows by its whole block. Raises ValueError, before anything is evaluated, for an empty block, an id
-        outside the vocabulary, a sequence named twice, or a sequence that would outgrow `info.context_limit`. After any
-        error every sequence has the length it had before.
+        Every sequence grows by its whole block. Raises ValueError, before anything is evaluated, for an empty block, an
+        id outside the vocabulary, a sequence named twice, or a sequence that would outgrow `info.context_limit`. After
+        any error every sequence has the length it had before.
         """
 
     @abstractmethod
