@@ -43,12 +43,18 @@ def forward_on(pool: SlotPool, layout: Layout) -> Iterator[None]:
         _current.reset(token)
 
 
-def _enter(module: torch.nn.Module, extra: dict[str, Any]) -> tuple[SlotLayer, Layout]:
+def _enter(
+    module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor, extra: dict[str, Any]
+) -> tuple[SlotLayer, Layout]:
     for name in UNSUPPORTED:
         if extra.get(name) is not None:
             raise UnsupportedAttention(f"its attention uses {name}")
     pool, layout = _current.get()
-    return pool.slot_layer(int(module.layer_idx)), layout  # type: ignore[arg-type]
+    layer = pool.slot_layer(int(module.layer_idx))  # type: ignore[arg-type]
+    for states, cached in ((key, layer.keys), (value, layer.values)):
+        if (states.shape[1], states.shape[3]) != cached.shape[2:]:
+            raise UnsupportedAttention("it caches something other than its keys and values")
+    return layer, layout
 
 
 def plain_attention(
@@ -61,7 +67,7 @@ def plain_attention(
     **extra: Any,
 ) -> tuple[torch.Tensor, None]:
     """query: [1, heads, rows, width]; returns [1, rows, heads, value width]. key and value are already in the pool."""
-    layer, layout = _enter(module, extra)
+    layer, layout = _enter(module, key, value, extra)
     out = query.new_zeros(query.shape[2], query.shape[1], value.shape[3])
     grouped = query.shape[1] != key.shape[1]
     row = 0
@@ -86,7 +92,7 @@ def strict_attention(
     **extra: Any,
 ) -> tuple[torch.Tensor, None]:
     """Shapes as in `plain_attention`."""
-    layer, layout = _enter(module, extra)
+    layer, layout = _enter(module, key, value, extra)
     heads, kv_heads = query.shape[1], key.shape[1]
     group = heads // kv_heads
     index = layout.head_index(heads, kv_heads)

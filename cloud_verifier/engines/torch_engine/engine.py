@@ -1,9 +1,10 @@
 """`TorchEngine`: sequences on a transformers causal LM, all of a step's blocks in one packed forward.
 
 Strict mode is what makes words independent of company. The bits of a row of a matrix product may depend on how many
-rows there are (fp32 on a CPU: below four rows, or below twelve that two threads share unevenly); of attention, on how
-many queries and keys there are. So rows come in a fixed multiple and at most so many at a time (`RowRule`), and
-attention comes in tiles of one shape (`layout`). `self_test` checks that this is enough on the machine at hand.
+rows there are: with MKL, in fp32, on fewer than four, or on fewer than 28 that threads share unevenly, but never on a
+multiple of eight. So rows come in a fixed multiple and at most so many at a time (`RowRule`), attention in tiles of one
+shape (`layout`), activation functions in whole vectors (`activations`). `self_test` checks that this is enough on the
+machine at hand.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cloud_verifier.engines.base import Block, Choices, EngineFull, EngineInfo, Logprobs, SequenceId, TargetEngine
+from cloud_verifier.engines.torch_engine.activations import steady
 from cloud_verifier.engines.torch_engine.attention import PLAIN, STRICT, forward_on
 from cloud_verifier.engines.torch_engine.layout import Layout, Segment
 from cloud_verifier.engines.torch_engine.pool import SlotPool
@@ -65,6 +67,8 @@ class TorchEngine(TargetEngine):
         self._opened = 0
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         model.set_attn_implementation(STRICT if strict else PLAIN)
+        if strict and model.device.type == "cpu":
+            steady(model)
 
     def describe(self, **changes: object) -> None:
         """Replace fields of `info`, for what is known only after trying (strictness)."""

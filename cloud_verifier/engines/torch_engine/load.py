@@ -22,6 +22,7 @@ from speculation.sampling import SamplingParams
 _log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORTEST_CONTEXT = 16
 TRIAL_TOKENS = 24
 # The share of the logits' spread by which the packed forward may differ from the model's own. A wrong mask or a wrong
 # position makes it of the order of 1; rounding, of the order of the precision times the square root of the depth.
@@ -83,8 +84,8 @@ def wrap(
 
     The model is compared with its own plain forward, then strict mode is put to its self-test.
     """
+    _refuse_unsupported(model)
     limit = _context_limit(model.config, context_limit)
-    _refuse_unsupported(model, limit)
     info = EngineInfo(
         name=name,
         fingerprint="",
@@ -189,16 +190,24 @@ def _first_line(error: BaseException) -> str:
 
 
 def _context_limit(config: PretrainedConfig, asked: int | None) -> int:
-    own = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if asked is not None and asked < 16:
-        raise ModelError(f"context_limit is {asked}; it must be at least 16 tokens.")
-    limits = [limit for limit in (own, asked) if limit is not None]
+    config = config.get_text_config()
+    if asked is not None and asked < SHORTEST_CONTEXT:
+        raise ModelError(f"context_limit is {asked}; it must be at least {SHORTEST_CONTEXT} tokens.")
+    limits = [limit for limit in (getattr(config, "max_position_embeddings", None), asked) if limit is not None]
     if not limits:
         raise ModelError("The model does not say how long a sequence it takes; set context_limit.")
+    window = getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    sliding = "sliding_attention" in layer_types if layer_types else getattr(config, "use_sliding_window", True)
+    if sliding and window is not None and window < min(limits):
+        raise ModelError(
+            f'This "{config.model_type}" model attends over a sliding window of {window} tokens, which is not '
+            f"supported yet; set context_limit to at most {window}."
+        )
     return int(min(limits))
 
 
-def _refuse_unsupported(model: PreTrainedModel, limit: int) -> None:
+def _refuse_unsupported(model: PreTrainedModel) -> None:
     """Refuse by configuration what a packed forward over a pool of full-length keys would get wrong."""
     config = model.config.get_text_config()
     kind = f'This "{config.model_type}" model'
@@ -207,13 +216,6 @@ def _refuse_unsupported(model: PreTrainedModel, limit: int) -> None:
     layer_types = set(getattr(config, "layer_types", None) or ())
     if others := sorted(layer_types - {"full_attention", "sliding_attention"}):
         raise ModelError(f"{kind} has layers of type {', '.join(others)}; only attention layers are supported yet.")
-    window = getattr(config, "sliding_window", None)
-    sliding = "sliding_attention" in layer_types if layer_types else getattr(config, "use_sliding_window", True)
-    if sliding and window is not None and window < limit:
-        raise ModelError(
-            f"{kind} attends over a sliding window of {window} tokens, which is not supported yet; "
-            f"set context_limit to at most {window}."
-        )
     for name in _rope_types(getattr(config, "rope_parameters", None)):
         if name in ("dynamic", "longrope"):
             raise ModelError(
