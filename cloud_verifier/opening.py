@@ -96,7 +96,7 @@ def new_session(request: pb.Open, served: Served) -> Session:
         stop_ids=frozenset(params.stop_ids if params.ignore_eos else (*params.stop_ids, *served.engine.eos_ids)),
         max_length=len(prompt) + limit,
         max_lookahead=served.max_lookahead,
-        patience_ms=_patience(request),
+        patience_ms=patience_ms(request),
         ready_since_s=now,
         want_text=request.want_text,
         echo=Echo(0, now),
@@ -112,8 +112,8 @@ def new_session(request: pb.Open, served: Served) -> Session:
     return session
 
 
-def _patience(request: pb.Open) -> int:
-    """Patience asked for, limited by the operator; without a wish the verifier never waits."""
+def patience_ms(request: pb.Open | pb.Draft) -> int:
+    """Patience asked for, within limits; without a wish the verifier never waits."""
     if not request.HasField("patience_ms"):
         return 0
     if request.patience_ms == PATIENCE_UNLIMITED_MS:

@@ -19,7 +19,7 @@ from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
 from cloud_verifier.errors import VerifierError, invalid
-from cloud_verifier.opening import Served, check_ids, check_model, check_version, new_session
+from cloud_verifier.opening import Served, check_ids, check_model, check_version, new_session, patience_ms
 from cloud_verifier.scheduler import Scheduler
 from cloud_verifier.sessions import Echo, FinishReason, Session
 from speculation.line import LineError
@@ -236,6 +236,8 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             session.line.draft(draft.start, draft.tokens, draft.known_length, limit)
         except LineError as error:
             raise VerifierError(StatusCode.ABORTED, "KNOWN_LENGTH", str(error), resumable=True) from error
+        if draft.HasField("patience_ms"):
+            session.patience_ms = patience_ms(draft)
         session.echo = Echo(draft.sent_at_us, time.monotonic())
         if not draft.tokens and draft.known_length == session.line.length:
             session.nudged = True

@@ -92,6 +92,7 @@ class RidingLoop:
         self._line = DeviceLine([])
         self._began_s = time.perf_counter()
         self._in_flight = False
+        self._told_patience_ms: int | None = pace.patience_ms
         self._unsent_since_s = 0.0
         self._budget = 0
         self.ride = Ride()
@@ -111,7 +112,7 @@ class RidingLoop:
             action = self._pace.next(self._view()) if self.opened else Action.WAIT
             if action is Action.DRAFT:
                 self._draft()
-            elif action is Action.FLUSH:
+            elif action is Action.FLUSH or self._pace.patience_ms != self._told_patience_ms:
                 self._flush()
             elif (finished := self._handle(inbox.get(), emit)) is not None:
                 self.ride.total_ms = self._elapsed_ms()
@@ -147,6 +148,7 @@ class RidingLoop:
         if isinstance(message, Reconnected):
             self._line.unsend()
             self._in_flight = False
+            self._told_patience_ms = None  # it may be another verifier, which knows Open's only
             return None
         kind = message.WhichOneof("message")
         if kind == "opened":
@@ -246,6 +248,8 @@ class RidingLoop:
             sent_at_us=now_us(),
             confidence=bytes(min(255, round(c * 255)) for c in confidences),
         )
+        if self._pace.patience_ms != self._told_patience_ms:
+            draft.patience_ms = self._told_patience_ms = self._pace.patience_ms
         self._link.send(pb.GenerateRequest(draft=draft))
         self._in_flight = True
         self.ride.draft_messages += 1

@@ -186,18 +186,20 @@ class Resume(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., known_length: _Optional[int] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("start", "tokens", "known_length", "sent_at_us", "confidence")
+    __slots__ = ("start", "tokens", "known_length", "sent_at_us", "confidence", "patience_ms")
     START_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     KNOWN_LENGTH_FIELD_NUMBER: _ClassVar[int]
     SENT_AT_US_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
     start: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     known_length: int
     sent_at_us: int
     confidence: bytes
-    def __init__(self, start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., known_length: _Optional[int] = ..., sent_at_us: _Optional[int] = ..., confidence: _Optional[bytes] = ...) -> None: ...
+    patience_ms: int
+    def __init__(self, start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., known_length: _Optional[int] = ..., sent_at_us: _Optional[int] = ..., confidence: _Optional[bytes] = ..., patience_ms: _Optional[int] = ...) -> None: ...
 
 class Ping(_message.Message):
     __slots__ = ("sent_at_us",)

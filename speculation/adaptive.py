@@ -1,0 +1,148 @@
+"""The adaptive pace: how deep to draft, when to send, when to ask the verifier to wait, when not to draft at all.
+
+It measures the round trip, the verifier's step, its own drafting time, and how often guesses of a given confidence and
+depth are right. From these it decides, before every token:
+
+* *Depth.* A verifier that never waits has written about ``n0 = round trip / step`` more tokens by the time a guess
+lands. A
+  guess is worth drawing while it is likely enough that the line survives to it and past n0.
+* *Sending.* The verifier takes what has arrived when a step begins; a block that lands just before that is as good as
+three
+  that land earlier, and costs a third of the bytes.
+* *Patience.* Where the round trip is short against a step, a verifier that waits a few milliseconds for guesses that
+are about
+  to land gets more of them checked per step. The device alone knows whether they are, so it says how long to wait.
+* *Rest.* If nothing it drafts is ever used (too slow, or too often wrong), it stops and tries again after a while.
+
+Every decision changes only when tokens appear: switching in mid-answer never changes a word.
+"""
+
+from __future__ import annotations
+
+from speculation.estimators import Calibration, Window
+from speculation.pace import Action, News, Pace, View
+
+MAX_PATIENCE_MS = 1000
+
+
+class Adaptive(Pace):
+    """The default pace. One per session."""
+
+    name = "adaptive"
+
+    def __init__(
+        self,
+        *,
+        max_depth: int = 48,
+        min_survival: float = 0.03,
+        wait_share: float = 0.45,
+        block_tokens: int = 24,
+        rest_after_tokens: int = 48,
+    ) -> None:
+        """max_depth: most guesses on the line. min_survival: least probability of counting worth a draft. wait_share:
+        most of a step that the verifier may be asked to wait. block_tokens: most guesses in a message.
+        rest_after_tokens: tokens that must come without one used guess before the pace rests."""
+        self.max_depth, self.min_survival = max_depth, min_survival
+        self.wait_share, self.block_tokens, self.rest_after_tokens = wait_share, block_tokens, rest_after_tokens
+        self.rtt, self.step, self.draft = Window(16, 50.0), Window(16, 30.0), Window(32, 5.0)
+        self.calibration = Calibration()
+        self._survivals: list[float] = []  # of each guess on the line, from the log up to it
+        self._step_began_ms = 0.0  # the device's clock when the verifier's present step began, as far as is known
+        self._unused_tokens = 0
+        self._drafts_since_used = 0
+        self._resting_tokens = 0
+        self._rest = rest_after_tokens
+
+    # -- what it hears --------------------------------------------------------------------------------------------
+
+    def heard(self, news: News) -> None:
+        if news.rtt_ms is not None:
+            self.rtt.add(news.rtt_ms)
+        if news.forward_ms > 0:
+            self.step.add(news.forward_ms)
+        self._step_began_ms = news.now_ms - self.rtt.median_ms / 2
+        for outcome in news.outcomes:
+            self.calibration.learn(outcome)
+        stands = len(news.outcomes) == news.new_tokens and all(outcome.right for outcome in news.outcomes)
+        if stands:
+            spent = self._survivals[news.new_tokens - 1] if news.new_tokens else 1.0
+            self._survivals = [s / spent for s in self._survivals[news.new_tokens :]]
+        else:
+            self._survivals.clear()
+        self._consider_rest(news)
+        self.patience_ms = self._patience()
+
+    def drafted(self, draft_ms: float, confidence: float) -> None:
+        self.draft.add(draft_ms)
+        self._drafts_since_used += 1
+        before = self._survivals[-1] if self._survivals else 1.0
+        self._survivals.append(before * self.calibration.probability(confidence, len(self._survivals)))
+
+    def reset(self) -> None:
+        self._survivals.clear()
+        self.patience_ms = 0
+
+    # -- what it decides ------------------------------------------------------------------------------------------
+
+    def next(self, view: View) -> Action:
+        if view.unsent and self._must_send(view):
+            return Action.FLUSH
+        if self._worth_drafting(view):
+            return Action.DRAFT
+        return Action.FLUSH if view.unsent else Action.WAIT
+
+    @property
+    def lead_tokens(self) -> float:
+        """n0: tokens the verifier will have written past the log as known when a guess drawn now lands."""
+        return 0.0 if self.patience_ms else self.rtt.median_ms / self.step.median_ms
+
+    def _worth_drafting(self, view: View) -> bool:
+        if not view.can_draft or view.depth >= min(self.max_depth, view.budget) or self._resting_tokens > 0:
+            return False
+        survival = self._survivals[-1] if self._survivals else 1.0
+        if self.patience_ms and view.unsent:  # the verifier waits: another guess must pay for the time it takes
+            gain_ms = survival * self.calibration.typical * self.step.median_ms / 2
+            if gain_ms < self.draft.median_ms:
+                return False
+        ahead = max(0.0, self.lead_tokens - view.depth)
+        return survival * self.calibration.typical**ahead >= self.min_survival
+
+    def _must_send(self, view: View) -> bool:
+        if view.unsent >= self.block_tokens:
+            return True
+        if self.patience_ms:
+            return False  # the block is complete when one more guess is not worth its time
+        step_ms, margin_ms = self.step.median_ms, self._margin_ms()
+        lands_ms = view.now_ms + self.rtt.median_ms / 2 - self._step_began_ms
+        left_ms = step_ms - lands_ms % step_ms  # until the verifier takes what has arrived
+        return left_ms < margin_ms + self.draft.median_ms or view.unsent_age_ms > step_ms
+
+    def _margin_ms(self) -> float:
+        return 1.5 + 0.15 * self.step.median_ms + self.rtt.spread_ms / 2
+
+    def _patience(self) -> int:
+        """How long the verifier should wait: what a block of guesses takes to come, if that is short against a step."""
+        if self._resting_tokens > 0:
+            return 0
+        alpha, draft_ms, step_ms = self.calibration.typical, self.draft.median_ms, self.step.median_ms
+        tokens, survival = 1, alpha
+        while tokens < 16 and survival * alpha * step_ms / 2 > draft_ms:
+            tokens, survival = tokens + 1, survival * alpha
+        wait_ms = self.rtt.median_ms + self.rtt.spread_ms + tokens * draft_ms + 1.0
+        limit_ms = self.wait_share * step_ms * (1.1 if self.patience_ms else 1.0)  # hysteresis
+        return min(MAX_PATIENCE_MS, round(wait_ms + 1)) if wait_ms <= limit_ms * 2 * alpha**2 else 0
+
+    def _consider_rest(self, news: News) -> None:
+        if self._resting_tokens > 0:
+            self._resting_tokens -= news.new_tokens
+            return
+        if news.used:
+            self._unused_tokens = self._drafts_since_used = 0
+            self._rest = self.rest_after_tokens
+            return
+        self._unused_tokens += news.new_tokens
+        if self._unused_tokens >= self.rest_after_tokens and self._drafts_since_used >= 8:
+            self._resting_tokens = self._rest
+            self._rest = min(512, self._rest * 2)
+            self._unused_tokens = self.rest_after_tokens // 2
+            self._drafts_since_used = 0

@@ -1,0 +1,73 @@
+"""What a pace measures: times by window, and how often guesses of a given confidence and depth are right."""
+
+from __future__ import annotations
+
+import statistics
+from bisect import bisect_right
+from collections import deque
+
+from speculation.line import Outcome
+
+
+class Window:
+    """The last few samples of a time, in milliseconds."""
+
+    def __init__(self, size: int, prior_ms: float) -> None:
+        """prior_ms: what is assumed before the first sample."""
+        self._samples: deque[float] = deque(maxlen=size)
+        self.median_ms = prior_ms
+        self.spread_ms = 0.0
+
+    def add(self, sample_ms: float) -> None:
+        """Take a sample."""
+        self._samples.append(sample_ms)
+        self.median_ms = statistics.median(self._samples)
+        self.spread_ms = self._late() - self.median_ms
+
+    def _late(self) -> float:
+        """The 90th percentile: what a careful planner reckons with."""
+        ordered = sorted(self._samples)
+        return ordered[(len(ordered) * 9) // 10 if len(ordered) > 1 else 0]
+
+
+class Calibration:
+    """Turns a drafter's confidence into the probability that the guess is right, given that all before it are.
+
+    Counts hits by bins of confidence, and corrects by the depth at which a guess was drawn, for acceptance is
+    heavy-headed (2606.20591). Old outcomes fade, because acceptance drifts within an answer (2605.09329).
+    """
+
+    CONFIDENCE_EDGES = (0.3, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99)
+    DEPTH_EDGES = (1, 2, 4, 8, 16)
+    PRIOR_WEIGHT = 6.0
+    FADE = 0.99
+
+    def __init__(self) -> None:
+        self._hits = [0.0] * (len(self.CONFIDENCE_EDGES) + 1)
+        self._trials = [0.0] * (len(self.CONFIDENCE_EDGES) + 1)
+        self._depth_hits = [0.0] * (len(self.DEPTH_EDGES) + 1)
+        self._depth_hoped = [0.0] * (len(self.DEPTH_EDGES) + 1)
+        self.typical = 0.75
+
+    def probability(self, confidence: float, depth: int) -> float:
+        """Of a guess being right, in (0, 1)."""
+        near, far = bisect_right(self.DEPTH_EDGES, depth), self.PRIOR_WEIGHT
+        factor = (self._depth_hits[near] + far) / (self._depth_hoped[near] + far)
+        return min(0.999, max(0.001, self._by_confidence(confidence) * factor))
+
+    def _by_confidence(self, confidence: float) -> float:
+        bin_ = bisect_right(self.CONFIDENCE_EDGES, confidence)
+        # Drafters are a little too sure of themselves when sure, and too modest when not.
+        prior = 0.1 + 0.87 * confidence
+        return (self._hits[bin_] + self.PRIOR_WEIGHT * prior) / (self._trials[bin_] + self.PRIOR_WEIGHT)
+
+    def learn(self, outcome: Outcome) -> None:
+        """Take the outcome of one guess."""
+        hoped = self._by_confidence(outcome.confidence)
+        bin_ = bisect_right(self.CONFIDENCE_EDGES, outcome.confidence)
+        near = bisect_right(self.DEPTH_EDGES, outcome.depth)
+        self._hits[bin_] = self.FADE * self._hits[bin_] + outcome.right
+        self._trials[bin_] = self.FADE * self._trials[bin_] + 1
+        self._depth_hits[near] = self.FADE * self._depth_hits[near] + outcome.right
+        self._depth_hoped[near] = self.FADE * self._depth_hoped[near] + hoped
+        self.typical += 0.03 * (outcome.right - self.typical)
