@@ -105,7 +105,8 @@ class Adaptive(Pace):
             if gain_ms < self.draft.median_ms:
                 return False
         ahead = max(0.0, self.lead_tokens - view.depth)
-        return survival * self.calibration.typical**ahead >= self.min_survival
+        reached = survival * self.calibration.typical**ahead
+        return bool(reached >= self.min_survival)
 
     def _must_send(self, view: View) -> bool:
         if view.unsent >= self.block_tokens:
