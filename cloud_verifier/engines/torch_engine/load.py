@@ -121,7 +121,8 @@ def _settle_rows(engine: TorchEngine) -> None:
 def fingerprint(model: PreTrainedModel, strict: bool, rows: RowRule) -> str:
     """sha256, in hex, over the weights, the configuration, the precision, strictness, kind of device and versions.
 
-    Replicas of one model agree in it if they compute the same words, and on the same kind of machine only then.
+    Replicas that agree in it compute the same words. On a CPU that includes the number of threads: MKL splits a narrow
+    matrix among three threads in another way than between two.
     """
     tensors = sorted([*model.named_parameters(), *model.named_buffers()], key=lambda item: item[0])
 
@@ -136,12 +137,15 @@ def fingerprint(model: PreTrainedModel, strict: bool, rows: RowRule) -> str:
         for part in pool.map(digest, tensors):
             whole.update(part)
     device = model.device
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    if device.type == "cuda":
+        kind = [torch.cuda.get_device_name(device)]
+    else:
+        kind = [torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
     settings = {
         "config": _lasting(model.config.to_dict()),
         "dtype": str(model.dtype),
         "strict": [strict, rows.multiple, rows.most],
-        "device": [device.type, kind],
+        "device": [device.type, *kind],
         "versions": [torch.__version__, transformers.__version__],
     }
     whole.update(json.dumps(settings, sort_keys=True, default=str).encode())

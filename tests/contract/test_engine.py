@@ -1,0 +1,461 @@
+"""The contract of `TargetEngine`, on TorchEngine with tiny random models of several families."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from cloud_verifier.engines.base import Block, EngineFull, Sampler, SequenceId
+from cloud_verifier.engines.torch_engine import ModelError, TorchEngine, load
+from cloud_verifier.engines.torch_engine import self_test as self_test_module
+from cloud_verifier.engines.torch_engine.engine import RowRule
+from cloud_verifier.engines.torch_engine.load import wrap
+from cloud_verifier.engines.torch_engine.self_test import self_test
+from speculation.sampling import SamplingParams
+
+VOCABULARY, CONTEXT = 211, 1100
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+DECODER = SHAPE | {"intermediate_size": 80, "num_key_value_heads": 2}
+GPT2 = {"vocab_size": VOCABULARY, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT, "eos_token_id": 1}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", DECODER),
+    "qwen2": ("Qwen2", DECODER),
+    "qwen3": ("Qwen3", DECODER | {"head_dim": 16}),
+    "gemma": ("Gemma", DECODER | {"head_dim": 16, "num_key_value_heads": 1}),
+    "gpt2": ("GPT2", GPT2),
+    "gpt_neox": ("GPTNeoX", SHAPE | {"intermediate_size": 81}),  # no grouping; an odd width
+}
+GREEDY = Sampler(SamplingParams(temperature=0.0), seed=0, prompt_length=0)
+WARM = Sampler(SamplingParams(temperature=0.8), seed=2**63 + 5, prompt_length=4)
+
+
+def build(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
+    name, settings = FAMILIES[family]
+    torch.manual_seed(3)
+    config = getattr(transformers, f"{name}Config")(**(settings | changes))
+    head = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
+    model: PreTrainedModel = getattr(transformers, f"{name}{head}")(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4.0)  # so that logits differ between positions
+    torch.nn.Module.to(model, dtype)
+    return model
+
+
+def ids(count: int, seed: int = 1) -> list[int]:
+    return random.Random(seed).choices(range(VOCABULARY), k=count)
+
+
+def own_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
+    """By the model's own forward, without any of the engine's parts. Shape [tokens, V]."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    model.set_attn_implementation(before)
+    return logits
+
+
+def all_logits(engine: TorchEngine, sequence: SequenceId, tokens: list[int]) -> torch.Tensor:
+    return engine.logits([Block(sequence, tokens, len(tokens), GREEDY)])[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def llama() -> TorchEngine:
+    return wrap(build("llama"), name="tiny", max_sequences=6)
+
+
+@pytest.fixture
+def engine(llama: TorchEngine) -> Iterator[TorchEngine]:
+    """An engine with no open sequences."""
+    yield llama
+    for sequence in list(llama._sequences):
+        llama.close(sequence)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a step computes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "plain"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_the_models_own_forward(family: str, strict: bool) -> None:
+    model = build(family)
+    engine = wrap(model, name=family, strict=strict, max_sequences=3)
+    texts = [ids(150, 1), ids(37, 2), ids(9, 3)]
+    opened = [engine.open() for _ in texts]
+    got: list[list[torch.Tensor]] = [[] for _ in texts]
+    cuts = [[0, 100, 101, 109, 150], [0, 5, 20, 21, 37], [0, 1, 3, 8, 9]]
+    for turn in range(4):
+        parts = [text[cut[turn] : cut[turn + 1]] for text, cut in zip(texts, cuts, strict=True)]
+        blocks = [Block(s, part, len(part), GREEDY) for s, part in zip(opened, parts, strict=True)]
+        for collected, logits in zip(got, engine.logits(blocks), strict=True):
+            collected.append(logits)
+    for text, collected in zip(texts, got, strict=True):
+        expected = own_logits(model, text)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(torch.cat(collected), expected, atol=2e-4 * float(expected.abs().max()), rtol=0)
+
+
+def test_choices_are_of_the_last_tokens_in_order(engine: TorchEngine) -> None:
+    text = ids(40)
+    best = own_logits(engine.model, text).argmax(-1).tolist()
+    one, other = engine.open(), engine.open()
+    results = engine.step([Block(one, text[:30], 3, GREEDY), Block(other, text[:20], 0, GREEDY)])
+    assert [list(r.tokens) for r in results] == [best[27:30], []]
+    assert results[0].logprobs == ()
+    results = engine.step([Block(other, text[20:22], 2, GREEDY), Block(one, text[30:], 1, GREEDY)])
+    assert [list(r.tokens) for r in results] == [best[20:22], best[39:]]
+    assert (engine.length(one), engine.length(other)) == (40, 22)
+
+
+def test_a_step_may_want_nothing_and_may_be_empty(engine: TorchEngine) -> None:
+    sequence = engine.open()
+    assert [list(r.tokens) for r in engine.step([Block(sequence, ids(5), 0, GREEDY)])] == [[]]
+    assert engine.step([]) == []
+    assert engine.length(sequence) == 5
+
+
+def test_penalties_see_the_tokens_of_the_block_up_to_each_position(engine: TorchEngine) -> None:
+    text = ids(20)
+    forbidden = Sampler(
+        SamplingParams(temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0), 0, prompt_length=6
+    )
+    whole, singly = engine.open(), engine.open()
+    engine.step([Block(s, text[:12], 0, forbidden) for s in (whole, singly)])
+    block = engine.step([Block(whole, text[12:], 8, forbidden, text[:12])])[0].tokens
+    single = [engine.step([Block(singly, [text[i]], 1, forbidden, text[:i])])[0].tokens[0] for i in range(12, 20)]
+    assert list(block) == single
+    logits = own_logits(engine.model, text)
+    for choice, position in zip(block, range(12, 20), strict=True):
+        expected = logits[position].double()
+        for token in text[6 : position + 1]:
+            expected[token] -= 2.0
+        for token in set(text[6 : position + 1]):
+            expected[token] -= 2.0
+        assert choice == int(expected.argmax())
+
+
+def test_logprobs_are_the_models_whatever_the_temperature(engine: TorchEngine) -> None:
+    text = ids(10)
+    sampler = Sampler(SamplingParams(temperature=1.7, top_k=2, logprobs=4), seed=4, prompt_length=0)
+    choices = engine.step([Block(engine.open(), text, 3, sampler)])[0]
+    table = torch.log_softmax(own_logits(engine.model, text)[-3:].double(), -1)
+    assert len(choices.logprobs) == 3
+    for token, found, row in zip(choices.tokens, choices.logprobs, table, strict=True):
+        best = row.topk(4)
+        assert token in found.top_ids[:2]
+        assert found.top_ids == tuple(best.indices.tolist())
+        assert found.logprob == pytest.approx(float(row[token]), abs=1e-4)
+        assert found.top_logprobs == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_sampling_depends_on_seed_and_position(engine: TorchEngine) -> None:
+    text = ids(60)
+    sequence = engine.open()
+
+    def choices(seed: int) -> list[int]:
+        engine.truncate(sequence, 0)
+        return list(engine.step([Block(sequence, text, 50, Sampler(WARM.params, seed, 0))])[0].tokens)
+
+    assert choices(1) == choices(1)
+    assert choices(1) != choices(2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Strict mode: bitwise the same in any company and in any cut
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_cut_in_any_company_gives_the_same_bits(family: str, dtype: torch.dtype, threads: int) -> None:
+    torch.set_num_threads(threads)
+    try:
+        engine = wrap(build(family, dtype), name=family, max_sequences=5)
+        assert engine.info.strict, engine.info.strict_report
+        text = ids(330)
+        whole = all_logits(engine, engine.open(), text)
+        chance = random.Random(threads)
+        rides = [engine.open() for _ in range(4)]
+        done = [0] * 4
+        while min(done) < len(text):
+            going = [i for i in range(4) if done[i] < len(text) and chance.random() < 0.8]
+            parts = {i: text[done[i] : done[i] + chance.choice((1, 1, 2, 5, 6, 8, 9, 40, 130))] for i in going}
+            blocks = [Block(rides[i], part, len(part), GREEDY) for i, part in parts.items()]
+            for i, logits in zip(going, engine.logits(blocks), strict=True):
+                assert torch.equal(logits, whole[done[i] : done[i] + len(parts[i])])
+                done[i] += len(parts[i])
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_prefill_longer_than_one_forward_equals_short_chunks(engine: TorchEngine) -> None:
+    text = ids(CONTEXT)
+    assert engine.rows.most < CONTEXT
+    whole = all_logits(engine, engine.open(), text)
+    sequence = engine.open()
+    for first in range(0, CONTEXT, 55):
+        logits = all_logits(engine, sequence, text[first : first + 55])
+        assert torch.equal(logits, whole[first : first + 55])
+    expected = own_logits(engine.model, text)
+    torch.testing.assert_close(whole, expected, atol=2e-4 * float(expected.abs().max()), rtol=0)
+
+
+def test_a_resumed_session_goes_on_with_the_same_words(engine: TorchEngine) -> None:
+    prompt, sequence = ids(70), engine.open()
+    log = list(prompt)
+    for i in range(30):
+        log += engine.step([Block(sequence, prompt if i == 0 else log[-1:], 1, WARM)])[0].tokens
+    resumed = engine.open()
+    again = engine.step([Block(resumed, log[:-1], 30, WARM)])[0].tokens
+    assert list(again) == log[70:]
+
+
+def test_truncated_equals_fresh(engine: TorchEngine) -> None:
+    text, other = ids(100, 1), ids(100, 2)
+    used, fresh = engine.open(), engine.open()
+    all_logits(engine, used, text[:60] + other)
+    engine.truncate(used, 60)
+    assert engine.length(used) == 60
+    all_logits(engine, fresh, text[:60])
+    assert torch.equal(all_logits(engine, used, text[60:]), all_logits(engine, fresh, text[60:]))
+
+
+def test_what_lies_beyond_a_sequence_is_never_seen(engine: TorchEngine) -> None:
+    text = ids(20)
+    clean = all_logits(engine, engine.open(), text)
+    sequence = engine.open()
+    all_logits(engine, sequence, text[:10])
+    slot = engine._sequences[sequence].slot
+    with torch.inference_mode():
+        for layer in engine._pool._layers:
+            layer.keys[slot, 10:] = 1e4
+            layer.values[slot, 10:] = 1e4
+    assert torch.equal(all_logits(engine, sequence, text[10:]), clean[10:])
+
+
+def test_a_closed_sequence_leaves_nothing_behind(engine: TorchEngine) -> None:
+    text = ids(20)
+    sequence = engine.open()
+    clean = all_logits(engine, sequence, text)
+    slot = engine._sequences[sequence].slot
+    with torch.inference_mode():
+        for layer in engine._pool._layers:
+            layer.keys[slot].fill_(torch.nan)
+            layer.values[slot].fill_(torch.nan)
+    engine.close(sequence)
+    again = engine.open()
+    assert engine._sequences[again].slot == slot
+    assert torch.equal(all_logits(engine, again, text), clean)
+
+
+def test_the_self_test_notices_what_depends_on_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without padding, fp32 rows below four come out otherwise: the reason for all of strict mode."""
+    engine = wrap(build("llama", hidden_size=256, intermediate_size=704), name="tiny")
+    assert self_test(engine).strict
+    monkeypatch.setattr(self_test_module, "LONG_TOKENS", 40)
+    engine.rows = RowRule(1, 512)
+    if torch.backends.mkl.is_available():
+        report = self_test(engine)
+        assert not report.strict
+        assert "token by token" in report.sentence
+    assert not engine._sequences
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sequences and errors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_engine_says_so_and_has_room_again_after_close(engine: TorchEngine) -> None:
+    opened = [engine.open() for _ in range(6)]
+    assert len(set(opened)) == 6
+    with pytest.raises(EngineFull, match="max_sequences"):
+        engine.open()
+    engine.close(opened[2])
+    again = engine.open()
+    assert again not in opened
+    assert engine.length(again) == 0
+    with pytest.raises(ValueError, match="not open"):
+        engine.length(opened[2])
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        (lambda a, b: [Block(a, [1], 1, GREEDY), Block(b, [], 0, GREEDY)], "empty"),
+        (lambda a, b: [Block(a, [1], 1, GREEDY), Block(b, [VOCABULARY], 1, GREEDY)], "outside"),
+        (lambda a, b: [Block(a, [1], 1, GREEDY), Block(b, [-1], 1, GREEDY)], "outside"),
+        (lambda a, b: [Block(a, [1], 1, GREEDY), Block(a, [2], 1, GREEDY)], "twice"),
+        (lambda a, b: [Block(a, [1], 1, GREEDY), Block(b, [2], 2, GREEDY)], "choices"),
+        (lambda a, b: [Block(a, [1], 1, GREEDY), Block(b, [2] * (CONTEXT - 2), 1, GREEDY)], "context limit"),
+        (lambda a, b: [Block(a, [1], 1, GREEDY), Block(SequenceId(10**9), [2], 1, GREEDY)], "not open"),
+    ],
+)
+def test_a_refused_step_changes_nothing(
+    engine: TorchEngine, blocks: Callable[[SequenceId, SequenceId], list[Block]], message: str
+) -> None:
+    a, b = engine.open(), engine.open()
+    text = ids(8)
+    engine.step([Block(a, text[:4], 0, GREEDY), Block(b, text[:3], 0, GREEDY)])
+    with pytest.raises(ValueError, match=message):
+        engine.step(blocks(a, b))
+    assert (engine.length(a), engine.length(b)) == (4, 3)
+    logits = all_logits(engine, a, text[4:])
+    assert torch.equal(logits, all_logits(engine, engine.open(), text)[4:])
+
+
+def test_a_step_that_fails_midway_changes_no_length(engine: TorchEngine) -> None:
+    text = ids(900)
+    sequence = engine.open()
+    all_logits(engine, sequence, text[:100])
+    calls = []
+
+    def fail_at_the_second(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+
+    hook = engine.model.register_forward_pre_hook(fail_at_the_second)
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.step([Block(sequence, text[100:], 1, GREEDY)])
+    finally:
+        hook.remove()
+    assert engine.length(sequence) == 100
+    fresh = engine.open()
+    assert torch.equal(all_logits(engine, sequence, text[100:120]), all_logits(engine, fresh, text[:120])[100:])
+
+
+@pytest.mark.parametrize("length", [-1, 6])
+def test_truncate_refuses_what_is_not_there(engine: TorchEngine, length: int) -> None:
+    sequence = engine.open()
+    engine.step([Block(sequence, ids(5), 0, GREEDY)])
+    with pytest.raises(ValueError, match="cannot be truncated"):
+        engine.truncate(sequence, length)
+    assert engine.length(sequence) == 5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Opening models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_load_opens_a_folder(tmp_path: Path) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path / "tiny")
+    engine = load(str(tmp_path / "tiny"), device="cpu", context_limit=100, max_sequences=2)
+    info = engine.info
+    assert (info.name, info.vocabulary_size, info.eos_ids) == ("tiny", VOCABULARY, (1,))
+    assert (info.context_limit, info.max_sequences, info.strict) == (100, 2, True)
+    text = ids(100)
+    expected = own_logits(model, text)
+    got = all_logits(engine, engine.open(), text)
+    torch.testing.assert_close(got, expected, atol=2e-4 * float(expected.abs().max()), rtol=0)
+
+
+def test_equal_fingerprints_mean_equal_words(tmp_path: Path) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path)
+
+    def fingerprint(**settings: Any) -> str:
+        return load(str(tmp_path), device="cpu", **settings).info.fingerprint
+
+    first = fingerprint()
+    assert fingerprint(context_limit=64, max_sequences=3) == first
+    assert fingerprint(strict=False) != first
+    assert fingerprint(threads=2) != first
+    assert fingerprint(threads=1) == first
+    assert fingerprint(dtype="bfloat16") != first
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1e-3
+    model.save_pretrained(tmp_path)
+    assert fingerprint() != first
+
+
+def test_plain_mode_says_that_it_is_not_strict() -> None:
+    info = wrap(build("llama"), name="tiny", strict=False).info
+    assert not info.strict
+    assert "off" in info.strict_report
+
+
+def test_models_that_cannot_be_served_are_refused_in_sentences(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load(str(tmp_path / "empty"))
+    with pytest.raises(ModelError, match="no folder"):
+        load(str(tmp_path / "missing"))
+    transformers.ViTConfig().save_pretrained(tmp_path / "picture")
+    with pytest.raises(ModelError, match="not a causal language model"):
+        load(str(tmp_path / "picture"))
+    build("llama").config.save_pretrained(tmp_path / "weightless")
+    with pytest.raises(ModelError, match="weights"):
+        load(str(tmp_path / "weightless"))
+    for settings, message in (
+        ({"dtype": "int3"}, "dtype"),
+        ({"device": "abacus"}, "device"),
+        ({"max_sequences": 0}, "max_sequences"),
+        ({"threads": 0}, "threads"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            load(str(tmp_path / "weightless"), **settings)
+
+
+def test_models_that_a_packed_forward_would_get_wrong_are_refused() -> None:
+    small: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 48, "num_hidden_layers": 2}
+    sliding = transformers.MistralConfig(**DECODER, sliding_window=64)
+    softcap = transformers.Gemma2Config(**DECODER, head_dim=16, sliding_window=CONTEXT)
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    alibi = transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=48, n_layer=2, n_head=4)
+    for model, message in (
+        (transformers.MistralForCausalLM(sliding), "sliding window of 64"),
+        (transformers.Gemma2ForCausalLM(softcap), "softcap"),
+        (build("llama", rope_parameters=dynamic), "longest sequence"),
+        (transformers.BloomForCausalLM(alibi), "attention interface"),
+        (transformers.MambaForCausalLM(transformers.MambaConfig(**small)), "attention interface"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            wrap(model, name="refused")
+    short = wrap(transformers.MistralForCausalLM(sliding), name="short", context_limit=64)
+    assert short.info.context_limit == 64
+
+
+def test_a_model_that_comes_out_otherwise_in_packed_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that ignores the positions it is given, as one with its own idea of them might."""
+    model = build("llama")
+    rotary = model.model.rotary_emb.forward
+
+    def from_zero(x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        return rotary(x, position_ids=torch.arange(position_ids.shape[1])[None])
+
+    monkeypatch.setattr(model.model.rotary_emb, "forward", from_zero)
+    with pytest.raises(ModelError, match="differently in packed form"):
+        wrap(model, name="stubborn")

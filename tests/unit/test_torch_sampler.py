@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloud_verifier.engines.base import Sampler
+from cloud_verifier.engines.torch_engine import sampler as module
+from cloud_verifier.engines.torch_engine.sampler import Row, choose, choose_simply, filtered, logprobs, penalise
+from speculation import sampling
+from speculation.noise import Noise
+from speculation.sampling import SamplingParams
+
+SIZES = (5, 61, 700, 4099)
+
+
+def expected_choice(logits: np.ndarray, row: Row) -> int:
+    """The definition, in numpy."""
+    params, split = row.sampler.params, row.sampler.prompt_length
+    adjusted = sampling.penalised(logits, params, row.history[:split], row.history[split:])
+    if params.greedy:
+        return int(adjusted.argmax())
+    scores = sampling.filtered(adjusted, params)
+    return int((scores + Noise(row.sampler.seed).gumbel(row.position, np.arange(len(logits)))).argmax())
+
+
+@st.composite
+def parameters(draw: st.DrawFn) -> SamplingParams:
+    def maybe(neutral: float, values: st.SearchStrategy[float]) -> float:
+        return draw(st.one_of(st.just(neutral), values))
+
+    return SamplingParams(
+        temperature=maybe(0.0, st.floats(0.1, 3.0)),
+        top_k=int(maybe(0, st.integers(1, 80))),
+        top_p=maybe(1.0, st.floats(0.05, 0.999)),
+        min_p=maybe(0.0, st.floats(0.001, 1.0)),
+        presence_penalty=maybe(0.0, st.floats(-2, 2)),
+        frequency_penalty=maybe(0.0, st.floats(-2, 2)),
+        repetition_penalty=maybe(1.0, st.floats(0.5, 2)),
+        logit_bias=draw(st.dictionaries(st.integers(0, 4), st.floats(-20, 20), max_size=3)),
+    )
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[torch.Tensor, list[Row]]:
+    size = draw(st.sampled_from(SIZES))
+    spread = draw(st.sampled_from([0.3, 3.0, 12.0]))
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+    rows = []
+    for _ in range(draw(st.integers(1, 6))):
+        history = draw(st.lists(st.integers(0, size - 1), max_size=12))
+        seed, position = draw(st.integers(0, 2**64 - 1)), draw(st.integers(0, 5000))
+        rows.append(Row(Sampler(draw(parameters()), seed, draw(st.integers(0, 12))), position, history))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    return (torch.randn(len(rows), size, generator=generator) * spread).to(dtype), rows
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches())
+def test_choices_equal_the_definition(batch: tuple[torch.Tensor, list[Row]]) -> None:
+    logits, rows = batch
+    before = logits.clone()
+    chosen = choose(logits, rows)
+    assert torch.equal(logits, before)
+    assert chosen == [expected_choice(logits[i].double().numpy(), row) for i, row in enumerate(rows)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(batches())
+def test_a_choice_does_not_depend_on_company(batch: tuple[torch.Tensor, list[Row]]) -> None:
+    logits, rows = batch
+    assert choose(logits, rows) == [choose(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches())
+def test_filters_and_penalties_equal_the_definition(batch: tuple[torch.Tensor, list[Row]]) -> None:
+    logits, rows = batch
+    sampled = [i for i, row in enumerate(rows) if not row.sampler.params.greedy]
+    adjusted = logits.double().clone()
+    for i, row in enumerate(rows):
+        penalise(adjusted[i], row)
+        split = row.sampler.prompt_length
+        expected = sampling.penalised(
+            logits[i].double().numpy(), row.sampler.params, row.history[:split], row.history[split:]
+        )
+        np.testing.assert_array_equal(adjusted[i].numpy(), expected)
+    if sampled:
+        found = filtered(adjusted[sampled], [rows[i].sampler.params for i in sampled])
+        for number, i in enumerate(sampled):
+            expected = sampling.filtered(adjusted[i].numpy(), rows[i].sampler.params)
+            np.testing.assert_array_equal(found[number].isneginf().numpy(), np.isneginf(expected))
+            np.testing.assert_allclose(found[number].numpy(), expected, atol=1e-12)
+
+
+def kept(logits: list[float], params: SamplingParams) -> list[int]:
+    return filtered(torch.tensor([logits], dtype=torch.float64), [params])[0].isfinite().nonzero()[:, 0].tolist()
+
+
+def test_ties_at_the_edges() -> None:
+    logits = [1.0, 3.0, 2.0, 3.0, 2.0, 2.0]
+    assert kept(logits, SamplingParams(top_k=3)) == [1, 2, 3, 4, 5]  # all that tie with the third
+    assert kept([0.0] * 4, SamplingParams(top_p=0.5)) == [0, 1]  # by id
+    assert kept([0.0] * 4, SamplingParams(top_p=0.51)) == [0, 1, 2]
+    assert kept(logits, SamplingParams(min_p=1.0)) == [1, 3]
+    assert kept(logits, SamplingParams(top_p=1e-9)) == [1]
+    assert kept(logits, SamplingParams(top_k=600)) == list(range(6))
+    greedy = Row(Sampler(SamplingParams(temperature=0.0), 0, 0), 0)
+    assert choose(torch.tensor([logits]), [greedy]) == [1]
+
+
+@pytest.mark.parametrize("ties", [200, 256, 257, 300, 4096])
+def test_top_p_among_equals_that_its_first_look_cuts_through(ties: int) -> None:
+    """topk may return any of the equals; the nucleus must be the lowest ids among them all the same."""
+    logits = torch.zeros(4096, dtype=torch.float64)
+    logits[torch.randperm(4096, generator=torch.Generator().manual_seed(ties))[:ties]] = 9.0
+    for top_p in (0.25, 0.5, 0.75):
+        params = SamplingParams(top_p=top_p)
+        expected = np.isfinite(sampling.filtered(logits.numpy(), params)).nonzero()[0]
+        got = kept(logits.tolist(), params)
+        # The definition adds up floats, the twin exact fixed-point numbers: they may part by one token at a true tie.
+        assert len(set(got) ^ set(expected.tolist())) <= 1
+        assert got[: len(got) - 1] == expected[: len(got) - 1].tolist()
+
+
+def test_rows_of_a_narrow_and_a_wide_nucleus_together() -> None:
+    narrow, wide = torch.randn(2, 4096, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    narrow *= 8
+    params = [SamplingParams(top_p=0.9)] * 2
+    both = filtered(torch.stack([narrow, wide]), params)
+    counts = both.isfinite().sum(-1).tolist()
+    assert counts[0] < module.NUCLEUS_FIRST < counts[1]
+    for found, logits in zip(both, (narrow, wide), strict=True):
+        assert torch.equal(found, filtered(logits[None], params[:1])[0])
+
+
+@pytest.mark.parametrize("spread", [0.5, 20.0])
+def test_noise_only_where_it_matters_chooses_as_noise_everywhere(spread: float) -> None:
+    logits = torch.randn(300, 1000, generator=torch.Generator().manual_seed(5)) * spread
+    rows = [Row(Sampler(SamplingParams(temperature=0.7), 11, 0), position) for position in range(300)]
+    everywhere = choose_simply(logits, rows, torch.full((300, 1), 0.7, dtype=torch.float64))
+    assert choose(logits, rows) == everywhere.tolist()
+    assert len(set(everywhere.tolist())) > 50
+
+
+def test_logprobs_are_the_targets_own_and_ties_go_by_id() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0, 1.0, 1.0]] * 2, dtype=torch.bfloat16)
+    first, second = logprobs(logits, [0, 3], 4)
+    table = torch.log_softmax(logits[0].double(), -1).tolist()
+    assert first.top_ids == second.top_ids == (1, 3, 2, 4)
+    assert first.top_logprobs == pytest.approx([table[i] for i in (1, 3, 2, 4)])
+    assert (first.logprob, second.logprob) == pytest.approx((table[0], table[3]))
+    assert logprobs(logits[:1], [2], 0)[0].top_ids == ()
+    assert len(logprobs(logits[:1], [2], 20)[0].top_ids) == 6
