@@ -1,0 +1,245 @@
+"""Policies compared over a grid of conditions, each on the very same answers and links."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from netlab.simulator import policies
+from netlab.simulator.device import DeviceSettings
+from netlab.simulator.link import Constant, Direction, Jitter, Link, Replay
+from netlab.simulator.oracle import Bound, oracle
+from netlab.simulator.pair import Answer, Pair
+from netlab.simulator.policies import ORACLE, Policy
+from netlab.simulator.rtt_trace import RttTrace
+from netlab.simulator.run import Result, Rider, simulate
+from netlab.simulator.verifier import StepTime, VerifierSettings
+from speculation.pace import Pace, Streaming
+
+MOST_MS = 120_000.0
+
+
+class GridError(ValueError):
+    """A grid that cannot be simulated. The message is a sentence."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """How the links of all cells behave beyond their round trip. Rates of 0 have no limit."""
+
+    jitter_ms: float = 0.0
+    up_kbps: float = 0.0
+    down_kbps: float = 0.0
+    trace: RttTrace | None = None
+
+    def link(self, rtt_ms: float, index: int) -> Link:
+        """Of answer number `index`; with a trace the round trip is the trace's, each answer at another place in it."""
+        if self.trace is not None:
+            offset_ms = index * 7919.0 % max(1.0, self.trace.duration_ms)
+            up, down = (Replay(self.trace.times_ms, self.trace.rtts_ms, offset_ms) for _ in range(2))
+            return Link(Direction(up, self.up_kbps), Direction(down, self.down_kbps))
+        half_ms = rtt_ms / 2
+        if self.jitter_ms:
+            ways = [Jitter(half_ms, self.jitter_ms, 2 * index + way) for way in range(2)]
+            return Link(Direction(ways[0], self.up_kbps), Direction(ways[1], self.down_kbps))
+        return Link(Direction(Constant(half_ms), self.up_kbps), Direction(Constant(half_ms), self.down_kbps))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of conditions."""
+
+    pair: Pair
+    rtt_ms: float
+    draft_ms: float
+    step_ms: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to compare, and where. Every combination of pairs, rtts_ms, drafts_ms and steps_ms is a cell.
+
+    answers: per cell and policy, of `tokens` tokens each. Raises GridError for what cannot be simulated and PolicyError
+    for unknown policies.
+    """
+
+    pairs: Sequence[Pair]
+    rtts_ms: Sequence[float] = (0.0, 20.0, 50.0, 100.0, 200.0, 400.0)
+    drafts_ms: Sequence[float] = (5.0,)
+    steps_ms: Sequence[float] = (30.0,)
+    policies: Sequence[str] = ()
+    answers: int = 24
+    tokens: int = 128
+    seed: int = 1
+    network: Network = Network()
+    per_position_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse before anything runs."""
+        policies.check(self.policies)
+        for name, values, least in (
+            ("round trip", self.rtts_ms, 0.0),
+            ("draft time", self.drafts_ms, 0.01),
+            ("step time", self.steps_ms, 0.01),
+        ):
+            for value in values:
+                if not least <= value <= MOST_MS:
+                    raise GridError(f"a {name} of {value:g} ms cannot be simulated; it takes {least:g} to {MOST_MS:g}")
+            if len(set(values)) != len(values):
+                raise GridError(f"a {name} stands in the grid twice: {', '.join(f'{value:g}' for value in values)}")
+        for name, count in (
+            ("pair", len(self.pairs)),
+            ("round trip", len(self.rtts_ms)),
+            ("policy", len(self.policies)),
+        ):
+            if not count:
+                raise GridError(f"the grid is empty: it has no {name}")
+        for name, number, least_number in (("answers", self.answers, 1), ("tokens", self.tokens, 2)):
+            if number < least_number:
+                raise GridError(f"a grid needs at least {least_number} {name}, not {number}")
+        for name in ("jitter_ms", "up_kbps", "down_kbps"):
+            if not 0 <= getattr(self.network, name) < math.inf:
+                raise GridError(f"{name} is {getattr(self.network, name):g}; it must be at least 0")
+        if not 0 <= self.per_position_ms <= MOST_MS:
+            raise GridError(f"per_position_ms is {self.per_position_ms:g}; it takes 0 to {MOST_MS:g}")
+        if self.network.trace is not None and len(self.rtts_ms) > 1:
+            raise GridError("a trace says the round trips itself; name no others beside it")
+
+    def cells(self) -> list[Cell]:
+        """All combinations, the round trip changing fastest."""
+        return [
+            Cell(pair, rtt, draft, step)
+            for pair, step, draft, rtt in itertools.product(self.pairs, self.steps_ms, self.drafts_ms, self.rtts_ms)
+        ]
+
+    def runs(self) -> int:
+        """How many times a candidate plays a cell's answers, for a progress bar."""
+        each = 1 + sum(max(1, len(policies.find(name).candidates)) for name in self.policies)
+        return each * len(self.cells())
+
+
+class Outcome(Protocol):
+    """What results and bounds have in common."""
+
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def total_ms(self) -> float: ...
+    @property
+    def ms_per_token(self) -> float: ...
+    @property
+    def target_forwards(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """A policy in a cell. candidate: which of the policy's paces it was, the best in hindsight."""
+
+    cell: Cell
+    policy: str
+    candidate: str
+    outcomes: Sequence[Outcome]
+    over_streaming: Sequence[float]
+    over_oracle: Sequence[float]
+
+    @property
+    def ms_per_token(self) -> float:
+        """Median over the answers."""
+        return _median([outcome.ms_per_token for outcome in self.outcomes])
+
+    def as_json(self) -> dict[str, Any]:
+        """As in the results of `netlab simulate --json`."""
+        results = [outcome for outcome in self.outcomes if isinstance(outcome, Result)]
+        tokens = sum(outcome.tokens for outcome in self.outcomes)
+        verified = sum(result.verified_tokens for result in results)
+        accepted = sum(result.accepted_tokens for result in results)
+        return {
+            "rtt_ms": self.cell.rtt_ms,
+            "pair": self.cell.pair.name,
+            "draft_ms": self.cell.draft_ms,
+            "step_ms": self.cell.step_ms,
+            "policy": self.policy,
+            "candidate": self.candidate,
+            "ms_per_token_p50": round(self.ms_per_token, 3),
+            "total_over_streaming_p50": round(_median(self.over_streaming), 4),
+            "total_over_streaming_p95": round(float(np.percentile(self.over_streaming, 95)), 4),
+            "total_over_oracle_p50": round(_median(self.over_oracle), 4),
+            "target_forwards_per_token": round(sum(o.target_forwards for o in self.outcomes) / tokens, 4),
+            "acceptance": round(accepted / verified, 4) if verified else None,
+            "drafted_per_token": round(sum(r.drafted_tokens for r in results) / tokens, 3) if results else None,
+            "uplink_bytes_per_token": round(sum(r.uplink_bytes for r in results) / tokens, 2) if results else None,
+            "downlink_bytes_per_token": round(sum(r.downlink_bytes for r in results) / tokens, 2) if results else None,
+            "same_words": all(result.same_words for result in results),
+        }
+
+
+def sweep(grid: Grid, on_run: Callable[[], object] = lambda: None) -> Iterator[Row]:
+    """Play the grid, cell by cell. on_run: called `grid.runs()` times."""
+    for cell in grid.cells():
+        settings = VerifierSettings(StepTime(cell.step_ms, grid.per_position_ms))
+        answers = cell.pair.answers(grid.answers, grid.tokens, grid.seed)
+        stage = _Stage(cell, answers, grid.network, settings)
+        streaming = stage.play(Streaming)
+        bounds = stage.bounds()
+        on_run()
+        for name in grid.policies:
+            yield _row(stage, policies.find(name), streaming, bounds, on_run)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A cell with its answers, ready to play them as often as needed."""
+
+    cell: Cell
+    answers: list[Answer]
+    network: Network
+    settings: VerifierSettings
+
+    def play(self, make: Callable[[], Pace]) -> list[Result]:
+        """Every answer alone, with a fresh pace and a fresh link."""
+        device = DeviceSettings(self.cell.draft_ms)
+        return [
+            simulate([Rider(answer, self._link(index), make(), device)], self.settings).results[0]
+            for index, answer in enumerate(self.answers)
+        ]
+
+    def bounds(self) -> list[Bound]:
+        """The oracle's."""
+        return [
+            oracle(answer, self._link(index), self.cell.draft_ms, self.settings)
+            for index, answer in enumerate(self.answers)
+        ]
+
+    def _link(self, index: int) -> Link:
+        return self.network.link(self.cell.rtt_ms, index)
+
+
+def _row(
+    stage: _Stage, policy: Policy, streaming: list[Result], bounds: list[Bound], on_run: Callable[[], object]
+) -> Row:
+    played: dict[str, Sequence[Outcome]] = {}
+    for name, make in policy.candidates.items():
+        played[name] = streaming if make is Streaming else stage.play(make)
+        on_run()
+    if policy.name == ORACLE:
+        played[ORACLE] = bounds
+        on_run()
+    candidate = min(played, key=lambda name: sum(outcome.ms_per_token for outcome in played[name]))
+    outcomes = played[candidate]
+    return Row(
+        stage.cell,
+        policy.name,
+        candidate,
+        outcomes,
+        [ours.total_ms / theirs.total_ms for ours, theirs in zip(outcomes, streaming, strict=True)],
+        [ours.total_ms / best.total_ms for ours, best in zip(outcomes, bounds, strict=True)],
+    )
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values))
