@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -24,6 +25,9 @@ def run(grid: Grid, console: Console) -> list[Row]:
 def table(rows: Sequence[Row]) -> Table:
     """One line per policy and cell. A column that says the same everywhere is left out."""
     view = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        collapse_padding=True,
         title="Medians over the answers. /stream, /oracle: total time over streaming's, the oracle's",
         title_justify="left",
     )
@@ -36,9 +40,9 @@ def table(rows: Sequence[Row]) -> Table:
     shown = {name: values for name, values in conditions.items() if name == "RTT ms" or len(set(values)) > 1}
     for name in shown:
         view.add_column(name, justify="right", no_wrap=True)
-    view.add_column("policy", no_wrap=True)
-    for name in ("ms/tok", "/stream", "p95", "/oracle", "fwd/tok", "accept", "B up/tok"):
-        view.add_column(name, justify="right")
+    view.add_column("policy", overflow="fold")
+    for name in ("ms/tok", "/stream", "p95", "/oracle", "fwd/tok", "accept", "B/tok"):
+        view.add_column(name, justify="right", no_wrap=True)
     view.add_column("same")
     cell = rows[0].cell if rows else None
     for index, row in enumerate(rows):
