@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 
@@ -24,7 +27,8 @@ class SessionError(Exception):
         for key, value in error.trailing_metadata() or ():
             if key == "grpc-status-details-bin" and isinstance(value, bytes):
                 info = error_details_pb2.ErrorInfo()
-                for detail in status_pb2.Status.FromString(value).details:
-                    if detail.Unpack(info):
-                        reason = info.reason
+                with contextlib.suppress(DecodeError):  # whoever answered is no verifier; the code and its words remain
+                    for detail in status_pb2.Status.FromString(value).details:
+                        if detail.Unpack(info):
+                            reason = info.reason
         return cls(error.code().name, reason, error.details() or error.code().name.lower().replace("_", " "))

@@ -13,8 +13,8 @@ import ipaddress
 import queue
 import threading
 import time
-from collections.abc import Coroutine
-from concurrent.futures import Future
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,12 @@ CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 25_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # how long to try to connect: TLS takes four round trips
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+FAREWELL_S = 1.0  # how long to wait for a verifier to hear that it is no longer needed
+RETIREMENT_S = 300.0  # how long streams that are well may stay on a connection that is no longer used for new ones
 
 
 def now_us() -> int:
@@ -100,20 +102,32 @@ class Channel:
         self.settings = settings or LinkSettings()
         self._root = ca_certificate.read_bytes() if ca_certificate else None
         self._secure = secure
+        self._closed = False
+        self._lock = threading.Lock()  # of `_closed`: `close` sees everything that was called before it
+        self._links: dict[asyncio.Task[Any], SessionLink] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="outrider-link", daemon=True)
         self._thread.start()
-        self._channel = self.call(self._connect()).result()
+        self._channel: grpc.aio.Channel
+        self.stub: pb_grpc.VerifierServiceAsyncStub
+        self.call(self._connect()).result()
+
+    async def _connect(self) -> None:
+        if self._secure:
+            credentials = grpc.ssl_channel_credentials(self._root)
+            self._channel = grpc.aio.secure_channel(self.verifier, credentials, CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(self.verifier, CHANNEL_OPTIONS)
         self.stub = pb_grpc.VerifierServiceStub(self._channel)
 
-    async def _connect(self) -> grpc.aio.Channel:
-        if self._secure:
-            return grpc.aio.secure_channel(self.verifier, grpc.ssl_channel_credentials(self._root), CHANNEL_OPTIONS)
-        return grpc.aio.insecure_channel(self.verifier, CHANNEL_OPTIONS)
-
     def call(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
-        """Run a coroutine on the link's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Run a coroutine on the link's loop. Raises SessionError when the channel is closed."""
+        with self._lock:
+            if not self._closed:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        raise closed()
 
     def soon(self, callback: Any, *arguments: Any) -> None:
         """Run a function on the link's loop, without waiting."""
@@ -133,6 +147,8 @@ class Channel:
             answer: pb.GetModelInfoResponse = self.call(ask()).result()
         except grpc.aio.AioRpcError as error:
             raise self._explain(error) from error
+        except CancelledError as error:
+            raise closed() from error
         return answer
 
     def _explain(self, error: grpc.aio.AioRpcError) -> SessionError:
@@ -141,13 +157,57 @@ class Channel:
         return SessionError.from_rpc(error)
 
     def close(self) -> None:
-        """Close the channel and end the loop. May be called more than once."""
-        if self._loop.is_closed():
-            return
-        self.call(self._channel.close()).result(timeout=5)
+        """Close the channel and end the loop. Running sessions fail. May be called more than once."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+        closing.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
+        self._thread.join()
         self._loop.close()
+
+    async def _close(self) -> None:
+        for link in self._links.values():
+            link.inbox.put(Failed(closed()))
+            link.leave()
+        if self._links:
+            await asyncio.wait(self._links, timeout=FAREWELL_S)
+        await self._channel.close()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:  # whoever waits for one of them, waits no longer
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    # -- for the sessions, on the link's loop --------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def living(self, link: SessionLink) -> Iterator[None]:
+        """Know a session for as long as it lives, so that `close` can end it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._links[task] = link
+        try:
+            yield
+        finally:
+            del self._links[task]
+
+    async def renew(self, stub: pb_grpc.VerifierServiceAsyncStub) -> None:
+        """Connect anew, unless another session has done so: the connection of `stub` may be dead without a sign of it.
+
+        gRPC would go on using it until its keepalive fails. Streams on it that are well may go on there.
+        """
+        if stub is self.stub:
+            retiring = asyncio.create_task(self._channel.close(RETIREMENT_S))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+            await self._connect()
+
+
+def closed() -> SessionError:
+    """The client was closed."""
+    return SessionError("CANCELLED", "CLOSED", "this client was closed; make another one")
 
 
 def unreachable(verifier: str, detail: str) -> SessionError:
@@ -172,7 +232,8 @@ def _loopback(host: str) -> bool:
 class SessionLink:
     """One session's stream, for as long as the session lives. Made and used by one thread; `close` when done.
 
-    inbox: messages in order; after Failed or a Finished nothing more comes. Byte counts are of serialised messages.
+    inbox: messages in order. Failed or a Finished comes whatever happens, and nothing that matters after it. Byte
+    counts are of serialised messages.
     """
 
     channel: Channel
@@ -186,8 +247,11 @@ class SessionLink:
     def __post_init__(self) -> None:
         self._outbox: asyncio.Queue[pb.GenerateRequest] | None = None
         self._session_id = ""
+        self._target = ""
         self._prompt_length = 0
-        self._given_up = False
+        self._left = False
+        self._finished = False
+        self._trouble = ""
         self._answer: list[int] = list(self.open_request.continue_from)
         self._heard_s = 0.0
         self._task = self.channel.call(self._live())
@@ -196,9 +260,23 @@ class SessionLink:
         """Send if a stream stands; otherwise drop: after `Reconnected` the session says what still matters."""
         self.channel.soon(self._put, request)
 
+    def cancel(self) -> None:
+        """Ask the verifier to end the session; it answers with Finished. If the link is down, the session fails."""
+        self.channel.soon(self.leave)
+
     def close(self) -> None:
-        """Give the stream up. The verifier keeps the session for its lease."""
-        self._task.cancel()
+        """Give up what is not finished: nobody reads the inbox any more."""
+        self.channel.soon(self.leave)
+
+    def leave(self) -> None:
+        """`cancel`, on the link's loop."""
+        self._left = True
+        if self._finished:
+            return
+        if self._outbox is not None:
+            self._put(pb.GenerateRequest(cancel=pb.Cancel()))
+        elif self._session_id:  # between two streams: the verifier forgets the session after its lease
+            self._task.cancel()
 
     def _put(self, request: pb.GenerateRequest) -> None:
         if self._outbox is not None:
@@ -206,105 +284,144 @@ class SessionLink:
 
     async def _live(self) -> None:
         try:
-            while not await self._stream():
-                self.reconnects += 1
+            with self.channel.living(self):
+                await self._streams()
         except SessionError as error:
             self.inbox.put(Failed(error))
         except asyncio.CancelledError:
+            self.inbox.put(Failed(left() if self._left else closed()))
             raise
         except Exception as error:  # a session must never wait for ever because of a fault of ours
             self.inbox.put(Failed(SessionError("INTERNAL", "CLIENT_FAULT", f"{type(error).__name__}: {error}")))
 
-    async def _stream(self) -> bool:
-        """One stream from opening to its end; returns whether the session is finished. Raises SessionError."""
-        settings = self.channel.settings
+    async def _streams(self) -> None:
+        """One stream after the other until the session is finished. Raises SessionError."""
+        fruitless, trouble_began_s = 0, 0.0
+        while True:
+            known = len(self._answer)
+            broken = await self._stream()
+            if self._finished:
+                return
+            if self._left:
+                raise left()
+            if len(self._answer) > known:
+                fruitless = 0
+            else:  # it was opened and broke without news: that may be so for ever
+                trouble_began_s = trouble_began_s if fruitless else time.monotonic()
+                if time.monotonic() - trouble_began_s > self.channel.settings.reconnect_timeout_s:
+                    raise broken
+                fruitless += 1
+                await asyncio.sleep(min(1.0, 0.025 * 2**fruitless))
+            self.reconnects += 1
+
+    async def _stream(self) -> SessionError:
+        """One stream from opening to its end; returns why it broke, if it did. Raises SessionError if all is over."""
         again = bool(self._session_id)
-        patience_s = settings.reconnect_timeout_s if again else settings.connect_timeout_s
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(_transient),
-            wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
-            stop=tenacity.stop_after_delay(patience_s),
-            reraise=True,
-        )
-        try:
-            call: Any = await retrying(self._open_stream)
-        except TimeoutError as error:
-            raise unreachable(self.channel.verifier, "it took the stream but did not open a session in time") from error
-        except grpc.aio.AioRpcError as error:
-            if _transient(error):
-                raise unreachable(self.channel.verifier, error.details() or "") from error
-            raise SessionError.from_rpc(error) from error
+        call, response = await self._open_patiently(again)
+        outbox: asyncio.Queue[pb.GenerateRequest] = asyncio.Queue()
+        self._outbox = outbox  # before the session hears of the stream, or else its first words could be dropped
+        self._take(response)
         if again:
             self.inbox.put(Reconnected())
-        outbox: asyncio.Queue[pb.GenerateRequest] = asyncio.Queue()
-        self._outbox, self._given_up = outbox, False
+        if self._left:
+            self.leave()
         helpers = [asyncio.create_task(self._sender(call, outbox)), asyncio.create_task(self._watch(call))]
         try:
-            return await self._receive(call)
+            while (response := await call.read()) is not grpc.aio.EOF:
+                self._take(response)
+            return SessionError("UNAVAILABLE", "NO_FINISHED", "the verifier ended the stream in mid-answer")
         except grpc.aio.AioRpcError as error:
-            if _transient(error) or error.code() is grpc.StatusCode.ABORTED:
-                return False
-            raise SessionError.from_rpc(error) from error
+            broken = SessionError.from_rpc(error)
+            if self._finished or _transient(error) or error.code() is grpc.StatusCode.ABORTED:
+                return broken
+            raise broken from error
         except asyncio.CancelledError:
-            if self._given_up:  # by the watch, not by whoever closed this session
-                return False
-            raise
+            if _meant_for_this_task():
+                raise
+            return unreachable(self.channel.verifier, "the stream fell silent")
         finally:
             self._outbox = None
             for helper in helpers:
                 helper.cancel()
             call.cancel()
 
-    async def _open_stream(self) -> Any:
-        """Open or resume; returns the call once Opened has come."""
-        call = self.channel.stub.Generate()
+    async def _open_patiently(self, again: bool) -> tuple[Any, Any]:
+        """Open or resume, for as long as trying makes sense. Raises SessionError."""
+        settings = self.channel.settings
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(_transient_again if again else _transient),
+            wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
+            reraise=True,
+        )
+        self._trouble = "no answer in time"
         try:
-            await call.write(self._count_up(pb.GenerateRequest(open=self._opening())))
-            response = await asyncio.wait_for(call.read(), self.channel.settings.stalled_s)
-            if response is grpc.aio.EOF:
-                await call.code()  # the status tells why; a stream that ends well without Opened is a broken verifier
-                raise SessionError("INTERNAL", "NO_OPENED", "the verifier ended the stream without opening a session")
+            async with asyncio.timeout(settings.reconnect_timeout_s if again else settings.connect_timeout_s):
+                return await retrying(self._open_stream)
+        except TimeoutError as error:
+            raise unreachable(self.channel.verifier, self._trouble) from error
         except grpc.aio.AioRpcError as error:
-            call.cancel()
-            if self._session_id and error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE):
-                self._session_id = ""  # another life: the verifier was restarted or the lease has ended
-                return await self._open_stream()
-            raise
-        except TimeoutError:
-            call.cancel()
-            raise
-        opened = response.opened
-        self._session_id, self._prompt_length = opened.session_id, opened.prompt_length
-        self._take(response)
-        return call
+            raise SessionError.from_rpc(error) from error
 
-    def _opening(self) -> pb.Open:
+    async def _open_stream(self) -> tuple[Any, Any]:
+        """Open or resume; returns the call and its Opened, once that has come."""
+        stub = self.channel.stub
+        call: Any = stub.Generate()
+        try:
+            await call.write(self._count_up(self._opening()))
+            response = await asyncio.wait_for(call.read(), self.channel.settings.stalled_s)
+            if not isinstance(response, pb.GenerateResponse) or response.WhichOneof("message") != "opened":
+                raise SessionError("INTERNAL", "NO_OPENED", "the verifier did not begin by opening a session")
+            self._check_target(response.opened.model_info.target_fingerprint)
+        except BaseException as error:
+            call.cancel()
+            if isinstance(error, TimeoutError):
+                self._trouble = "it took the stream but did not open a session in time"
+                await self.channel.renew(stub)
+            elif isinstance(error, grpc.aio.AioRpcError):
+                self._trouble = error.details() or error.code().name
+                if self._session_id and error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE):
+                    self._session_id = ""  # another life: the verifier was restarted or the lease has ended
+                    return await self._open_stream()
+            elif isinstance(error, asyncio.CancelledError) and not _meant_for_this_task():
+                raise TimeoutError from error  # the connection was retired
+            raise
+        self._session_id, self._prompt_length = response.opened.session_id, response.opened.prompt_length
+        return call, response
+
+    def _check_target(self, target: str) -> None:
+        """A verifier with other weights would go on with other words. Raises SessionError."""
+        if self._target and target != self._target:
+            raise SessionError(
+                "FAILED_PRECONDITION",
+                "TARGET_CHANGED",
+                f"the verifier at {self.channel.verifier} came back with another target ({target} instead of "
+                f"{self._target}), which would go on with other words; ask again from the beginning",
+            )
+        self._target = target
+
+    def _opening(self) -> pb.GenerateRequest:
+        request = pb.GenerateRequest(open=self._resuming() if self._session_id else self._anew())
+        if (size := request.ByteSize()) > MAX_MESSAGE_BYTES:  # gRPC would only call it an internal error
+            raise SessionError(
+                "RESOURCE_EXHAUSTED",
+                "TOO_LARGE",
+                f"the request has {size} bytes, and at most {MAX_MESSAGE_BYTES} are sent; shorten the prompt",
+            )
+        return request
+
+    def _resuming(self) -> pb.Open:
+        return pb.Open(
+            protocol_version=self.open_request.protocol_version,
+            resume=pb.Resume(session_id=self._session_id, known_length=self._prompt_length + len(self._answer)),
+            drafter_vocabulary_fingerprint=self.open_request.drafter_vocabulary_fingerprint,
+        )
+
+    def _anew(self) -> pb.Open:
         request = pb.Open()
         request.CopyFrom(self.open_request)
-        if self._session_id:
-            known = self._prompt_length + len(self._answer)
-            return pb.Open(
-                protocol_version=request.protocol_version,
-                resume=pb.Resume(session_id=self._session_id, known_length=known),
-                drafter_vocabulary_fingerprint=request.drafter_vocabulary_fingerprint,
-            )
         del request.continue_from[:]
         request.continue_from.extend(self._answer)
         return request
-
-    async def _receive(self, call: Any) -> bool:
-        while True:
-            response = await call.read()
-            if response is grpc.aio.EOF:
-                code = await call.code()
-                if code is grpc.StatusCode.OK:
-                    return False
-                raise grpc.aio.AioRpcError(
-                    code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
-                )
-            self._take(response)
-            if response.WhichOneof("message") == "finished":
-                return True
 
     def _take(self, response: pb.GenerateResponse) -> None:
         self._heard_s = time.monotonic()
@@ -315,6 +432,8 @@ class SessionLink:
             known = self._prompt_length + len(self._answer)
             self._answer.extend(commit.tokens[max(0, known - commit.start) :])
             self.rtt.observe(now_us(), commit.echo_sent_at_us, commit.hold_us)
+        elif kind == "finished":
+            self._finished = True
         elif kind == "pong":
             self.rtt.observe(now_us(), response.pong.echo_sent_at_us, 0)
             return
@@ -331,16 +450,33 @@ class SessionLink:
 
     async def _watch(self, call: Any) -> None:
         """Ping a quiet stream; give up one that stays silent, so that it is resumed on a fresh connection."""
-        settings = self.channel.settings
+        settings, stub = self.channel.settings, self.channel.stub
         while True:
             await asyncio.sleep(settings.quiet_s / 2)
             silence_s = time.monotonic() - self._heard_s
             if silence_s > settings.stalled_s:
-                self._given_up = True
+                await self.channel.renew(stub)
                 call.cancel()
                 return
             if silence_s > settings.quiet_s:
                 self._put(pb.GenerateRequest(ping=pb.Ping(sent_at_us=now_us())))
+
+
+def left() -> SessionError:
+    """The device cancelled the answer, and the verifier could not be asked how far it was."""
+    return SessionError("CANCELLED", "LEFT", "the answer was cancelled while the link to the verifier was down")
+
+
+def _meant_for_this_task() -> bool:
+    """Whether a CancelledError is for the present task; gRPC also raises it when only the call was cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _transient_again(error: BaseException) -> bool:
+    """As `_transient`, and a verifier without a free place: after its restart all its devices come back at once."""
+    full = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    return full or _transient(error)
 
 
 def _transient(error: BaseException) -> bool:
