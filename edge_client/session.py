@@ -7,14 +7,15 @@ token, to send what there is, or to wait. A drafter that fails costs speed and n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from outrider.v1 import verifier_pb2 as pb
 
-from edge_client.drafters.base import Drafter
+from edge_client.drafters.base import Drafter, DrafterError
 from edge_client.errors import SessionError
 from edge_client.link import Failed, Message, Reconnected, SessionLink, now_us
 from speculation.line import DeviceLine, LineError
@@ -120,7 +121,7 @@ class RidingLoop:
 
     def cancel(self) -> None:
         """Ask the verifier to end the session; it answers with Finished."""
-        self._link.send(pb.GenerateRequest(cancel=pb.Cancel()))
+        self._link.cancel()
 
     def _elapsed_ms(self) -> float:
         return (time.perf_counter() - self._began_s) * 1e3
@@ -175,7 +176,8 @@ class RidingLoop:
         # Without a drafter nobody looks at the prompt: only its length counts.
         self._line.log = list(opened.prompt_ids) or [0] * opened.prompt_length
         if self._seat is not None:
-            self._seat.sit(self._line.log)
+            with self._losing_drafter():
+                self._seat.sit(self._line.log)
 
     def _commit(self, commit: pb.Commit, emit: Callable[[Progress], None]) -> None:
         line, known = self._line, self._line.length
@@ -184,7 +186,8 @@ class RidingLoop:
         except LineError as error:
             raise SessionError("DATA_LOSS", "LOG_CHANGED", str(error)) from error
         if self._seat is not None and agreed < len(new):
-            self._seat.rollback(known + agreed)
+            with self._losing_drafter():
+                self._seat.rollback(known + agreed)
         self._in_flight = False
         self._budget = commit.draft_budget
         if not new:
@@ -217,7 +220,7 @@ class RidingLoop:
         seat, line = self._seat, self._line
         assert seat is not None
         began_s = time.perf_counter()
-        try:
+        with self._losing_drafter():
             held, log_length = len(seat.tokens), line.length
             if held < log_length:
                 lacking = line.log[held : held + FEED_TOKENS] + line.guesses[: max(0, FEED_TOKENS - log_length + held)]
@@ -228,8 +231,8 @@ class RidingLoop:
                 return
             candidates = seat.drafter.candidates()
             token, confidence = self._guess(line.end, candidates.ids, candidates.log_probs)
-        except Exception as error:  # a drafter may fail in any way its runtime can; the answer goes on without it
-            self._lose_drafter(f"the drafter failed ({type(error).__name__}: {error})")
+            self._check(token, confidence)
+        if self._seat is None:
             return
         if not line.unsent:
             self._unsent_since_s = time.perf_counter()
@@ -238,6 +241,15 @@ class RidingLoop:
         self._pace.drafted(draft_ms, confidence)
         self.ride.drafted_tokens += 1
         self.ride.drafting_ms += draft_ms
+
+    def _check(self, token: int, confidence: float) -> None:
+        """The verifier would end the session over a guess that cannot be one. Raises DrafterError."""
+        assert self.opened is not None
+        limit = self.opened.model_info.vocabulary_size
+        if not 0 <= token < limit:
+            raise DrafterError(f"it drafted token {token}, but the target's ids are below {limit}")
+        if not 0.0 <= confidence <= 1.0:  # NaN too
+            raise DrafterError(f"its log-probabilities make no sense: they give a confidence of {confidence}")
 
     def _flush(self) -> None:
         start, tokens, confidences = self._line.flush()
@@ -253,6 +265,14 @@ class RidingLoop:
         self._link.send(pb.GenerateRequest(draft=draft))
         self._in_flight = True
         self.ride.draft_messages += 1
+
+    @contextlib.contextmanager
+    def _losing_drafter(self) -> Iterator[None]:
+        """A drafter may fail in any way its runtime can; the answer goes on without it."""
+        try:
+            yield
+        except Exception as error:
+            self._lose_drafter(f"the drafter failed ({type(error).__name__}: {error})")
 
     def _lose_drafter(self, reason: str) -> None:
         """Go on as plain streaming, and say so once."""
