@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,7 +88,7 @@ class EdgeClient:
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None
-    ) -> Iterator[StreamChunk]:
+    ) -> Generator[StreamChunk, None, None]:
         """The answer as it grows; closing the iterator early cancels the session. Raises as `generate` does."""
         chunks: queue.SimpleQueue[StreamChunk | BaseException] = queue.SimpleQueue()
         cancel = self._start(prompt, params, seed, chunks.put)
@@ -285,7 +286,7 @@ class AsyncEdgeClient:
 
     async def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None
-    ) -> AsyncIterator[StreamChunk]:
+    ) -> AsyncGenerator[StreamChunk, None]:
         """As `EdgeClient.stream`; leaving the iteration early cancels the session."""
         loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[StreamChunk | BaseException] = asyncio.Queue()
@@ -319,7 +320,7 @@ def _put_soon(
     chunks: asyncio.Queue[StreamChunk | BaseException],
     chunk: StreamChunk | BaseException,
 ) -> None:
-    if not loop.is_closed():
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for the answer any more
         loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
 
