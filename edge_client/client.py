@@ -19,7 +19,8 @@ from edge_client.errors import SessionError
 from edge_client.link import Channel, LinkSettings, SessionLink
 from edge_client.session import DrafterSeat, Progress, RidingLoop
 from edge_client.types import Prompt, RequestMetrics, RequestOutput, StreamChunk, TokenLogprob
-from speculation.pace import BoundedLookahead, Pace, Streaming
+from speculation.adaptive import Adaptive
+from speculation.pace import Pace, Streaming
 from speculation.sampling import SamplingParams
 
 PROTOCOL_VERSION = 1
@@ -52,7 +53,7 @@ class EdgeClient:
     ) -> None:
         """verifier: HOST:PORT. drafter: a GGUF file, an ONNX folder, "demo", or a Drafter; None streams plainly.
 
-        pace makes one pace per session (default: bounded lookahead). threads: CPU threads of the drafter. Raises
+        pace makes one pace per session (default: adaptive). threads: CPU threads of the drafter. Raises
         ValueError for a bad address. A drafter that cannot be loaded is no error: `notices` says so and answers stream
         plainly.
         """
@@ -136,7 +137,7 @@ class EdgeClient:
         seed = secrets.randbits(64) if seed is None else seed
         seat = self._seat if self._seat is not None and self._seat_lock.acquire(blocking=False) else None
         try:
-            pace = self._pace() if self._pace else (BoundedLookahead() if seat else Streaming())
+            pace = self._pace() if self._pace else (Adaptive() if seat else Streaming())
             request = self._open_request(prompt, params, seed, pace, seat)
             link = SessionLink(self._channel, request)
             loop = RidingLoop(link, seat, pace, params, seed)

@@ -62,6 +62,16 @@ class LinkSettings:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """A message of the verifier's. at_ms: the device's clock when it came in, which may be well before it is looked at,
+    for a drafter cannot be interrupted within a token. rtt_ms: the latest round trip as then known."""
+
+    response: pb.GenerateResponse
+    at_ms: float
+    rtt_ms: float | None
+
+
+@dataclass(frozen=True)
 class Reconnected:
     """The stream broke and stands again: what was sent may have been lost."""
 
@@ -73,7 +83,7 @@ class Failed:
     error: SessionError
 
 
-Message = pb.GenerateResponse | Reconnected | Failed
+Message = Heard | Reconnected | Failed
 
 
 class Channel:
@@ -341,8 +351,8 @@ class SessionLink:
             return unreachable(self.channel.verifier, "the stream fell silent")
         finally:
             self._outbox = None
-            for helper in helpers:
-                helper.cancel()
+            outbox.put_nowait(None)
+            helpers[1].cancel()
             call.cancel()
 
     async def _open_patiently(self, again: bool) -> tuple[Any, Any]:
@@ -437,12 +447,12 @@ class SessionLink:
         elif kind == "pong":
             self.rtt.observe(now_us(), response.pong.echo_sent_at_us, 0)
             return
-        self.inbox.put(response)
+        self.inbox.put(Heard(response, time.perf_counter() * 1e3, self.rtt.latest_ms))
 
     async def _sender(self, call: Any, outbox: asyncio.Queue[pb.GenerateRequest]) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the receiver reports what happened
-            while True:
-                await call.write(self._count_up(await outbox.get()))
+            while (request := await outbox.get()) is not None:
+                await call.write(self._count_up(request))
 
     def _count_up(self, request: pb.GenerateRequest) -> pb.GenerateRequest:
         self.uplink_bytes += request.ByteSize()

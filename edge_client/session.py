@@ -17,7 +17,7 @@ from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.drafters.base import Drafter, DrafterError
 from edge_client.errors import SessionError
-from edge_client.link import Failed, Message, Reconnected, SessionLink, now_us
+from edge_client.link import Failed, Heard, Message, Reconnected, SessionLink, now_us
 from speculation.line import DeviceLine, LineError
 from speculation.noise import NOISE_VERSION
 from speculation.pace import Action, News, Pace, View
@@ -151,15 +151,16 @@ class RidingLoop:
             self._in_flight = False
             self._told_patience_ms = None  # it may be another verifier, which knows Open's only
             return None
-        kind = message.WhichOneof("message")
+        response = message.response
+        kind = response.WhichOneof("message")
         if kind == "opened":
-            self._open(message.opened)
+            self._open(response.opened)
         elif kind == "commit":
-            self._commit(message.commit, emit)
+            self._commit(response.commit, message, emit)
         elif kind == "finished":
-            if message.finished.text:
-                emit(Progress([], [], message.finished.text))
-            return message.finished
+            if response.finished.text:
+                emit(Progress([], [], response.finished.text))
+            return response.finished
         return None
 
     def _open(self, opened: pb.Opened) -> None:
@@ -179,7 +180,7 @@ class RidingLoop:
             with self._losing_drafter():
                 self._seat.sit(self._line.log)
 
-    def _commit(self, commit: pb.Commit, emit: Callable[[Progress], None]) -> None:
+    def _commit(self, commit: pb.Commit, heard: Heard, emit: Callable[[Progress], None]) -> None:
         line, known = self._line, self._line.length
         try:
             new, agreed, outcomes = line.commit(commit.start, commit.tokens)
@@ -201,12 +202,12 @@ class RidingLoop:
         ride.accepted_tokens += sum(drafted)
         self._pace.heard(
             News(
-                now_ms=time.perf_counter() * 1e3,
+                now_ms=heard.at_ms,
                 known_length=line.length,
                 new_tokens=len(new),
                 outcomes=outcomes,
                 used=sum(drafted),
-                rtt_ms=self._link.rtt.latest_ms,
+                rtt_ms=heard.rtt_ms,
                 forward_ms=commit.forward_us / 1e3,
                 queue_ms=commit.queue_us / 1e3,
             )

@@ -11,7 +11,8 @@ from typing import Any
 from edge_client.client import EdgeClient
 from edge_client.types import Prompt, RequestOutput, StreamChunk
 from netlab.link_process import LinkProcess
-from speculation.pace import BoundedLookahead, Pace, Streaming, Synchronous
+from speculation.adaptive import Adaptive
+from speculation.pace import Pace, Streaming, Synchronous
 from speculation.sampling import SamplingParams
 
 OnChunk = Callable[[StreamChunk], None]
@@ -141,7 +142,7 @@ def open_lanes(address: str, drafter: str) -> Iterator[tuple[list[Lane], BestSyn
         lanes = [
             lane("streaming", "streaming", None, Streaming),
             lane("sync", "sync", drafter, sync.pace),
-            lane("outrider", "Outrider", drafter, BoundedLookahead),
+            lane("outrider", "Outrider", drafter, Adaptive),
         ]
         for each in lanes:
             each.client.generate(chat(WARM_UP), SamplingParams(max_tokens=8, ignore_eos=True), seed=0)

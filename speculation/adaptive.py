@@ -33,17 +33,16 @@ class Adaptive(Pace):
     def __init__(
         self,
         *,
-        max_depth: int = 48,
-        min_survival: float = 0.03,
-        wait_share: float = 0.45,
+        max_depth: int = 64,
+        min_survival: float = 0.01,
         block_tokens: int = 24,
         rest_after_tokens: int = 48,
     ) -> None:
-        """max_depth: most guesses on the line. min_survival: least probability of counting worth a draft. wait_share:
-        most of a step that the verifier may be asked to wait. block_tokens: most guesses in a message.
-        rest_after_tokens: tokens that must come without one used guess before the pace rests."""
+        """max_depth: most guesses on the line. min_survival: least probability of counting that is worth a draft.
+        block_tokens: most guesses in a message. rest_after_tokens: tokens that must come without one used guess before
+        the pace rests."""
         self.max_depth, self.min_survival = max_depth, min_survival
-        self.wait_share, self.block_tokens, self.rest_after_tokens = wait_share, block_tokens, rest_after_tokens
+        self.block_tokens, self.rest_after_tokens = block_tokens, rest_after_tokens
         self.rtt, self.step, self.draft = Window(16, 50.0), Window(16, 30.0), Window(32, 5.0)
         self.calibration = Calibration()
         self._survivals: list[float] = []  # of each guess on the line, from the log up to it
@@ -100,10 +99,9 @@ class Adaptive(Pace):
         if not view.can_draft or view.depth >= min(self.max_depth, view.budget) or self._resting_tokens > 0:
             return False
         survival = self._survivals[-1] if self._survivals else 1.0
-        if self.patience_ms and view.unsent:  # the verifier waits: another guess must pay for the time it takes
-            gain_ms = survival * self.calibration.typical * self.step.median_ms / 2
-            if gain_ms < self.draft.median_ms:
-                return False
+        held = self.patience_ms and view.unsent  # the verifier waits for what is not sent
+        if held and not self._worth_holding(survival, view.depth):
+            return False
         ahead = max(0.0, self.lead_tokens - view.depth)
         reached = survival * self.calibration.typical**ahead
         return bool(reached >= self.min_survival)
@@ -121,17 +119,34 @@ class Adaptive(Pace):
     def _margin_ms(self) -> float:
         return 1.5 + 0.15 * self.step.median_ms + self.rtt.spread_ms / 2
 
+    def _worth_holding(self, survival: float, depth: int) -> bool:
+        """Whether a waiting verifier should be kept waiting for one more guess.
+
+        A guess that comes later is checked one step later. That costs a step only if it is the one that ends the line:
+        with probability survival * (1 - alpha), alpha being that of its depth. Waiting for it costs the time to draw
+        it.
+        """
+        return survival * (1 - self.calibration.at_depth(depth)) * self.step.median_ms > self.draft.median_ms
+
     def _patience(self) -> int:
-        """How long the verifier should wait: what a block of guesses takes to come, if that is short against a step."""
+        """How long the verifier should wait for a first block of guesses after a line has ended; 0 if it should not.
+
+        With K right guesses before the next wrong one, a verifier that does not wait writes one token alone and then,
+        if that was guessed (K > 0), checks the rest: alpha + 1 steps. One that waits for a block of n checks it at
+        once, and the rest in a second step if K > n: alpha^n + 1 steps, after the wait.
+        """
         if self._resting_tokens > 0:
             return 0
-        alpha, draft_ms, step_ms = self.calibration.typical, self.draft.median_ms, self.step.median_ms
+        alpha = self.calibration.at_depth(0)
         tokens, survival = 1, alpha
-        while tokens < 16 and survival * alpha * step_ms / 2 > draft_ms:
-            tokens, survival = tokens + 1, survival * alpha
-        wait_ms = self.rtt.median_ms + self.rtt.spread_ms + tokens * draft_ms + 1.0
-        limit_ms = self.wait_share * step_ms * (1.1 if self.patience_ms else 1.0)  # hysteresis
-        return min(MAX_PATIENCE_MS, round(wait_ms + 1)) if wait_ms <= limit_ms * 2 * alpha**2 else 0
+        while tokens < self.block_tokens and self._worth_holding(survival, tokens):
+            survival *= self.calibration.at_depth(tokens)
+            tokens += 1
+        wait_ms = self.rtt.median_ms + self.rtt.spread_ms + tokens * self.draft.median_ms + 1.0
+        saved_ms = self.step.median_ms * (alpha - survival)
+        if wait_ms > saved_ms * (1.1 if self.patience_ms else 0.95):  # hysteresis
+            return 0
+        return min(MAX_PATIENCE_MS, round(wait_ms + 1))
 
     def _consider_rest(self, news: News) -> None:
         if self._resting_tokens > 0:

@@ -47,6 +47,7 @@ class Calibration:
         self._trials = [0.0] * (len(self.CONFIDENCE_EDGES) + 1)
         self._depth_hits = [0.0] * (len(self.DEPTH_EDGES) + 1)
         self._depth_hoped = [0.0] * (len(self.DEPTH_EDGES) + 1)
+        self._depth_trials = [0.0] * (len(self.DEPTH_EDGES) + 1)
         self.typical = 0.75
 
     def probability(self, confidence: float, depth: int) -> float:
@@ -54,6 +55,12 @@ class Calibration:
         near, far = bisect_right(self.DEPTH_EDGES, depth), self.PRIOR_WEIGHT
         factor = (self._depth_hits[near] + far) / (self._depth_hoped[near] + far)
         return min(0.999, max(0.001, self._by_confidence(confidence) * factor))
+
+    def at_depth(self, depth: int) -> float:
+        """Probability that a guess yet to be drawn at this depth is right, given that all before it are."""
+        near = bisect_right(self.DEPTH_EDGES, depth)
+        hits = self._depth_hits[near] + self.PRIOR_WEIGHT * self.typical
+        return hits / (self._depth_trials[near] + self.PRIOR_WEIGHT)
 
     def _by_confidence(self, confidence: float) -> float:
         bin_ = bisect_right(self.CONFIDENCE_EDGES, confidence)
@@ -69,5 +76,6 @@ class Calibration:
         self._hits[bin_] = self.FADE * self._hits[bin_] + outcome.right
         self._trials[bin_] = self.FADE * self._trials[bin_] + 1
         self._depth_hits[near] = self.FADE * self._depth_hits[near] + outcome.right
+        self._depth_trials[near] = self.FADE * self._depth_trials[near] + 1
         self._depth_hoped[near] = self.FADE * self._depth_hoped[near] + hoped
         self.typical += 0.03 * (outcome.right - self.typical)

@@ -49,10 +49,10 @@ class View:
 class News:
     """What a commit told the device.
 
-    now_ms: the device's clock. known_length: of the log, after the commit. new_tokens: that the commit added. outcomes:
-    of the guesses the commit decided, up to and including the first wrong one. used: guesses that had reached the
-    verifier in time and were right. rtt_ms: the round trip it measured, if it measured one. forward_ms, queue_ms: of
-    the verifier's latest step for this session.
+    now_ms: the device's clock when it came in. known_length: of the log, after the commit. new_tokens: that the commit
+    added. outcomes: of the guesses the commit decided, up to and including the first wrong one. used: guesses that had
+    reached the verifier in time and were right. rtt_ms: the round trip it measured, if it measured one. forward_ms,
+    queue_ms: of the verifier's latest step for this session.
     """
 
     now_ms: float

@@ -16,19 +16,21 @@ from edge_client.drafters.base import Candidates, Drafter, DrafterInfo
 from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
 from netlab.verifier_process import VerifierProcess
+from speculation.adaptive import Adaptive
 from speculation.pace import BoundedLookahead, Pace, Streaming, Synchronous
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 PACES: dict[str, Callable[[], Pace]] = {
     "streaming": Streaming,
     "sync": lambda: Synchronous(4),
-    "outrider": BoundedLookahead,
+    "server-led": BoundedLookahead,
+    "adaptive": Adaptive,
 }
 # Every way of decoding: pace and drafter.
 WAYS = [
     ("streaming", "none"),
     ("sync", "none"),
-    *((pace, drafter) for pace in ("sync", "outrider") for drafter in ("onnx", "gguf", "garbage")),
+    *((pace, drafter) for pace in ("sync", "server-led", "adaptive") for drafter in ("onnx", "gguf", "garbage")),
 ]
 
 

@@ -1,0 +1,107 @@
+"""Decisions of the adaptive pace, one at a time. How good they are together is measured in the simulator."""
+
+from speculation.adaptive import Adaptive
+from speculation.line import Outcome
+from speculation.pace import Action, News, View
+
+
+def view(**changes: object) -> View:
+    values = {
+        "now_ms": 1000.0,
+        "known_length": 9,
+        "depth": 0,
+        "unsent": 0,
+        "unsent_age_ms": 0.0,
+        "survival": 1.0,
+        "in_flight": False,
+        "can_draft": True,
+        "budget": 64,
+    }
+    return View(**(values | changes))  # type: ignore[arg-type]
+
+
+def news(**changes: object) -> News:
+    values = {
+        "now_ms": 1000.0,
+        "known_length": 9,
+        "new_tokens": 1,
+        "outcomes": (),
+        "used": 1,
+        "rtt_ms": 50.0,
+        "forward_ms": 30.0,
+        "queue_ms": 0.0,
+    }
+    return News(**(values | changes))  # type: ignore[arg-type]
+
+
+def settled(draft_ms: float = 2.0, **heard: object) -> Adaptive:
+    """A pace that has heard the same for a while."""
+    pace = Adaptive()
+    for _ in range(40):
+        pace.drafted(draft_ms, 0.9)
+        pace.heard(news(outcomes=(Outcome(0, 0.9, True), Outcome(1, 0.9, False)), new_tokens=2, **heard))
+    return pace
+
+
+def test_it_drafts_from_the_start_and_not_without_a_drafter_or_a_budget() -> None:
+    pace = Adaptive()
+    assert pace.next(view()) is Action.DRAFT
+    assert pace.next(view(can_draft=False)) is Action.WAIT
+    assert pace.next(view(budget=0)) is Action.WAIT
+
+
+def test_it_stops_where_the_line_will_hardly_live() -> None:
+    pace = settled()
+    for depth in range(64):
+        if pace.next(view(depth=depth)) is not Action.DRAFT:
+            break
+        pace.drafted(2.0, 0.2)
+    assert 1 <= depth < 12
+
+
+def test_a_longer_round_trip_makes_it_give_up_sooner() -> None:
+    def depth_reached(rtt_ms: float) -> int:
+        pace = settled(rtt_ms=rtt_ms)
+        depth = 0
+        while depth < 64 and pace.next(view(depth=depth)) is Action.DRAFT:
+            pace.drafted(2.0, 0.5)
+            depth += 1
+        return depth
+
+    assert depth_reached(400) < depth_reached(50)
+
+
+def test_it_sends_just_before_the_verifier_takes_what_has_arrived() -> None:
+    pace = settled(rtt_ms=50.0)  # the verifier's step began 25 ms before the news came, at 975 ms, and takes 30
+    heard_ms = 1000.0
+    # A block sent at once lands 50 ms after that step began, so the step after it, at 60 ms, will take it.
+    assert pace.next(view(now_ms=heard_ms, depth=1, unsent=1)) is Action.DRAFT
+    assert pace.next(view(now_ms=heard_ms + 6, depth=3, unsent=3)) is Action.FLUSH
+
+
+def test_it_asks_for_patience_only_where_guesses_land_soon() -> None:
+    assert settled(rtt_ms=0.5, draft_ms=2.0, forward_ms=100.0).patience_ms > 0
+    assert settled(rtt_ms=100.0, draft_ms=2.0, forward_ms=100.0).patience_ms == 0
+    assert settled(rtt_ms=0.5, draft_ms=80.0, forward_ms=100.0).patience_ms == 0
+
+
+def test_it_rests_when_nothing_is_ever_used_and_wakes_up_again() -> None:
+    pace = Adaptive()
+    actions = []
+    for _ in range(400):
+        if pace.next(view()) is Action.DRAFT:
+            pace.drafted(40.0, 0.9)
+            actions.append(True)
+        else:
+            actions.append(False)
+        pace.heard(news(used=0, outcomes=(Outcome(0, 0.9, True),), new_tokens=2))
+    resting = actions.index(False)
+    assert pace.patience_ms == 0
+    assert True in actions[resting:]
+    assert sum(actions) < 150
+
+
+def test_a_lost_drafter_takes_its_wish_for_patience_back() -> None:
+    pace = settled(rtt_ms=0.5, forward_ms=100.0)
+    pace.reset()
+    assert pace.patience_ms == 0
