@@ -242,9 +242,6 @@ def record(target: str, drafter: str, prompts: Path, threads: int, out: Path, **
     """
     from rich.progress import track
 
-    from cloud_verifier.engines.torch_engine import load
-    from cloud_verifier.engines.torch_engine.load import ModelError
-    from cloud_verifier.text import Codec, TextError
     from edge_client.drafters import load_drafter
     from edge_client.drafters.base import DrafterError
     from netlab import provenance
@@ -255,23 +252,25 @@ def record(target: str, drafter: str, prompts: Path, threads: int, out: Path, **
     try:
         conversations = recorder.conversations(prompts, settings.seed)
         loaded = load_drafter(drafter, threads=threads)
-        if loaded is None:
-            raise click.UsageError("without a drafter there is nothing to record; name a GGUF file or an ONNX folder.")
+    except (DrafterError, recorder.PromptsError) as error:
+        raise click.ClickException(str(error)) from error
+    if loaded is None:
+        raise click.UsageError("without a drafter there is nothing to record; name a GGUF file or an ONNX folder.")
+
+    from cloud_verifier.engines.torch_engine import load  # late: it takes seconds
+    from cloud_verifier.engines.torch_engine.load import ModelError
+    from cloud_verifier.text import Codec, TextError
+
+    try:
         codec = Codec(target)
         if codec.fingerprint != loaded.info.vocabulary_fingerprint:
             raise click.UsageError(
                 "the drafter's vocabulary is not the target's; every guess would be of another text."
             )
         engine = load(target, strict=False, max_sequences=1, threads=threads)
-        answers = list(
-            track(
-                recorder.record(engine, codec, loaded, conversations, settings),
-                description="recording",
-                total=settings.count,
-                transient=True,
-            )
-        )
-    except (ModelError, DrafterError, TextError, recorder.PromptsError) as error:
+        recorded = recorder.record(engine, codec, loaded, conversations, settings)
+        answers = list(track(recorded, "recording", settings.count, transient=True))
+    except (ModelError, DrafterError, TextError) as error:
         raise click.ClickException(str(error)) from error
     head = {
         "target": engine.info.name,

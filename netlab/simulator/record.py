@@ -12,13 +12,15 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cloud_verifier.engines.base import Block, Sampler, TargetEngine
-from cloud_verifier.text import Codec
 from edge_client.drafters.base import Drafter
 from netlab.simulator.recording import RecordedAnswer
 from speculation.sampling import Guess, SamplingParams
+
+if TYPE_CHECKING:
+    from cloud_verifier.text import Codec  # it brings transformers along
 
 
 class PromptsError(ValueError):

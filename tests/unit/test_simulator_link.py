@@ -1,0 +1,76 @@
+"""Simulated links and traces of round-trip times."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from netlab.simulator import rtt_trace
+from netlab.simulator.link import Constant, Direction, Jitter, Link, Replay
+
+
+def test_a_round_trip_is_half_each_way() -> None:
+    link = Link.of_rtt(80)
+    assert (link.up.arrival_ms(10, 100), link.down.arrival_ms(20, 100)) == (50, 60)
+    assert (link.up.messages, link.up.bytes) == (1, 100)
+
+
+def test_a_rate_makes_messages_wait_for_each_other() -> None:
+    way = Direction(Constant(10), kbps=80)  # 100 bytes take 10 ms
+    assert [way.arrival_ms(0, 100), way.arrival_ms(5, 100), way.arrival_ms(100, 100)] == [20, 30, 120]
+
+
+def test_jitter_never_reorders_and_depends_on_the_seed() -> None:
+    def arrivals(seed: int) -> list[float]:
+        way = Direction(Jitter(10, 50, seed))
+        return [way.arrival_ms(float(t), 40) for t in range(0, 400, 7)]
+
+    assert arrivals(1) == arrivals(1) == sorted(arrivals(1))
+    assert arrivals(1) != arrivals(2)
+    assert all(t + 10 <= arrival <= t + 60 for t, arrival in zip(range(0, 400, 7), arrivals(1), strict=True))
+
+
+def test_a_trace_holds_each_value_until_the_next_and_repeats() -> None:
+    delay = Replay([0, 100, 200], [20, 60, 10])
+    assert [delay.delay_ms(t) for t in (0, 99, 100, 250, 300, 410)] == [10, 10, 30, 5, 10, 30]
+    assert Replay([0, 100, 200], [20, 60, 10], offset_ms=100).delay_ms(0) == 30
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_earliest_arrival_is_what_trying_every_moment_finds(seed: int) -> None:
+    rng = random.Random(seed)
+    delay = Replay([10.0 * i for i in range(20)], [rng.uniform(0, 300) for _ in range(20)], 33)
+    for now in (0.0, 17.5, 42.0, 180.0, 199.0):
+        found = min(now + later / 100 + delay.delay_ms(now + later / 100) for later in range(20_000))
+        assert delay.earliest_ms(now) == pytest.approx(found, abs=0.02)
+        assert delay.earliest_ms(now) <= found + 1e-9
+
+
+def test_a_trace_is_read_and_counted_from_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("time_ms,rtt_ms\n5,28\n64.5,22\n120,16\n")
+    trace = rtt_trace.read(path)
+    assert trace == rtt_trace.RttTrace((0, 59.5, 115), (28, 22, 16))
+    assert (trace.duration_ms, trace.median_ms) == (115, 22)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "line 1: expected the header time_ms,rtt_ms, found ''"),
+        ("a,b\n1,2\n", "line 1: expected the header time_ms,rtt_ms, found 'a,b'"),
+        ("time_ms,rtt_ms\n", "line 2: expected at least one measurement"),
+        ("time_ms,rtt_ms\n1,x\n", "line 2: expected two numbers, found '1,x'"),
+        ("time_ms,rtt_ms\n1,2\n2,3,4\n", "line 3: expected two numbers, found '2,3,4'"),
+        ("time_ms,rtt_ms\n1,2\n1,3\n", "line 3: expected a time after 1, found 1"),
+        ("time_ms,rtt_ms\n1,-2\n", "line 2: expected a finite time and a round trip of at least 0, found '1,-2'"),
+        ("time_ms,rtt_ms\n1,nan\n", "line 2: expected a finite time"),
+    ],
+)
+def test_malformed_traces_name_file_line_and_what_was_expected(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(rtt_trace.TraceError, match="bad.csv, " + sentence):
+        rtt_trace.read(path)

@@ -1,0 +1,82 @@
+"""The oracle: no policy beats it, and where the best is known it is that."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from netlab.simulator import policies
+from netlab.simulator.device import DeviceSettings
+from netlab.simulator.link import Direction, Link, Replay
+from netlab.simulator.oracle import least_forwards, oracle
+from netlab.simulator.pair import MARGIN_TOKENS, Answer, heavy_headed, independent
+from netlab.simulator.run import Rider, simulate
+from netlab.simulator.verifier import StepTime, VerifierSettings
+
+ROUNDING_MS = 1e-3
+NAMES = ("sync", "pipelined", "best-fixed", "server-led", "ucb", "draft-ahead", "confidence", "heuristic")
+
+
+def link(kind: str, rtt_ms: float, seed: int) -> Link:
+    if kind == "trace":
+        rng = random.Random(seed)
+        times = [60.0 * i for i in range(40)]
+        rtts = [rtt_ms * rng.uniform(0.3, 2.0) for _ in times]
+        return Link(Direction(Replay(times, rtts, seed)), Direction(Replay(times, rtts, seed)))
+    return Link.of_rtt(rtt_ms, jitter_ms=rtt_ms / 4 if kind == "jitter" else 0.0, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_no_policy_is_faster_than_the_oracle(seed: int) -> None:
+    rng = random.Random(seed)
+    draft_ms, step_ms = rng.choice([1, 2, 5, 12, 40]), rng.choice([8, 30, 100])
+    rtt_ms, kind = rng.choice([0, 3, 20, 50, 200]), ("constant", "jitter", "trace")[seed % 3]
+    settings = VerifierSettings(StepTime(step_ms, rng.choice([0.0, 0.0, 1.0])))
+    alpha = rng.choice([0.2, 0.5, 0.8, 0.95, 1.0])
+    answer = rng.choice([independent, heavy_headed])(alpha).answers(1, 60, seed)[0]
+    best = oracle(answer, link(kind, rtt_ms, seed), draft_ms, settings)
+    names = [*NAMES, *(["adaptive"] if policies.adaptive_pace() else [])]
+    for name in names:
+        candidates = list(policies.find(name).candidates.items())
+        for candidate, make in rng.sample(candidates, min(12, len(candidates))):
+            rider = Rider(answer, link(kind, rtt_ms, seed), make(), DeviceSettings(draft_ms))
+            result = simulate([rider], settings).results[0]
+            assert best.total_ms <= result.total_ms + ROUNDING_MS, candidate
+            assert best.ttft_ms <= result.ttft_ms + ROUNDING_MS, candidate
+            assert least_forwards(answer) <= result.target_forwards, candidate
+
+
+def test_a_drafter_that_is_never_right_leaves_streaming() -> None:
+    bound = oracle(independent(0.0).answers(1, 50, 1)[0], Link.of_rtt(70), 1)
+    assert (bound.ttft_ms, bound.total_ms, bound.target_forwards) == (100, 70 + 50 * 30, 50)
+
+
+def test_a_drafter_slower_than_the_target_leaves_streaming() -> None:
+    assert oracle(independent(1.0).answers(1, 50, 1)[0], Link.of_rtt(70), 40).total_ms == 70 + 50 * 30
+
+
+def test_one_run_of_hits_by_hand() -> None:
+    """Three hits, then a miss, at no distance; a guess takes 4 ms and a step 30.
+
+    The prompt's step ends at 30 and gives the first token, which the device guessed meanwhile, with the two that
+    follow. So the second step verifies two guesses and writes the missed token too; then one token a step.
+    """
+    answer = Answer(6, [True, True, True, False, False, False] + [False] * MARGIN_TOKENS, [0.5] * (6 + MARGIN_TOKENS))
+    bound = oracle(answer, Link.of_rtt(0), 4)
+    assert bound.total_ms == 30 + 30 + 30 + 30
+    assert bound.target_forwards == 4
+    assert bound.ms_per_token == pytest.approx(90 / 5)
+
+
+def test_waiting_a_little_beats_filling() -> None:
+    """All hits, drafts of 10 ms, steps of 30 and no distance: waiting 10 ms for a fourth guess writes no faster than
+    the device drafts, but never slower than either."""
+    bound = oracle(independent(1.0).answers(1, 300, 1)[0], Link.of_rtt(0), 10)
+    assert bound.ms_per_token == pytest.approx(10, rel=0.02)
+
+
+def test_the_fewest_forwards() -> None:
+    hits = [True, True, False, True, False, True]
+    answer = Answer(6, hits + [True] * MARGIN_TOKENS, [0.5] * (6 + MARGIN_TOKENS))
+    assert least_forwards(answer) == 4  # the prompt's, to the miss at 2, to the miss at 4, to the end
