@@ -351,8 +351,8 @@ class SessionLink:
             return unreachable(self.channel.verifier, "the stream fell silent")
         finally:
             self._outbox = None
-            outbox.put_nowait(None)
-            helpers[1].cancel()
+            for helper in helpers:
+                helper.cancel()
             call.cancel()
 
     async def _open_patiently(self, again: bool) -> tuple[Any, Any]:
@@ -377,7 +377,8 @@ class SessionLink:
         stub = self.channel.stub
         call: Any = stub.Generate()
         try:
-            await call.write(self._count_up(self._opening()))
+            await call.wait_for_connection()
+            await self._write(call, self._opening())
             response = await asyncio.wait_for(call.read(), self.channel.settings.stalled_s)
             if not isinstance(response, pb.GenerateResponse) or response.WhichOneof("message") != "opened":
                 raise SessionError("INTERNAL", "NO_OPENED", "the verifier did not begin by opening a session")
@@ -450,9 +451,17 @@ class SessionLink:
         self.inbox.put(Heard(response, time.perf_counter() * 1e3, self.rtt.latest_ms))
 
     async def _sender(self, call: Any, outbox: asyncio.Queue[pb.GenerateRequest]) -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the receiver reports what happened
-            while (request := await outbox.get()) is not None:
-                await call.write(self._count_up(request))
+        while True:
+            await self._write(call, await outbox.get())
+
+    async def _write(self, call: Any, request: pb.GenerateRequest) -> None:
+        """Write; if the stream ends in the meantime, reading tells how.
+
+        Not by `call.write`: a write that fails, as the last draft of an answer often does, makes that call it an
+        internal error, drop what is still to be read, and keep the call's memory for ever (grpcio 1.85).
+        """
+        with contextlib.suppress(grpc.aio.BaseError):
+            await call._cython_call.send_serialized_message(self._count_up(request).SerializeToString())
 
     def _count_up(self, request: pb.GenerateRequest) -> pb.GenerateRequest:
         self.uplink_bytes += request.ByteSize()
