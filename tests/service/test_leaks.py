@@ -1,0 +1,212 @@
+"""After everything that can happen to sessions, nothing of them is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import threading
+from collections.abc import Callable
+
+import grpc
+import pytest
+from outrider.v1 import verifier_pb2 as pb
+
+from cloud_verifier.service import ServiceSettings
+from edge_client.client import AsyncEdgeClient, EdgeClient, SamplingParams
+from edge_client.errors import SessionError
+from speculation.pace import PATIENCE_UNLIMITED_MS
+from tests.harness import InProcessVerifier, MockDrafter
+from tests.mock_engine import MockEngine, answer
+from tests.service.links import Road
+from tests.service.raw import PROMPT, SEED, Stream, opening, until
+
+WORDS = answer(PROMPT, SEED, 30)
+START = len(PROMPT)
+WAITING = opening(sampling=pb.SamplingParams(max_tokens=30), patience_ms=PATIENCE_UNLIMITED_MS)
+HURRIED = opening(sampling=pb.SamplingParams(max_tokens=30))
+
+
+def completed(address: str) -> None:
+    with Stream(address, HURRIED) as stream:
+        stream.opened()
+        assert stream.rest().tokens == WORDS
+
+
+def cut_before_opened(address: str) -> None:
+    Stream(address, WAITING).cut()
+
+
+def cut_at_once(address: str) -> None:
+    with Stream(address, WAITING) as stream:
+        stream.opened()
+
+
+def cut_while_written(address: str) -> None:
+    with Stream(address, HURRIED) as stream:
+        stream.opened()
+        stream.tokens(1)
+
+
+def cancelled(address: str) -> None:
+    with Stream(address, WAITING) as stream:
+        stream.opened()
+        stream.tokens(1)
+        stream.send(cancel=pb.Cancel())
+        assert stream.rest().finished.reason == pb.FINISH_REASON_CANCELLED
+
+
+def resumed(address: str) -> None:
+    with Stream(address, WAITING) as stream, Stream(address) as again:
+        session_id = stream.opened().session_id
+        stream.tokens(1)
+        again.send(open=opening(resume=pb.Resume(session_id=session_id, known_length=START)))
+        again.opened()
+        again.half_close()
+        assert again.rest().tokens == WORDS
+
+
+def resumed_and_cut(address: str) -> None:
+    with Stream(address, WAITING) as stream, Stream(address) as again:
+        session_id = stream.opened().session_id
+        stream.cut()
+        again.send(open=opening(resume=pb.Resume(session_id=session_id, known_length=START)))
+        with contextlib.suppress(grpc.RpcError):  # its lease may have ended
+            again.opened()
+
+
+def failed(address: str) -> None:
+    with Stream(address, opening(prompt_ids=pb.TokenIds(ids=[0, 5]))) as stream:
+        stream.opened()
+        assert stream.refusal().reason == "ENGINE_FAILED"
+
+
+def misbehaved(address: str) -> None:
+    with Stream(address, WAITING) as stream:
+        stream.opened()
+        stream.send()
+        assert stream.refusal().reason == "EMPTY_MESSAGE"
+
+
+def refused(address: str) -> None:
+    with Stream(address, opening(model="other")) as stream:
+        assert stream.refusal().reason == "MODEL"
+
+
+def continued_when_complete(address: str) -> None:
+    with Stream(address, opening(sampling=pb.SamplingParams(max_tokens=30), continue_from=WORDS)) as stream:
+        stream.opened()
+        assert stream.rest().tokens == []
+
+
+LIVES: list[Callable[[str], None]] = [
+    completed,
+    cut_before_opened,
+    cut_at_once,
+    cut_while_written,
+    cancelled,
+    resumed,
+    resumed_and_cut,
+    failed,
+    misbehaved,
+    refused,
+    continued_when_complete,
+]
+
+
+def tasks_of(verifier: InProcessVerifier) -> int:
+    async def count() -> int:
+        return len(asyncio.all_tasks())
+
+    return asyncio.run_coroutine_threadsafe(count(), verifier._loop).result(10)
+
+
+def test_two_hundred_sessions_leave_nothing_behind() -> None:
+    engine = MockEngine(max_sequences=64)
+    engine.poison = 0
+    lives = random.Random(4).choices(LIVES, k=200 - len(LIVES)) + LIVES
+    with InProcessVerifier(engine, service=ServiceSettings(lease_s=0.05)) as verifier:
+        completed(verifier.address)
+        before = tasks_of(verifier)
+        for life in lives:
+            life(verifier.address)
+        until(lambda: verifier.service.sessions == 0, "all sessions are forgotten")
+        until(lambda: not engine.sequences, "all places are free")
+        until(lambda: tasks_of(verifier) <= before, "all tasks have ended")
+        assert verifier.scheduler.running == 0
+        assert not verifier.scheduler.full
+        completed(verifier.address)
+
+
+def test_a_verifier_that_stops_takes_its_sessions_along() -> None:
+    """Attached, detached and running: nothing is left of them in an engine that outlives its verifier."""
+    engine = MockEngine(max_sequences=64)
+    with InProcessVerifier(engine, service=ServiceSettings(lease_s=3600)) as verifier:
+        streams = [Stream(verifier.address, request) for request in (WAITING, WAITING, HURRIED)]
+        for stream in streams:
+            stream.opened()
+        streams[1].cut()
+        until(lambda: sum(s.attached for s in verifier.service._sessions.values()) < 3, "the cut is noticed")
+    assert not engine.sequences
+    for stream in streams:
+        stream.cut()
+
+
+# -- the device --------------------------------------------------------------------------------------------------------
+
+PARAMS = SamplingParams(max_tokens=30)
+
+
+def ours() -> int:
+    """Threads of clients: rides and links."""
+    return sum(thread.name.startswith("outrider-") for thread in threading.enumerate())
+
+
+def link_tasks(client: EdgeClient) -> int:
+    async def count() -> int:
+        return len(asyncio.all_tasks())
+
+    return int(client._channel.call(count()).result(10))
+
+
+def test_a_client_keeps_no_threads_and_no_tasks() -> None:
+    until(lambda: ours() == 0, "earlier clients are gone")
+    lease = ServiceSettings(lease_s=0.2)  # for sessions that were cut when they were as good as finished
+    with InProcessVerifier(MockEngine(), service=lease) as verifier, Road(verifier.address) as road:
+        with EdgeClient(road.address, MockDrafter(3, SEED, 0.8)) as client:
+            client.generate(PROMPT, PARAMS, seed=SEED)
+            until(lambda: ours() == 1, "the first ride ends")
+            before = link_tasks(client)
+            for turn in range(40):
+                answering = client.stream(PROMPT, PARAMS, seed=SEED)
+                if turn % 4 == 0:
+                    next(answering)
+                    answering.close()
+                elif turn % 4 == 1:
+                    tokens = list(next(answering).token_ids)
+                    road.cut()
+                    assert [*tokens, *(token for chunk in answering for token in chunk.token_ids)] == WORDS
+                elif turn % 4 == 2:
+                    with pytest.raises(SessionError):
+                        client.generate([99], PARAMS)
+                else:
+                    output = client.generate(PROMPT, PARAMS, seed=SEED)
+                    assert output.token_ids == tuple(WORDS)
+                    assert output.metrics.reconnects == 0, "its last draft came too late, which is no broken stream"
+            until(lambda: ours() == 1, "all rides end")
+            until(lambda: link_tasks(client) <= before, "all tasks end")
+            assert not client._seat_lock.locked()
+        until(lambda: verifier.service.sessions == 0, "the verifier has forgotten all")
+    assert ours() == 0
+
+
+def test_clients_come_and_go() -> None:
+    async def come_and_go(address: str) -> None:
+        async with AsyncEdgeClient(address, MockDrafter(3, SEED, 0.8)) as client:
+            assert (await client.generate(PROMPT, PARAMS, seed=SEED)).token_ids == tuple(WORDS)
+
+    with InProcessVerifier(MockEngine()) as verifier:
+        for _ in range(10):
+            asyncio.run(come_and_go(verifier.address))
+            EdgeClient(verifier.address).close()
+    assert ours() == 0
