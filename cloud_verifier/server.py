@@ -111,6 +111,7 @@ async def running(
         await server.stop(grace=1.0)
         stepping.cancel()
         await asyncio.gather(stepping, return_exceptions=True)
+        service.close()
 
 
 async def serve(engine: TargetEngine, served: Served, address: Address, announce: Callable[[int], None]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,11 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         self._served, self._scheduler = served, scheduler
         self._settings = settings or ServiceSettings()
         self._sessions: dict[str, Session] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opening")
+
+    def close(self) -> None:
+        """Free the service's thread, once no streams are left."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     @property
     def sessions(self) -> int:
@@ -106,15 +112,11 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             session = self._resume(opened)
             prompt_ids: list[int] = []
         else:
-            if self._scheduler.full:
-                places = self._scheduler.engine.info.max_sequences
-                raise VerifierError(
-                    StatusCode.RESOURCE_EXHAUSTED,
-                    "SESSIONS",
-                    f"all {places} places of this verifier are taken; try again later",
-                    retry_after_s=1.0,
-                )
-            session = new_session(opened, self._served)
+            self._check_room()
+            # On another thread, for a megabyte of text takes a second to become tokens; one, so that it takes one core.
+            loop = asyncio.get_running_loop()
+            session = await loop.run_in_executor(self._thread, new_session, opened, self._served)
+            self._check_room()
             self._sessions[session.session_id] = session
             if not session.over:
                 self._scheduler.add(session)
@@ -130,6 +132,16 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             max_lookahead=session.max_lookahead,
             vocabulary_matches=fingerprint == self._served.codec.fingerprint,
         )
+
+    def _check_room(self) -> None:
+        if self._scheduler.full:
+            places = self._scheduler.engine.info.max_sequences
+            raise VerifierError(
+                StatusCode.RESOURCE_EXHAUSTED,
+                "SESSIONS",
+                f"all {places} places of this verifier are taken; try again later",
+                retry_after_s=1.0,
+            )
 
     def _resume(self, opened: pb.Open) -> Session:
         check_version(opened)
