@@ -19,6 +19,7 @@ from edge_client.drafters.base import Candidates, Drafter
 from edge_client.errors import SessionError
 from edge_client.link import LinkSettings
 from netlab.link import LinkSettings as RoadSettings
+from speculation.adaptive import Adaptive
 from speculation.pace import Action, BoundedLookahead, Pace, Streaming, Synchronous, View
 from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
 from tests.mock_engine import MockEngine, answer
@@ -33,6 +34,7 @@ PACES: dict[str, Callable[[], Pace]] = {
     "streaming": Streaming,
     "sync": lambda: Synchronous(4),
     "server-led": BoundedLookahead,
+    "adaptive": Adaptive,
 }
 HASTY = LinkSettings(connect_timeout_s=0.5, reconnect_timeout_s=DEADLINE_S, quiet_s=0.05, stalled_s=0.4)
 
@@ -97,7 +99,8 @@ class Replaceable:
 
 @pytest.mark.parametrize("trouble", ["cut", "out of reach", "another verifier"])
 @pytest.mark.parametrize(
-    ("pace", "accuracy"), [("streaming", None), ("sync", 0.8), ("sync", 0.0), ("server-led", 0.8), ("server-led", 0.0)]
+    ("pace", "accuracy"),
+    [("streaming", None), ("sync", 0.8), ("sync", 0.0), ("server-led", 0.8), ("server-led", 0.0), ("adaptive", 0.8)],
 )
 def test_the_words_survive(pace: str, accuracy: float | None, trouble: str) -> None:
     engine = GatedEngine()  # two steps write 66 tokens at most, so the trouble comes in mid-answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from speculation.pace import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import EOS, MockEngine, answer, next_token
 from tests.service.engines import FaultyEngine, GatedEngine, HistoryEngine, WordyEngine
-from tests.service.raw import PROMPT, SEED, Bystander, Rest, Stream, opening, until
+from tests.service.raw import DEADLINE_S, PROMPT, SEED, Bystander, Rest, Stream, opening, until
 
 START = len(PROMPT)
 LENGTH, STOP = pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_STOP
@@ -399,6 +400,30 @@ def test_a_decoder_that_fails_ends_its_session_only() -> None:
                 assert stream.refusal()[:2] == ("INTERNAL", "ENGINE_FAILED")
             healthy.half_close()
             assert healthy.rest().tokens == other
+
+
+class SlowCodec(LetterCodec):
+    """Takes as long over a text as the test wants."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def encode_text(self, text: str) -> list[int]:
+        self.begun.set()
+        assert self.go_on.wait(DEADLINE_S)
+        return super().encode_text(text)
+
+
+def test_a_long_prompt_on_its_way_to_tokens_holds_up_nobody() -> None:
+    codec = SlowCodec()
+    with InProcessVerifier(MockEngine(), codec) as verifier:
+        healthy = Bystander(verifier.address)
+        with Stream(verifier.address, opening(text="abc", sampling=pb.SamplingParams(max_tokens=4))) as slow:
+            until(codec.begun.is_set, "the prompt arrives")
+            healthy.finish()
+            codec.go_on.set()
+            slow.opened()
+            assert slow.rest().tokens == answer([2, 3, 4], SEED, 4)
 
 
 # -- devices that are slow or away ------------------------------------------------------------------------------------

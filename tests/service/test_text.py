@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)  # type: ignore[call-arg]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator(TEXTS * 4, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>")
     fast.chat_template = TEMPLATE
@@ -73,7 +73,8 @@ def test_a_stop_string_ends_the_text_where_it_first_comes(codec: Codec, seed: in
     text, count = answered(codec, tokens, *stops)
     assert text == whole[: whole.index(stops[0])]
     assert stops[0] in decoded(codec, tokens[:count])
-    assert stops[0] not in decoded(codec, tokens[: count - 1])
+    before = decoded(codec, tokens[: count - 1])
+    assert stops[0] not in before or before.endswith("\N{REPLACEMENT CHARACTER}")  # it waits for half a character
 
 
 def test_a_chat_ends_where_the_assistant_speaks(codec: Codec) -> None:
