@@ -61,7 +61,7 @@ class Device:
         self.first_ms = self.finished_ms = 0.0  # when the first and the last token arrived
         self._env, self._pace, self._settings, self._send = env, pace, settings, send
         self._hits, self._confidences, self._truth = answer.hits, answer.confidences, truth
-        self._inbox: deque[tuple[Commit, float]] = deque()
+        self._inbox: deque[tuple[Commit, float, float | None]] = deque()
         self._bell = Bell(env)
         self._prompt_length = 0
         self._held = 0  # tokens that the drafter has read
@@ -76,7 +76,7 @@ class Device:
         """A commit has arrived."""
         if commit.echo_sent_at_ms is not None:
             self._rtt_ms = self._env.now - commit.echo_sent_at_ms - commit.hold_ms
-        self._inbox.append((commit, self._env.now))
+        self._inbox.append((commit, self._env.now, self._rtt_ms))
         self._bell.ring()
 
     def run(self, prompt: Sequence[int], budget: int) -> Generator[Event, None, None]:
@@ -147,8 +147,8 @@ class Device:
         self.draft_messages += 1
         self._send(Draft(start, tokens, self.line.length, self._env.now, patience_ms if changed else None))
 
-    def _commit(self, commit: Commit, came_ms: float) -> bool:
-        """Take a commit; returns whether it was the last."""
+    def _commit(self, commit: Commit, came_ms: float, rtt_ms: float | None) -> bool:
+        """Take a commit that came in at came_ms, maybe while a guess was drawn; returns whether it was the last."""
         line, known = self.line, self.line.length
         new, agreed, outcomes = line.commit(commit.start, commit.tokens)
         self._held = min(self._held, known + agreed)
@@ -167,7 +167,7 @@ class Device:
                 new_tokens=len(new),
                 outcomes=outcomes,
                 used=commit.drafted,
-                rtt_ms=self._rtt_ms,
+                rtt_ms=rtt_ms,
                 forward_ms=commit.forward_ms,
                 queue_ms=commit.queue_ms,
             )

@@ -85,7 +85,6 @@ class SurvivalPair(Pair):
         ratios = [later / earlier if earlier else 1.0 for earlier, later in itertools.pairwise(drops)]
         last = survival[-1] / curve[-2] if curve[-2] else 0.0
         self._hazards = [min(1.0, ratio) for ratio in ratios] + [last]
-        self._alpha = survival[0]
         self._informativeness = informativeness
         self.name = name or f"survival {survival[0]:g}"
 

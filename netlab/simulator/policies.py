@@ -108,7 +108,6 @@ _PLAIN: dict[str, Callable[[], dict[str, Callable[[], Pace]]]] = {
     "ucb": _ucb,
     "draft-ahead": lambda: {f"draft-ahead:{k}": partial(rivals.DraftAhead, k) for k in (3, 5, 8, 12, 16)},
 }
-RIVALS = ("heuristic", "confidence", "p-min", "entropy", "specdec++", "ucb", "draft-ahead")
 _NUMBERED: dict[str, tuple[str, Callable[[float], Pace], Callable[[str], float]]] = {
     "fixed": ("fixed:DEPTH", lambda k: FixedLookahead(int(k)), int),
     "sync": ("sync:TOKENS", lambda k: Synchronous(int(k)), int),
