@@ -152,6 +152,7 @@ async def _run(link: Link, listen: tuple[str, int], target: tuple[str, int]) -> 
 )
 @click.option("--answers", default=24, help="Answers per policy and condition.")
 @click.option("--tokens", default=128, help="Tokens of an answer.")
+@click.option("--devices", default=1, help="How many of the answers share one verifier at a time.")
 @click.option("--seed", default=1, help="Same seed, same figures.")
 @click.option("--json", "json_file", type=FILE_OUT, help="Write the figures here.")
 def simulate(json_file: Path | None, **options: Any) -> None:
@@ -189,6 +190,7 @@ def simulate(json_file: Path | None, **options: Any) -> None:
             seed=options["seed"],
             network=Network(options["jitter_ms"], options["up_kbps"], options["down_kbps"], trace),
             per_position_ms=options["per_position_ms"],
+            devices=options["devices"],
         )
     except (rtt_trace.TraceError, RecordingError, ValueError) as error:
         raise click.UsageError(f"{error}.") from error

@@ -17,7 +17,7 @@ from netlab.simulator.oracle import Bound, oracle
 from netlab.simulator.pair import Answer, Pair
 from netlab.simulator.policies import ORACLE, Policy
 from netlab.simulator.rtt_trace import RttTrace
-from netlab.simulator.run import Result, Rider, simulate
+from netlab.simulator.run import Played, Result, Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
 from speculation.pace import Pace, Streaming
 
@@ -64,8 +64,8 @@ class Cell:
 class Grid:
     """What to compare, and where. Every combination of pairs, rtts_ms, drafts_ms and steps_ms is a cell.
 
-    answers: per cell and policy, of `tokens` tokens each. Raises GridError for what cannot be simulated and PolicyError
-    for unknown policies.
+    answers: per cell and policy, of `tokens` tokens each. devices: so many answers at a time share one verifier, opened
+    evenly over a step. Raises GridError for what cannot be simulated and PolicyError for unknown policies.
     """
 
     pairs: Sequence[Pair]
@@ -78,6 +78,7 @@ class Grid:
     seed: int = 1
     network: Network = Network()
     per_position_ms: float = 0.0
+    devices: int = 1
 
     def __post_init__(self) -> None:
         """Refuse before anything runs."""
@@ -99,7 +100,11 @@ class Grid:
         ):
             if not count:
                 raise GridError(f"the grid is empty: it has no {name}")
-        for name, number, least_number in (("answers", self.answers, 1), ("tokens", self.tokens, 2)):
+        for name, number, least_number in (
+            ("answers", self.answers, 1),
+            ("tokens", self.tokens, 2),
+            ("devices", self.devices, 1),
+        ):
             if number < least_number:
                 raise GridError(f"a grid needs at least {least_number} {name}, not {number}")
         for name in ("jitter_ms", "up_kbps", "down_kbps"):
@@ -138,12 +143,17 @@ class Outcome(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """A policy in a cell. candidate: which of the policy's paces it was, the best in hindsight."""
+    """A policy in a cell.
+
+    candidate: which of the policy's paces it was, the best in hindsight. busy_ms: the verifier's, for all answers; NaN
+    for the oracle. over_streaming, over_oracle: ratios of total time, answer by answer.
+    """
 
     cell: Cell
     policy: str
     candidate: str
     outcomes: Sequence[Outcome]
+    busy_ms: float
     over_streaming: Sequence[float]
     over_oracle: Sequence[float]
 
@@ -170,6 +180,7 @@ class Row:
             "total_over_streaming_p95": round(float(np.percentile(self.over_streaming, 95)), 4),
             "total_over_oracle_p50": round(_median(self.over_oracle), 4),
             "target_forwards_per_token": round(sum(o.target_forwards for o in self.outcomes) / tokens, 4),
+            "verifier_ms_per_token": round(self.busy_ms / tokens, 3) if results else None,
             "acceptance": round(accepted / verified, 4) if verified else None,
             "drafted_per_token": round(sum(r.drafted_tokens for r in results) / tokens, 3) if results else None,
             "uplink_bytes_per_token": round(sum(r.uplink_bytes for r in results) / tokens, 2) if results else None,
@@ -183,7 +194,7 @@ def sweep(grid: Grid, on_run: Callable[[], object] = lambda: None) -> Iterator[R
     for cell in grid.cells():
         settings = VerifierSettings(StepTime(cell.step_ms, grid.per_position_ms))
         answers = cell.pair.answers(grid.answers, grid.tokens, grid.seed)
-        stage = _Stage(cell, answers, grid.network, settings)
+        stage = _Stage(cell, answers, grid.network, settings, grid.devices)
         streaming = stage.play(Streaming)
         bounds = stage.bounds()
         on_run()
@@ -199,14 +210,30 @@ class _Stage:
     answers: list[Answer]
     network: Network
     settings: VerifierSettings
+    devices: int
 
-    def play(self, make: Callable[[], Pace]) -> list[Result]:
-        """Every answer alone, with a fresh pace and a fresh link."""
+    def play(self, make: Callable[[], Pace]) -> Played:
+        """Every answer with a fresh pace and a fresh link, alone or in company."""
         device = DeviceSettings(self.cell.draft_ms)
-        return [
-            simulate([Rider(answer, self._link(index), make(), device)], self.settings).results[0]
-            for index, answer in enumerate(self.answers)
-        ]
+        played = []
+        for first in range(0, len(self.answers), self.devices):
+            company = range(first, min(first + self.devices, len(self.answers)))
+            riders = [
+                Rider(
+                    self.answers[index],
+                    self._link(index),
+                    make(),
+                    device,
+                    starts_ms=(index - first) * self.cell.step_ms / self.devices,
+                )
+                for index in company
+            ]
+            played.append(simulate(riders, self.settings))
+        return Played(
+            [result for one in played for result in one.results],
+            sum(one.steps for one in played),
+            sum(one.busy_ms for one in played),
+        )
 
     def bounds(self) -> list[Bound]:
         """The oracle's."""
@@ -219,15 +246,16 @@ class _Stage:
         return self.network.link(self.cell.rtt_ms, index)
 
 
-def _row(
-    stage: _Stage, policy: Policy, streaming: list[Result], bounds: list[Bound], on_run: Callable[[], object]
-) -> Row:
+def _row(stage: _Stage, policy: Policy, streaming: Played, bounds: list[Bound], on_run: Callable[[], object]) -> Row:
     played: dict[str, Sequence[Outcome]] = {}
+    busy_ms: dict[str, float] = {}
     for name, make in policy.candidates.items():
-        played[name] = streaming if make is Streaming else stage.play(make)
+        run = streaming if make is Streaming else stage.play(make)
+        played[name], busy_ms[name] = run.results, run.busy_ms
         on_run()
     if policy.name == ORACLE:
         played[ORACLE] = bounds
+        busy_ms[ORACLE] = math.nan
         on_run()
     candidate = min(played, key=lambda name: sum(outcome.ms_per_token for outcome in played[name]))
     outcomes = played[candidate]
@@ -236,7 +264,8 @@ def _row(
         policy.name,
         candidate,
         outcomes,
-        [ours.total_ms / theirs.total_ms for ours, theirs in zip(outcomes, streaming, strict=True)],
+        busy_ms[candidate],
+        [ours.total_ms / theirs.total_ms for ours, theirs in zip(outcomes, streaming.results, strict=True)],
         [ours.total_ms / best.total_ms for ours, best in zip(outcomes, bounds, strict=True)],
     )
 

@@ -50,6 +50,15 @@ def test_a_recorded_pair_and_a_trace_of_round_trips(tmp_path: Path) -> None:
     assert "oracle" in run(*arguments, "--answers", "3", "--jitter-ms", "0")
 
 
+def test_devices_that_share_a_verifier_leave_it_less_to_do_for_each(tmp_path: Path) -> None:
+    busy = []
+    for devices in ("1", "3"):
+        file = tmp_path / f"{devices}.json"
+        run("--rtt-ms", "20", "--policies", "server-led", *SMALL, "--devices", devices, "--json", str(file))
+        busy.append(json.loads(file.read_text())["rows"][0]["verifier_ms_per_token"])
+    assert busy[1] < 0.6 * busy[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -62,6 +71,7 @@ def test_a_recorded_pair_and_a_trace_of_round_trips(tmp_path: Path) -> None:
         (["--draft-ms", "0"], "a draft time of 0 ms cannot be simulated"),
         (["--step-ms", "0"], "a step time of 0 ms cannot be simulated"),
         (["--answers", "0"], "a grid needs at least 1 answers, not 0."),
+        (["--devices", "0"], "a grid needs at least 1 devices, not 0."),
         (["--tokens", "1"], "a grid needs at least 2 tokens, not 1."),
         (["--up-kbps", "-1"], "up_kbps is -1; it must be at least 0."),
         (["--per-position-ms", "-1"], "per_position_ms is -1; it takes 0 to"),
