@@ -168,7 +168,10 @@ def simulate(json_file: Path | None, **options: Any) -> None:
 
     from rich.console import Console
 
-    from netlab.simulator import policies, report, rtt_trace
+    try:
+        from netlab.simulator import policies, report, rtt_trace
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"the simulator needs {error.name}: pip install 'outrider[lab]'") from error
     from netlab.simulator.recording import RecordingError
     from netlab.simulator.sweep import Grid, GridError, Network
 
@@ -259,10 +262,13 @@ def record(target: str, drafter: str, prompts: Path, threads: int, out: Path, **
     if loaded is None:
         raise click.UsageError("without a drafter there is nothing to record; name a GGUF file or an ONNX folder.")
 
-    from cloud_verifier.engines.torch_engine import load  # late: it takes seconds
+    from transformers.utils import logging  # late, with what needs it: seconds
+
+    from cloud_verifier.engines.torch_engine import load
     from cloud_verifier.engines.torch_engine.load import ModelError
     from cloud_verifier.text import Codec, TextError
 
+    logging.disable_progress_bar()
     try:
         codec = Codec(target)
         if codec.fingerprint != loaded.info.vocabulary_fingerprint:

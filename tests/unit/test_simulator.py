@@ -12,6 +12,7 @@ from netlab.simulator.device import DeviceSettings, PaceError
 from netlab.simulator.link import Link
 from netlab.simulator.pair import Answer, heavy_headed, independent
 from netlab.simulator.policies import FixedLookahead, Pipelined
+from netlab.simulator.rivals import DraftAhead
 from netlab.simulator.run import Result, Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
 from speculation.pace import PATIENCE_UNLIMITED_MS, Action, BoundedLookahead, Pace, Streaming, Synchronous, View
@@ -53,6 +54,14 @@ def test_pipelining_pays_the_round_trip_once_per_rejection(alpha: float, rtt_ms:
     expected = 5 + (1 - alpha) * (rtt_ms + STEP_MS)
     measured = mean_ms_per_token(alpha, lambda: Pipelined(64, 1), rtt_ms, 5)
     assert expected < measured < expected + (1 - alpha) * STEP_MS
+
+
+def test_drafting_one_block_ahead_hides_drafting_but_not_the_round_trip() -> None:
+    """(D + W - H min(D, W)) / E[N] with D = k c_d, W = RTT + step and H = alpha^(k+1): FIELD.md 4.2."""
+    alpha, k, drafting_ms, flight_ms = 0.9, 4, 4 * 5, 50 + STEP_MS
+    rounds = drafting_ms + flight_ms - alpha ** (k + 1) * min(drafting_ms, flight_ms)
+    expected = rounds / ((1 - alpha ** (k + 1)) / (1 - alpha))
+    assert mean_ms_per_token(alpha, lambda: DraftAhead(k), 50, 5) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize(
