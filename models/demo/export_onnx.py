@@ -24,7 +24,6 @@ from onnxruntime_genai.models.builder import create_model, parse_extra_options
 from transformers import AutoConfig
 
 BITS = {"int8": 8, "int4": 4}
-PRECISIONS = ("fp32", *BITS)
 BLOCK_SIZE = 32
 ACTIVATIONS_INT8 = 4  # MatMulNBits' accuracy_level
 SINGLE_FILE_BYTES = 1 << 30  # protobuf ends at 2 GiB; larger weights stay in model.onnx.data
