@@ -132,3 +132,12 @@ def test_malformed_recordings_name_file_line_and_what_was_expected(tmp_path: Pat
 def test_a_recording_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(recording.RecordingError, match="cannot be read"):
         recording.read(tmp_path / "none.jsonl")
+
+
+def test_the_demo_pair_as_recorded() -> None:
+    """24 answers of 128 tokens at T = 0.8, `netlab record`; models/demo/README.md has .803 on other prompts."""
+    recorded = recording.read(Path(__file__).parents[1] / "data" / "demo_pair.jsonl")
+    answers = recorded.pair("demo").answers(24, 128, 0)
+    assert np.mean([answer.alpha for answer in answers]) == pytest.approx(0.818, abs=0.001)
+    assert survival(answers, 4) == pytest.approx(0.504, abs=0.001)
+    assert 0.818**4 < survival(answers, 4)  # heavy-headed
