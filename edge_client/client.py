@@ -147,14 +147,15 @@ class EdgeClient:
             raise
 
         def ride() -> None:
+            last: StreamChunk | BaseException
             try:
-                put(_ride(loop, link, params, seed, put))
+                last = _ride(loop, link, params, seed, put)
             except BaseException as error:
-                put(error)
-            finally:
-                link.close()
-                if seat is not None:
-                    self._seat_lock.release()
+                last = error
+            link.close()
+            if seat is not None:
+                self._seat_lock.release()
+            put(last)  # only now: whoever reads it may ask again at once, and is to find the drafter free
 
         threading.Thread(target=ride, name="outrider-ride", daemon=True).start()
         return loop.cancel

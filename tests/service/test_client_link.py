@@ -24,7 +24,7 @@ from speculation.pace import Action, BoundedLookahead, Pace, Streaming, Synchron
 from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
 from tests.mock_engine import MockEngine, answer
 from tests.service.engines import GatedEngine
-from tests.service.links import Road, ScriptedVerifier, Tarpit, ending, saying
+from tests.service.links import Road, ScriptedVerifier, Tarpit, ending, listening, saying
 from tests.service.raw import DEADLINE_S, PROMPT, SEED, until
 
 COUNT = 120
@@ -275,8 +275,8 @@ REFUSALS: dict[str, tuple[Sequence[Any], str, str, int]] = {
     "empty stream": ([saying()], "INTERNAL", "NO_OPENED", 1),
     "no opening": ([saying(commit(3, 10))], "INTERNAL", "NO_OPENED", 1),
     "another target": ([BREAKS["torn"], saying(opened("other"))], "FAILED_PRECONDITION", "TARGET_CHANGED", 2),
-    "a gap": ([saying(opened(), commit(4, 10))], "DATA_LOSS", "LOG_CHANGED", 1),
-    "another log": ([saying(*BEGUN, commit(3, 12, 13))], "DATA_LOSS", "LOG_CHANGED", 1),
+    "a gap": ([saying(opened(), commit(4, 10), then=listening)], "DATA_LOSS", "LOG_CHANGED", 1),
+    "another log": ([saying(*BEGUN, commit(3, 12, 13), then=listening)], "DATA_LOSS", "LOG_CHANGED", 1),
     "nonsense in its status": (
         [ending(Status.INVALID_ARGUMENT, details=b"\xff\xff")], "INVALID_ARGUMENT", "", 1
     ),
@@ -557,3 +557,14 @@ def test_rounds_without_drafts_do_not_hang(accuracy: float | None) -> None:
         output = Asked(client).output()
     assert output.token_ids == WORDS
     assert output.metrics.target_forwards == COUNT
+
+
+def test_one_answer_after_another_always_finds_the_drafter_free() -> None:
+    drafter = MockDrafter(1, 7, 0.8)
+    with (
+        InProcessVerifier(MockEngine()) as verifier,
+        EdgeClient(verifier.address, drafter, pace=lambda: Synchronous(2)) as client,
+    ):
+        for _ in range(50):
+            output = client.generate([2, 3, 4], SamplingParams(max_tokens=8), seed=7)
+            assert output.metrics.drafted_tokens > 0
