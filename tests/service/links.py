@@ -185,6 +185,13 @@ def ending(code: grpc.StatusCode, reason: str = "", details: bytes | None = None
     return script
 
 
+def listening(_open: pb.Open, requests: Iterator[pb.GenerateRequest], _context: Any) -> Iterator[pb.GenerateResponse]:
+    """A stream on which the verifier says nothing more."""
+    for _ in requests:
+        pass
+    return iter(())
+
+
 def saying(*responses: pb.GenerateResponse, then: Script | None = None) -> Script:
     """A stream that says so much and then ends well, or as another script does."""
 
