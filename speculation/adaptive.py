@@ -19,6 +19,8 @@ Every decision changes only when tokens appear: switching in mid-answer never ch
 
 from __future__ import annotations
 
+import math
+
 from speculation.estimators import Calibration, Window
 from speculation.pace import Action, News, Pace, View
 
@@ -29,6 +31,7 @@ class Adaptive(Pace):
     """The default pace. One per session."""
 
     name = "adaptive"
+    MAX_FILLS = 8
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Adaptive(Pace):
         self.calibration = Calibration()
         self._survivals: list[float] = []  # of each guess on the line, from the log up to it
         self._step_began_ms = 0.0  # the device's clock when the verifier's present step began, as far as is known
+        self._fills = 0  # steps of its own that a patient verifier takes before a first block lands
         self._unused_tokens = 0
         self._drafts_since_used = 0
         self._resting_tokens = 0
@@ -93,7 +97,7 @@ class Adaptive(Pace):
     @property
     def lead_tokens(self) -> float:
         """n0: tokens the verifier will have written past the log as known when a guess drawn now lands."""
-        return 0.0 if self.patience_ms else self.rtt.median_ms / self.step.median_ms
+        return self._fills if self.patience_ms else self.rtt.median_ms / self.step.median_ms
 
     def _worth_drafting(self, view: View) -> bool:
         if not view.can_draft or view.depth >= min(self.max_depth, view.budget) or self._resting_tokens > 0:
@@ -103,8 +107,9 @@ class Adaptive(Pace):
         if held and not self._worth_holding(survival, view.depth):
             return False
         ahead = max(0.0, self.lead_tokens - view.depth)
-        reached = survival * self.calibration.typical**ahead
-        return bool(reached >= self.min_survival)
+        # A line is always begun: what is not tried is not learned. Whether it ever pays is for `_consider_rest`.
+        reached = survival * max(self.calibration.typical, 0.9) ** ahead
+        return view.depth == 0 or reached >= self.min_survival
 
     def _must_send(self, view: View) -> bool:
         if view.unsent >= self.block_tokens:
@@ -129,24 +134,39 @@ class Adaptive(Pace):
         return survival * (1 - self.calibration.at_depth(depth)) * self.step.median_ms > self.draft.median_ms
 
     def _patience(self) -> int:
-        """How long the verifier should wait for a first block of guesses after a line has ended; 0 if it should not.
+        """How long the verifier should wait where it has no guesses, after a line has ended; 0 if it should not.
 
-        With K right guesses before the next wrong one, a verifier that does not wait writes one token alone and then,
-        if that was guessed (K > 0), checks the rest: alpha + 1 steps. One that waits for a block of n checks it at
-        once, and the rest in a second step if K > n: alpha^n + 1 steps, after the wait.
+        The first block of n guesses lands ``wait`` after the step began that ended the line. A verifier that does not
+        wait has by then begun ``fills + 1`` steps of its own; the block misses the last of them by little if ``wait``
+        is little more than ``fills`` steps. Waiting makes up for it, and is shared out among the steps in between. With
+        K right guesses before the next wrong one, a verifier that does not wait takes K + 1 steps if K <= fills, and
+        fills + 2 if more; one that waits takes K + 1 longer steps if K < fills, else ``wait`` and a step, and another
+        step if the block was too short.
         """
         if self._resting_tokens > 0:
             return 0
-        alpha = self.calibration.at_depth(0)
-        tokens, survival = 1, alpha
-        while tokens < self.block_tokens and self._worth_holding(survival, tokens):
-            survival *= self.calibration.at_depth(tokens)
-            tokens += 1
-        wait_ms = self.rtt.median_ms + self.rtt.spread_ms + tokens * self.draft.median_ms + 1.0
-        saved_ms = self.step.median_ms * (alpha - survival)
-        if wait_ms > saved_ms * (1.1 if self.patience_ms else 0.95):  # hysteresis
+        step_ms = self.step.median_ms
+        survivals = [1.0]  # of the first j guesses
+        block = 1
+        while block < self.block_tokens and self._worth_holding(survivals[-1], len(survivals) - 1):
+            survivals.append(survivals[-1] * self.calibration.at_depth(len(survivals) - 1))
+            block = len(survivals)
+        wait_ms = self.rtt.median_ms + self.rtt.spread_ms + block * self.draft.median_ms + 1.0
+        fills = int(wait_ms // step_ms)
+        if fills > self.MAX_FILLS:
             return 0
-        return min(MAX_PATIENCE_MS, round(wait_ms + 1))
+        while len(survivals) <= fills + block:
+            survivals.append(survivals[-1] * self.calibration.at_depth(len(survivals) - 1))
+        patience_ms = (wait_ms - fills * step_ms) / (fills + 1)
+        ends_at = [survivals[k] - survivals[k + 1] for k in range(fills + 1)]
+        ended_ms = step_ms * sum((k + 1) * end for k, end in enumerate(ends_at))
+        without_ms = ended_ms + step_ms * (fills + 2) * survivals[fills + 1]
+        with_ms = (step_ms + patience_ms) * sum((k + 1) * end for k, end in enumerate(ends_at[:fills]))
+        with_ms += survivals[fills] * (wait_ms + step_ms) + survivals[fills + block] * step_ms
+        if with_ms > without_ms * (1.0 if self.patience_ms else 0.97):  # hysteresis
+            return 0
+        self._fills = fills
+        return min(MAX_PATIENCE_MS, math.ceil(patience_ms) + 1)
 
     def _consider_rest(self, news: News) -> None:
         if self._resting_tokens > 0:
