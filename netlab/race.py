@@ -16,7 +16,7 @@ from speculation.pace import Pace, Streaming, Synchronous
 from speculation.sampling import SamplingParams
 
 OnChunk = Callable[[StreamChunk], None]
-SWEEP = (2, 4, 6, 8)
+SWEEP = (2, 4, 6, 8, 12, 16)
 WARM_UP = "Hello, can you help me find something to do in San Francisco?"
 
 
