@@ -44,5 +44,5 @@ def examine() -> list[Finding]:
 def _package(module: str, purpose: str) -> Finding:
     name = DISTRIBUTIONS.get(module, module)
     if importlib.util.find_spec(module) is None:
-        return Finding(name, False, f"{purpose}; install it with: pip install 'outrider[verifier]'")
+        return Finding(name, False, f"{purpose}; install it with: pip install '.[verifier]' in a clone of Outrider")
     return Finding(name, True, f"{importlib.metadata.version(name)}, {purpose}")

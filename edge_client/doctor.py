@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RUNTIMES = {
-    "onnxruntime": ("ONNX drafters", "pip install 'outrider[edge]'"),
-    "llama_cpp": ("GGUF drafters", "pip install 'outrider[llama]'; it compiles llama.cpp, which takes minutes"),
+    "onnxruntime": ("ONNX drafters", "pip install '.[edge]' in a clone of Outrider"),
+    "llama_cpp": (
+        "GGUF drafters",
+        "pip install '.[llama]' in a clone of Outrider; it compiles llama.cpp, which takes minutes",
+    ),
 }
 DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python"}
 

@@ -171,7 +171,9 @@ def simulate(json_file: Path | None, **options: Any) -> None:
     try:
         from netlab.simulator import policies, report, rtt_trace
     except ModuleNotFoundError as error:
-        raise click.ClickException(f"the simulator needs {error.name}: pip install 'outrider[lab]'") from error
+        raise click.ClickException(
+            f"the simulator needs {error.name}: pip install '.[lab]' in a clone of Outrider"
+        ) from error
     from netlab.simulator.recording import RecordingError
     from netlab.simulator.sweep import Grid, GridError, Network
 
