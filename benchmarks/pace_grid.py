@@ -21,11 +21,10 @@ from benchmarks import report
 from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.pair import heavy_headed
-from netlab.simulator.policies import FixedLookahead
 from netlab.simulator.run import Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
 from speculation.adaptive import Adaptive
-from speculation.pace import Pace, Streaming, Synchronous
+from speculation.pace import FixedLookahead, Pace, Streaming, Synchronous
 
 ACCEPTANCES = (0.5, 0.75, 0.9)
 DRAFT_MS = (2, 5, 12, 40)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from speculation.pace import Objective
+
 if TYPE_CHECKING:
     from edge_client.client import EdgeClient
     from speculation.sampling import SamplingParams
@@ -54,6 +56,15 @@ connection_options = _options(
     ),
     _option("--insecure", is_flag=True, help="Allow plaintext to another machine."),
 )
+pace_options = _options(
+    _option("--pace", default="adaptive", help="How far to ride ahead, and when; unknown names list all."),
+    _option(
+        "--objective",
+        default="latency",
+        type=click.Choice([objective.value for objective in Objective]),
+        help="Least time, least work for the verifier, or between the two.",
+    ),
+)
 sampling_options = _options(
     _option("--temperature", default=0.8, help="0 takes the likeliest token."),
     _option("--top-k", default=0, help="Keep this many of the likeliest tokens; 0 keeps all."),
@@ -75,6 +86,8 @@ def _client(options: dict[str, Any]) -> EdgeClient:
             options["verifier"],
             options["drafter"],
             model=options["model"],
+            pace=options["pace"],
+            objective=Objective(options["objective"]),
             threads=options["threads"],
             tls=options["tls"],
             ca_certificate=options["ssl_ca_certs"],
@@ -108,6 +121,7 @@ def _params(options: dict[str, Any]) -> SamplingParams:
 @click.option("--message", default=None, help="A user's message, put into the target's chat template.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole output as JSON when it is complete.")
 @connection_options
+@pace_options
 @sampling_options
 def generate(prompt: str | None, message: str | None, as_json: bool, **options: Any) -> None:
     """Answer one prompt and exit. With neither --prompt nor --message, the prompt is standard input."""
@@ -144,6 +158,7 @@ def generate(prompt: str | None, message: str | None, as_json: bool, **options: 
 @main.command()
 @click.option("--system", default=None, help="System message.")
 @connection_options
+@pace_options
 @sampling_options
 def chat(system: str | None, **options: Any) -> None:
     """Talk. Words the device had right are green, the verifier's own are plain; an empty line or Ctrl-D ends."""

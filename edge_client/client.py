@@ -19,8 +19,8 @@ from edge_client.errors import SessionError
 from edge_client.link import Channel, LinkSettings, SessionLink
 from edge_client.session import DrafterSeat, Progress, RidingLoop
 from edge_client.types import Prompt, RequestMetrics, RequestOutput, StreamChunk, TokenLogprob
-from speculation.adaptive import Adaptive
-from speculation.pace import Pace, Streaming
+from speculation import policies
+from speculation.pace import Objective, Pace, Streaming
 from speculation.sampling import SamplingParams
 
 PROTOCOL_VERSION = 1
@@ -28,6 +28,11 @@ FINISH_REASONS = {
     pb.FINISH_REASON_STOP: "stop",
     pb.FINISH_REASON_LENGTH: "length",
     pb.FINISH_REASON_CANCELLED: "abort",
+}
+OBJECTIVES = {
+    Objective.LATENCY: pb.OBJECTIVE_LATENCY,
+    Objective.BALANCED: pb.OBJECTIVE_BALANCED,
+    Objective.CAPACITY: pb.OBJECTIVE_CAPACITY,
 }
 
 
@@ -44,7 +49,8 @@ class EdgeClient:
         drafter: str | Path | Drafter | None = None,
         *,
         model: str = "",
-        pace: Callable[[], Pace] | None = None,
+        pace: str | Callable[[], Pace] = policies.DEFAULT,
+        objective: Objective = Objective.LATENCY,
         threads: int = 1,
         tls: bool = False,
         ca_certificate: Path | None = None,
@@ -53,12 +59,15 @@ class EdgeClient:
     ) -> None:
         """verifier: HOST:PORT. drafter: a GGUF file, an ONNX folder, "demo", or a Drafter; None streams plainly.
 
-        pace makes one pace per session (default: adaptive). threads: CPU threads of the drafter. Raises
-        ValueError for a bad address. A drafter that cannot be loaded is no error: `notices` says so and answers stream
-        plainly.
+        pace: a policy by name, see `speculation.policies`, or what makes one pace per session; objective is for the
+        adaptive one. threads: CPU threads of the drafter. Raises ValueError for a bad address or policy. A drafter that
+        cannot be loaded is no error: `notices` says so and answers stream plainly.
         """
         self.notices: list[str] = []
-        self._model, self._pace = model, pace
+        self._model = model
+        self._pace = policies.find(pace, objective) if isinstance(pace, str) else pace
+        # Without a drafter nothing will ever be drafted: the verifier need not wait for it.
+        self._pace_without_drafter = Streaming if isinstance(pace, str) else pace
         self._channel = Channel(
             verifier, tls=tls, ca_certificate=ca_certificate, insecure=insecure, settings=link or LinkSettings()
         )
@@ -137,7 +146,7 @@ class EdgeClient:
         seed = secrets.randbits(64) if seed is None else seed
         seat = self._seat if self._seat is not None and self._seat_lock.acquire(blocking=False) else None
         try:
-            pace = self._pace() if self._pace else (Adaptive() if seat else Streaming())
+            pace = self._pace() if seat else self._pace_without_drafter()
             request = self._open_request(prompt, params, seed, pace, seat)
             link = SessionLink(self._channel, request)
             loop = RidingLoop(link, seat, pace, params, seed)
@@ -168,6 +177,7 @@ class EdgeClient:
             model=self._model,
             sampling=sampling_message(params),
             seed=seed,
+            objective=OBJECTIVES[pace.objective],
             patience_ms=pace.patience_ms,
             drafter_vocabulary_fingerprint=seat.drafter.info.vocabulary_fingerprint if seat else "",
             want_prompt_ids=seat is not None,

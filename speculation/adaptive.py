@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 
 from speculation.estimators import Calibration, Window
-from speculation.pace import Action, News, Pace, View
+from speculation.pace import Action, News, Objective, Pace, View
 
 MAX_PATIENCE_MS = 1000
 
@@ -35,6 +35,7 @@ class Adaptive(Pace):
 
     def __init__(
         self,
+        objective: Objective = Objective.LATENCY,
         *,
         max_depth: int = 64,
         min_survival: float = 0.01,
@@ -44,6 +45,7 @@ class Adaptive(Pace):
         """max_depth: most guesses on the line. min_survival: least probability of counting that is worth a draft.
         block_tokens: most guesses in a message. rest_after_tokens: tokens that must come without one used guess before
         the pace rests."""
+        self.objective = objective
         self.max_depth, self.min_survival = max_depth, min_survival
         self.block_tokens, self.rest_after_tokens = block_tokens, rest_after_tokens
         self.rtt, self.step, self.draft = Window(16, 50.0), Window(16, 30.0), Window(32, 5.0)

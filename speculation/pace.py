@@ -16,6 +16,14 @@ from speculation.line import Outcome
 PATIENCE_UNLIMITED_MS = 0xFFFFFFFF
 
 
+class Objective(Enum):
+    """What a session is to be good at."""
+
+    LATENCY = "latency"
+    BALANCED = "balanced"
+    CAPACITY = "capacity"
+
+
 class Action(Enum):
     """What the device does next."""
 
@@ -72,6 +80,7 @@ class Pace(ABC):
     """
 
     name: ClassVar[str]
+    objective: Objective = Objective.LATENCY
     patience_ms: int = 0
 
     @abstractmethod
@@ -137,3 +146,35 @@ class BoundedLookahead(Pace):
         if view.unsent and (not wanted or view.unsent >= self.block_tokens or view.unsent_age_ms >= self.block_age_ms):
             return Action.FLUSH
         return Action.DRAFT if wanted else Action.WAIT
+
+
+class FixedLookahead(BoundedLookahead):
+    """Ride ahead of a verifier that never waits, always to the same depth."""
+
+    name = "fixed"
+
+    def __init__(self, depth: int, patience_ms: int = 0, block_tokens: int = 4) -> None:
+        """Raises ValueError unless depth is at least 1."""
+        if depth < 1:
+            raise ValueError(f"a lookahead has a depth of at least 1 token, not {depth}")
+        super().__init__(depth, min_survival=0.0, block_tokens=min(block_tokens, depth))
+        self.patience_ms = patience_ms
+
+
+class Pipelined(BoundedLookahead):
+    """Led by the device, with blocks in flight one after another: no pause for a verdict (DSI, 2405.14105)."""
+
+    name = "pipelined"
+    patience_ms = PATIENCE_UNLIMITED_MS
+
+    def __init__(self, depth: int = 32, block_tokens: int = 4) -> None:
+        """Raises ValueError unless depth is at least 1."""
+        if depth < 1:
+            raise ValueError(f"a lookahead has a depth of at least 1 token, not {depth}")
+        super().__init__(depth, min_survival=0.0, block_tokens=min(block_tokens, depth), block_age_ms=float("inf"))
+
+    def next(self, view: View) -> Action:
+        action = super().next(view)
+        if action is Action.WAIT and not view.depth and not view.in_flight:
+            return Action.FLUSH  # nothing to guess with: ask for a token, or wait for ever
+        return action

@@ -1,19 +1,20 @@
 """Policies by name. A policy is one way of pacing, or several of which the best in hindsight counts.
 
-`sync` is the best of `sync:1` to `sync:16`, `best-fixed` the best of everything that does not look at what happens:
-bounds for what choosing well at the start could give. `oracle` is no pace at all, see `oracle`.
+`sync` is the best of `sync:1` to `sync:16` and of rounds as long as pays, `best-fixed` the best of everything that does
+not look at what happens: bounds for what choosing well at the start could give. `oracle` is no pace, see `oracle`.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
 from netlab.simulator import rivals
-from speculation import pace
-from speculation.pace import PATIENCE_UNLIMITED_MS, Action, BoundedLookahead, Pace, Streaming, Synchronous, View
+from speculation.adaptive import Adaptive
+from speculation.pace import BoundedLookahead, FixedLookahead, Pace, Pipelined, Streaming, Synchronous
+from speculation.policies import PolicyError
+from speculation.stopping import OptimalRounds
 
 ORACLE = "oracle"
 SYNC_TOKENS = range(1, 17)
@@ -21,10 +22,6 @@ DEPTHS = (2, 4, 8, 16, 32, 64)
 BLOCKS = (1, 2, 4, 8)
 PATIENCES_MS = (2, 5, 10, 20)
 DEFAULT = ("streaming", "sync", "pipelined", "server-led", "adaptive")
-
-
-class PolicyError(ValueError):
-    """A policy that does not exist. The message lists those that do."""
 
 
 @dataclass(frozen=True)
@@ -35,34 +32,8 @@ class Policy:
     candidates: dict[str, Callable[[], Pace]]
 
 
-class FixedLookahead(BoundedLookahead):
-    """The server-led pace with everything set beforehand: depth, block and patience, and no look at the survival."""
-
-    name = "fixed"
-
-    def __init__(self, depth: int, patience_ms: int = 0, block_tokens: int = 4) -> None:
-        super().__init__(depth, min_survival=0.0, block_tokens=block_tokens)
-        self.patience_ms = patience_ms
-
-
-class Pipelined(BoundedLookahead):
-    """Led by the device, with blocks in flight one after another: no pause for a verdict."""
-
-    name = "pipelined"
-    patience_ms = PATIENCE_UNLIMITED_MS
-
-    def __init__(self, depth: int = 64, block_tokens: int = 4) -> None:
-        super().__init__(depth, min_survival=0.0, block_tokens=block_tokens, block_age_ms=float("inf"))
-
-    def next(self, view: View) -> Action:
-        action = super().next(view)
-        if action is Action.WAIT and not view.depth and not view.in_flight:
-            return Action.FLUSH  # nothing to guess with: ask for a token, or wait for ever
-        return action
-
-
 def _sync() -> dict[str, Callable[[], Pace]]:
-    return {f"sync:{k}": partial(Synchronous, k) for k in SYNC_TOKENS}
+    return {"sync": OptimalRounds, **{f"sync:{k}": partial(Synchronous, k) for k in SYNC_TOKENS}}
 
 
 def _pipelined() -> dict[str, Callable[[], Pace]]:
@@ -89,7 +60,12 @@ def _one(name: str, make: Callable[[], Pace]) -> Callable[[], dict[str, Callable
 
 
 def _best_fixed() -> dict[str, Callable[[], Pace]]:
-    return {"streaming": Streaming, **_sync(), **_pipelined(), **_fixed()}
+    return {
+        "streaming": Streaming,
+        **{f"sync:{k}": partial(Synchronous, k) for k in SYNC_TOKENS},
+        **_pipelined(),
+        **_fixed(),
+    }
 
 
 _PLAIN: dict[str, Callable[[], dict[str, Callable[[], Pace]]]] = {
@@ -97,6 +73,7 @@ _PLAIN: dict[str, Callable[[], dict[str, Callable[[], Pace]]]] = {
     "sync": _sync,
     "pipelined": lambda: {f"pipelined:{d}/4": partial(Pipelined, d, 4) for d in (8, 16, 32, 64)},
     "server-led": _one("server-led", BoundedLookahead),
+    "adaptive": _one("adaptive", Adaptive),
     "best-server-led": lambda: {name: make for name, make in _fixed().items() if "@0/" in name},
     "best-pipelined": _pipelined,
     "best-fixed": _best_fixed,
@@ -121,21 +98,13 @@ _NUMBERED: dict[str, tuple[str, Callable[[float], Pace], Callable[[str], float]]
 
 def names() -> list[str]:
     """All names that `find` takes, patterns included."""
-    adaptive = ["adaptive"] if adaptive_pace() else []
-    return [*_PLAIN, *adaptive, ORACLE, *(pattern for pattern, _, _ in _NUMBERED.values())]
-
-
-def default() -> list[str]:
-    """The policies compared when none are named; `adaptive` once there is one."""
-    return [name for name in DEFAULT if name != "adaptive" or adaptive_pace()]
+    return [*_PLAIN, ORACLE, *(pattern for pattern, _, _ in _NUMBERED.values())]
 
 
 def find(name: str) -> Policy:
     """The policy of that name, with fresh state. Raises PolicyError."""
     if name in _PLAIN:
         return Policy(name, _PLAIN[name]())
-    if name == "adaptive" and (adaptive := adaptive_pace()) is not None:
-        return Policy(name, {name: adaptive})
     if name == ORACLE:
         return Policy(name, {})
     kind, _, number = name.partition(":")
@@ -155,20 +124,3 @@ def check(wanted: Iterable[str]) -> None:
     """Raises PolicyError for the first name that does not exist."""
     for name in wanted:
         find(name)
-
-
-def adaptive_pace() -> Callable[[], Pace] | None:
-    """The product's adaptive pace, from `speculation.pace` or from its own module."""
-    for module in (pace, _module("speculation.adaptive")):
-        for attribute in ("Adaptive", "AdaptivePace"):
-            found = getattr(module, attribute, None)
-            if isinstance(found, type) and issubclass(found, Pace):
-                return found
-    return None
-
-
-def _module(name: str) -> object:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None

@@ -2,22 +2,8 @@
 
 from speculation.adaptive import Adaptive
 from speculation.line import Outcome
-from speculation.pace import Action, News, View
-
-
-def view(**changes: object) -> View:
-    values = {
-        "now_ms": 1000.0,
-        "known_length": 9,
-        "depth": 0,
-        "unsent": 0,
-        "unsent_age_ms": 0.0,
-        "survival": 1.0,
-        "in_flight": False,
-        "can_draft": True,
-        "budget": 64,
-    }
-    return View(**(values | changes))  # type: ignore[arg-type]
+from speculation.pace import Action, News
+from tests.unit.views import view
 
 
 def news(**changes: object) -> News:

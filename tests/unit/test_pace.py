@@ -1,21 +1,7 @@
 import pytest
 
-from speculation.pace import PATIENCE_UNLIMITED_MS, Action, BoundedLookahead, Streaming, Synchronous, View
-
-
-def view(**changes: object) -> View:
-    values = {
-        "now_ms": 0.0,
-        "known_length": 9,
-        "depth": 0,
-        "unsent": 0,
-        "unsent_age_ms": 0.0,
-        "survival": 1.0,
-        "in_flight": False,
-        "can_draft": True,
-        "budget": 64,
-    }
-    return View(**(values | changes))  # type: ignore[arg-type]
+from speculation.pace import PATIENCE_UNLIMITED_MS, Action, BoundedLookahead, Streaming, Synchronous
+from tests.unit.views import view
 
 
 def test_streaming_never_drafts() -> None:

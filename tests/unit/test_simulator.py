@@ -11,11 +11,20 @@ from netlab.simulator import policies
 from netlab.simulator.device import DeviceSettings, PaceError
 from netlab.simulator.link import Link
 from netlab.simulator.pair import Answer, heavy_headed, independent
-from netlab.simulator.policies import FixedLookahead, Pipelined
 from netlab.simulator.rivals import DraftAhead
 from netlab.simulator.run import Result, Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
-from speculation.pace import PATIENCE_UNLIMITED_MS, Action, BoundedLookahead, Pace, Streaming, Synchronous, View
+from speculation.pace import (
+    PATIENCE_UNLIMITED_MS,
+    Action,
+    BoundedLookahead,
+    FixedLookahead,
+    Pace,
+    Pipelined,
+    Streaming,
+    Synchronous,
+    View,
+)
 
 STEP_MS = 30.0
 

@@ -36,7 +36,7 @@ def test_no_policy_is_faster_than_the_oracle(seed: int) -> None:
     alpha = rng.choice([0.2, 0.5, 0.8, 0.95, 1.0])
     answer = rng.choice([independent, heavy_headed])(alpha).answers(1, 60, seed)[0]
     best = oracle(answer, link(kind, rtt_ms, seed), draft_ms, settings)
-    names = [*NAMES, *(["adaptive"] if policies.adaptive_pace() else [])]
+    names = [*NAMES, "adaptive"]
     for name in names:
         candidates = list(policies.find(name).candidates.items())
         for candidate, make in rng.sample(candidates, min(12, len(candidates))):

@@ -19,6 +19,7 @@ from netlab.simulator.rivals import (
 )
 from speculation.line import Outcome
 from speculation.pace import PATIENCE_UNLIMITED_MS, Action, News, View
+from speculation.policies import PolicyError
 
 
 def view(depth: int = 0, unsent: int | None = None, *, in_flight: bool = False, can_draft: bool = True) -> View:
@@ -121,13 +122,11 @@ def test_draft_ahead_draws_the_next_block_and_holds_it_back() -> None:
 
 def test_unknown_names_list_the_valid_ones() -> None:
     for name in ("best", "fixed:", "fixed:x", "fixed:0", "sync:-1", "sync:1.5", "server-led:3"):
-        with pytest.raises(
-            policies.PolicyError, match=r"there is no policy .*; there are streaming, sync, .*fixed:DEPTH"
-        ):
+        with pytest.raises(PolicyError, match=r"there is no policy .*; there are streaming, sync, .*fixed:DEPTH"):
             policies.find(name)
 
 
 def test_names_with_numbers() -> None:
     assert policies.find("fixed:7").candidates["fixed:7"]().max_depth == 7  # type: ignore[attr-defined]
-    assert len(policies.find("sync").candidates) == 16
+    assert len(policies.find("sync").candidates) == 17
     assert policies.find("oracle").candidates == {}

@@ -1,0 +1,36 @@
+"""What the commands' options have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+MAX_PORT = 65535
+
+
+def address(value: str) -> tuple[str, int]:
+    """Split HOST:PORT at its last colon; brackets around an IPv6 address are taken off."""
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > MAX_PORT:
+        raise click.BadParameter(f"{value!r} is not of the form HOST:PORT, for example 127.0.0.1:50051.")
+    return host.strip("[]"), int(port)
+
+
+def numbers(_context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
+    """Split a list of numbers at its commas."""
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is no list of numbers, such as {parameter.default}.", param=parameter
+        ) from None
+
+
+def words(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Split a list of names at its commas; none gives none."""
+    return tuple(part.strip() for part in value.split(",")) if value else ()
+
+
+FILE_OUT = click.Path(path_type=Path, dir_okay=False, writable=True)
+FILE_IN = click.Path(path_type=Path, dir_okay=False, exists=True)

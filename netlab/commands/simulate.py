@@ -1,0 +1,110 @@
+"""`netlab simulate`: policies compared in a simulation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from netlab.commands.options import FILE_IN, FILE_OUT, numbers, words
+
+if TYPE_CHECKING:
+    from netlab.simulator.pair import Pair
+
+
+@click.command()
+@click.option("--rtt-ms", callback=numbers, default="0,20,50,100,200,400", help="Round trips.")
+@click.option("--alpha", callback=numbers, default="0.85", help="Shares of right guesses.")
+@click.option(
+    "--shape",
+    type=click.Choice(["independent", "heavy"]),
+    default="independent",
+    help="Whether right guesses come evenly, or in runs with hard places between them.",
+)
+@click.option("--trace", type=FILE_IN, help="A recorded pair (netlab record), in place of --alpha.")
+@click.option(
+    "--informativeness", default=0.3, help="How much the drafter's confidence says about --alpha's hits, 0 to 1."
+)
+@click.option("--draft-ms", callback=numbers, default="5", help="Time to draw one guess.")
+@click.option("--step-ms", callback=numbers, default="30", help="Time of a target step.")
+@click.option("--per-position-ms", default=0.0, help="What each position adds to a step.")
+@click.option("--jitter-ms", default=0.0, help="Most extra delay of a message, each way.")
+@click.option("--up-kbps", default=0.0, help="Bandwidth towards the verifier; 0 for no limit.")
+@click.option("--down-kbps", default=0.0, help="Bandwidth back; 0 for no limit.")
+@click.option("--rtt-trace", type=FILE_IN, help="CSV of time_ms,rtt_ms to replay, in place of --rtt-ms.")
+@click.option(
+    "--policies", callback=words, help="Policies to compare; unknown ones list all.  [default: the main ones]"
+)
+@click.option("--answers", default=24, help="Answers per policy and condition.")
+@click.option("--tokens", default=128, help="Tokens of an answer.")
+@click.option("--devices", default=1, help="How many of the answers share one verifier at a time.")
+@click.option("--seed", default=1, help="Same seed, same figures.")
+@click.option("--json", "json_file", type=FILE_OUT, help="Write the figures here.")
+def simulate(json_file: Path | None, **options: Any) -> None:
+    """Compare policies in a simulation of device, link and verifier.
+
+    The product's own pace, line and acceptance code runs; drafter and target are described by figures or recorded:
+
+    \b
+        netlab simulate --alpha 0.75,0.85 --draft-ms 2,5,12
+        netlab simulate --trace pair.jsonl --policies server-led,best-fixed,oracle
+    """
+    import json
+
+    from rich.console import Console
+
+    try:
+        from netlab.simulator import policies, report, rtt_trace
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"the simulator needs {error.name}: pip install '.[lab]' in a clone of Outrider"
+        ) from error
+    from netlab.simulator.recording import RecordingError
+    from netlab.simulator.sweep import Grid, GridError, Network
+
+    console = Console()
+    context = click.get_current_context()
+    rtt_given = context.get_parameter_source("rtt_ms") is not click.core.ParameterSource.DEFAULT
+    try:
+        trace = rtt_trace.read(options["rtt_trace"]) if options["rtt_trace"] else None
+        if trace is not None and rtt_given:
+            raise GridError("--rtt-trace says the round trips itself; leave --rtt-ms out")
+        grid = Grid(
+            pairs=_pairs(context, options),
+            rtts_ms=(trace.median_ms,) if trace else options["rtt_ms"],
+            drafts_ms=options["draft_ms"],
+            steps_ms=options["step_ms"],
+            policies=options["policies"] or policies.DEFAULT,
+            answers=options["answers"],
+            tokens=options["tokens"],
+            seed=options["seed"],
+            network=Network(options["jitter_ms"], options["up_kbps"], options["down_kbps"], trace),
+            per_position_ms=options["per_position_ms"],
+            devices=options["devices"],
+        )
+    except (rtt_trace.TraceError, RecordingError, ValueError) as error:
+        raise click.UsageError(f"{error}.") from error
+    rows = report.run(grid, console)
+    console.print(report.table(rows))
+    if json_file is not None:
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+        settings["policies"] = list(grid.policies)
+        json_file.write_text(json.dumps(report.as_json(rows, settings), indent=1) + "\n")
+        console.print(f"figures written to {json_file}")
+    if not all(row.as_json()["same_words"] for row in rows):
+        raise SystemExit(1)
+
+
+def _pairs(context: click.Context, options: dict[str, Any]) -> list[Pair]:
+    from netlab.simulator import pair, recording
+    from netlab.simulator.sweep import GridError
+
+    if options["trace"] is None:
+        make = pair.heavy_headed if options["shape"] == "heavy" else pair.independent
+        return [make(alpha, options["informativeness"]) for alpha in options["alpha"]]
+    default = click.core.ParameterSource.DEFAULT
+    for name in ("alpha", "shape", "informativeness"):
+        if context.get_parameter_source(name) is not default:
+            raise GridError(f"a recorded pair has its own hits; leave --{name} out beside --trace")
+    return [recording.read(options["trace"]).pair(options["trace"].stem)]
