@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from netlab.commands.link import link
+from netlab.commands.race import race
 from netlab.commands.record import record
 from netlab.commands.simulate import simulate
 
@@ -22,7 +23,7 @@ def main() -> None:
     """The network-latency laboratory of Outrider."""
 
 
-for command in (link, simulate, record):
+for command in (link, simulate, record, race):
     main.add_command(command)
 
 if __name__ == "__main__":

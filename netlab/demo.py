@@ -27,11 +27,13 @@ from edge_client.types import StreamChunk
 from netlab import provenance
 from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
-from netlab.race import SWEEP, Figures, Lane, chat, interleaved, open_lanes, same_words
+from netlab.race import SWEEP, Figures, Lane, chat, ignore, interleaved, open_lanes, same_words
 from netlab.race_view import Pane, Pieces, RaceView, draw, table
 from netlab.verifier_process import VerifierProcess, VerifierProcessError
 from speculation.sampling import SamplingParams
 
+OUTRIDER = "Outrider"
+WAYS = {"streaming": "streaming", "sync": "sync", OUTRIDER: "adaptive"}
 DEMO = Path(__file__).resolve().parent.parent / "models" / "demo"
 OPENINGS = (
     "I'd like to book a table for two at an Italian restaurant in San Jose this Friday evening.",
@@ -111,21 +113,22 @@ class Demo:
             verifier = stack.enter_context(VerifierProcess(self._target, options=options))
             link = stack.enter_context(LinkProcess(("127.0.0.1", verifier.port), self._link_settings))
             status.update("loading the drafter and warming up")
-            lanes, sync = stack.enter_context(open_lanes(f"127.0.0.1:{link.port}", self._drafter))
+            lanes = stack.enter_context(open_lanes(f"127.0.0.1:{link.port}", lambda: self._drafter, WAYS))
             for notice in (notice for lane in lanes for notice in lane.client.notices):
                 self._console.print(f"[yellow]{notice}")
             status.update(f"finding the best draft length for synchronous rounds among {', '.join(map(str, SWEEP))}")
-            sync.sweep(lanes[1], self._params, self._seed)
+            for lane in lanes:
+                lane.tune(self._params, self._seed)
             status.stop()
             self._race(lanes, link)
         self._console.print(table(lanes))
-        return self._report(lanes, sync.draft_tokens)
+        return self._report(lanes)
 
     # -- racing ------------------------------------------------------------------------------------------------------
 
     def _race(self, lanes: list[Lane], link: LinkProcess) -> None:
         if not self._console.is_terminal and self._svg_file is None:
-            self._measure(lanes, link, lambda _lane, _index: _ignore, self._line)
+            self._measure(lanes, link, lambda _lane, _index: ignore, self._line)
             return
         pieces = Pieces(str(self._target / "tokenizer.json"))
         panes = {lane.name: Pane(lane.title, pieces) for lane in lanes}
@@ -146,7 +149,7 @@ class Demo:
 
         def run(lane: Lane) -> None:
             lane.answer(chat(self._prompts[0]), self._params, self._seed, panes[lane.name].take)
-            if lane.name == "outrider" and self._svg_file is not None:
+            if lane.name == OUTRIDER and self._svg_file is not None:
                 draw(self._svg_file, view)
 
         threads = [threading.Thread(target=run, args=(lane,)) for lane in lanes]
@@ -175,8 +178,8 @@ class Demo:
 
     # -- reporting ---------------------------------------------------------------------------------------------------
 
-    def _report(self, lanes: list[Lane], sync_draft_tokens: int) -> dict[str, Any]:
-        figures = {lane.name: Figures.of(lane.runs) for lane in lanes}
+    def _report(self, lanes: list[Lane]) -> dict[str, Any]:
+        figures = {lane.name.lower(): Figures.of(lane.runs) for lane in lanes}
         same = same_words(lanes)
         speed_up = figures["streaming"].ms_per_token / figures["outrider"].ms_per_token
         self._console.print(
@@ -195,14 +198,10 @@ class Demo:
             "temperature": self._params.temperature,
             "seed": self._seed,
             "prompts": len(self._prompts),
-            "sync_draft_tokens": sync_draft_tokens,
+            "sync_draft_tokens": next((lane.best_sync.draft_tokens for lane in lanes if lane.best_sync), None),
             "same_words": same,
             "modes": {name: value.as_json() for name, value in figures.items()},
         }
-
-
-def _ignore(_chunk: StreamChunk) -> None:
-    pass
 
 
 if __name__ == "__main__":

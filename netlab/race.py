@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from edge_client.client import EdgeClient
+from edge_client.drafters.base import Drafter
 from edge_client.types import Prompt, RequestOutput, StreamChunk
 from netlab.link_process import LinkProcess
-from speculation.adaptive import Adaptive
-from speculation.pace import Pace, Streaming, Synchronous
+from speculation import policies
+from speculation.pace import Pace, Synchronous
 from speculation.sampling import SamplingParams
 
 OnChunk = Callable[[StreamChunk], None]
-SWEEP = (2, 4, 6, 8, 12, 16)
+MakePace = Callable[[], Pace]
+Load = Callable[[], Drafter | str | None]  # a drafter, or what names one, for one client
+
+SYNC = "sync"  # in the laboratory: textbook rounds with the best length of a sweep
+SWEEP = (2, 4, 8, 12, 16, 24, 32)
 WARM_UP = "Hello, can you help me find something to do in San Francisco?"
+TUNING = (WARM_UP, "Could you book a cab to the airport for me, for three people?")
 
 
 def chat(text: str) -> list[dict[str, str]]:
     """A conversation of one message."""
     return [{"role": "user", "content": text}]
+
+
+def ignore(_chunk: StreamChunk) -> None:
+    """Look at no chunk."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +44,59 @@ class Run:
     bytes_down: int
 
 
+class BestSync:
+    """The synchronous lane's pace: textbook rounds whose length is the best of a small sweep."""
+
+    def __init__(self) -> None:
+        self.draft_tokens = SWEEP[0]
+
+    def pace(self) -> Pace:
+        """A pace with the present draft length."""
+        return Synchronous(self.draft_tokens)
+
+    def sweep(self, client: EdgeClient, params: SamplingParams, seed: int) -> None:
+        """Try every length on prompts of its own and keep the one with the least time per token. Raises SessionError.
+
+        The prompts share the tokens of one answer, so that a length is not chosen for the quirks of one text.
+        """
+        short = replace(params, max_tokens=max(2, (params.max_tokens or SWEEP[-1]) // len(TUNING)))
+
+        def ms_per_token(draft_tokens: int) -> float:
+            self.draft_tokens = draft_tokens
+            return sum(client.generate(chat(text), short, seed=seed).metrics.ms_per_token for text in TUNING)
+
+        self.draft_tokens = min(SWEEP, key=ms_per_token)
+
+
 @dataclass
 class Lane:
-    """One way of decoding: a client with its pace, and its runs so far."""
+    """One way of decoding: a client with its policy, and its runs so far.
+
+    best_sync: the rounds of a lane whose length is swept; None for every other lane.
+    """
 
     name: str
-    title: str
+    policy: str
     client: EdgeClient
+    best_sync: BestSync | None = None
     runs: list[Run] = field(default_factory=list)
 
-    def answer(self, prompt: Prompt, params: SamplingParams, seed: int, on_chunk: OnChunk) -> RequestOutput:
+    @property
+    def candidate(self) -> str:
+        """The policy as it is run now: of rounds, how long they are."""
+        return self.policy if self.best_sync is None else f"{SYNC}:{self.best_sync.draft_tokens}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return self.name if self.best_sync is None else f"{self.name}, k={self.best_sync.draft_tokens}"
+
+    def tune(self, params: SamplingParams, seed: int) -> None:
+        """Choose the length of rounds; nothing for every other lane. Raises SessionError."""
+        if self.best_sync is not None:
+            self.best_sync.sweep(self.client, params, seed)
+
+    def answer(self, prompt: Prompt, params: SamplingParams, seed: int, on_chunk: OnChunk = ignore) -> RequestOutput:
         """Run one prompt to its end. Raises SessionError."""
         output = None
         for chunk in self.client.stream(prompt, params, seed=seed):
@@ -52,7 +105,9 @@ class Lane:
         assert output is not None
         return output
 
-    def measure(self, link: LinkProcess, prompt: Prompt, params: SamplingParams, seed: int, on_chunk: OnChunk) -> None:
+    def measure(
+        self, link: LinkProcess, prompt: Prompt, params: SamplingParams, seed: int, on_chunk: OnChunk = ignore
+    ) -> None:
         """Run one prompt alone on the link and keep what it cost. Raises SessionError."""
         before = link.counters()
         output = self.answer(prompt, params, seed, on_chunk)
@@ -109,44 +164,23 @@ class Figures:
         return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-class BestSync:
-    """The synchronous lane's pace: textbook rounds whose length is the best of a small sweep."""
-
-    def __init__(self) -> None:
-        self.draft_tokens = SWEEP[0]
-
-    def pace(self) -> Pace:
-        """A pace with the present draft length."""
-        return Synchronous(self.draft_tokens)
-
-    def sweep(self, lane: Lane, params: SamplingParams, seed: int) -> None:
-        """Try every length on a prompt of its own and keep the one with the least time per token."""
-
-        def ms_per_token(draft_tokens: int) -> float:
-            self.draft_tokens = draft_tokens
-            return lane.client.generate(chat(WARM_UP), params, seed=seed).metrics.ms_per_token
-
-        self.draft_tokens = min(SWEEP, key=ms_per_token)
-        lane.title = f"sync, k={self.draft_tokens}"
-
-
 @contextlib.contextmanager
-def open_lanes(address: str, drafter: str) -> Iterator[tuple[list[Lane], BestSync]]:
-    """Streaming, synchronous rounds and Outrider, each with a client and (but for streaming) a drafter of its own."""
-    sync = BestSync()
+def open_lanes(address: str, load: Load, wanted: Mapping[str, str]) -> Iterator[list[Lane]]:
+    """A warm lane per entry of `wanted`, name to policy, each with a client and, unless it streams, its own drafter.
+
+    Raises PolicyError for a policy that does not exist, DrafterError if `load` does, SessionError.
+    """
     with contextlib.ExitStack() as stack:
-
-        def lane(name: str, title: str, spec: str | None, pace: Callable[[], Pace]) -> Lane:
-            return Lane(name, title, stack.enter_context(EdgeClient(address, spec, pace=pace)))
-
-        lanes = [
-            lane("streaming", "streaming", None, Streaming),
-            lane("sync", "sync", drafter, sync.pace),
-            lane("outrider", "Outrider", drafter, Adaptive),
-        ]
-        for each in lanes:
-            each.client.generate(chat(WARM_UP), SamplingParams(max_tokens=8, ignore_eos=True), seed=0)
-        yield lanes, sync
+        lanes = []
+        for name, policy in wanted.items():
+            drafter = None if policy == "streaming" else load()
+            best_sync = BestSync() if policy == SYNC and drafter is not None else None
+            pace: str | MakePace = policy if drafter is None else best_sync.pace if best_sync else policies.find(policy)
+            client = stack.enter_context(EdgeClient(address, drafter, pace=pace))
+            lanes.append(Lane(name, policy, client, best_sync))
+        for lane in lanes:
+            lane.client.generate(chat(WARM_UP), SamplingParams(max_tokens=8, ignore_eos=True), seed=0)
+        yield lanes
 
 
 def interleaved(lanes: Sequence[Lane], prompts: Sequence[str]) -> Iterator[tuple[Lane, int]]:

@@ -1,0 +1,59 @@
+"""The real programs, ready for an experiment: a verifier process behind an emulated link, and clients with drafters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_client.client import EdgeClient
+from edge_client.drafters.base import Drafter
+from netlab.experiments import drafters
+from netlab.link_process import LinkProcess
+from netlab.race import Lane, open_lanes
+from netlab.verifier_process import VerifierProcess
+
+MAX_SESSIONS = 64
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A verifier with its emulated link. Made by `start`, which also ends it."""
+
+    verifier: VerifierProcess
+    link: LinkProcess
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the link's near end."""
+        return f"127.0.0.1:{self.link.port}"
+
+    @contextlib.contextmanager
+    def lanes(self, wanted: Mapping[str, str], drafter: str, draft_ms: float = 0.0) -> Iterator[list[Lane]]:
+        """Warm lanes over the link as it is now; see `open_lanes` and `drafters.load`.
+
+        Raises DrafterError, PolicyError, SessionError.
+        """
+        with EdgeClient(self.verifier.address) as client:
+            info = client.model_info()
+
+        def load() -> Drafter | None:
+            return drafters.load(drafter, draft_ms, info.vocabulary_size, info.vocabulary_fingerprint)
+
+        with open_lanes(self.address, load, wanted) as lanes:
+            yield lanes
+
+
+@contextlib.contextmanager
+def start(target: Path, step_ms: float) -> Iterator[Rig]:
+    """Start verifier and link. step_ms: least time of a target step.
+
+    Raises VerifierProcessError, LinkProcessError.
+    """
+    options = ["--step-ms", str(step_ms), "--threads", "1", "--max-sessions", str(MAX_SESSIONS)]
+    with (
+        VerifierProcess(target, options=options) as verifier,
+        LinkProcess(("127.0.0.1", verifier.port)) as link,
+    ):
+        yield Rig(verifier, link)
