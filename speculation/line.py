@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+UNSAID_CONFIDENCE = 0.75  # of a guess whose device does not say how sure it is
+
 
 class LineError(ValueError):
     """A message that cannot be true. The message says what was claimed and what is known."""
@@ -30,11 +32,14 @@ class VerifierLine:
     """The log of a session and the line its device last drew.
 
     log: prompt and answer. guesses: the line past the log's end; they are on the path, for a line that disagrees with
-    the log is dead and has no guesses. Counters are totals for the session.
+    the log is dead and has no guesses. confidences and depths belong to them: what the device says of each, and how far
+    past the log it knew. Counters are totals for the session.
     """
 
     log: list[int]
     guesses: list[int] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
     drafted: int = 0
     dropped: int = 0
     _dead_at: int | None = None
@@ -44,13 +49,15 @@ class VerifierLine:
         """Committed length: the only clock."""
         return len(self.log)
 
-    def draft(self, start: int, tokens: Sequence[int], known_length: int, limit: int) -> None:
+    def draft(
+        self, start: int, tokens: Sequence[int], known_length: int, limit: int, confidences: Sequence[float] = ()
+    ) -> None:
         """Take a draft: from `start` on the line reads `tokens`, drawn when the device knew `known_length` of the log.
 
         A start behind the log is no error: the part that the log agrees with is spent, the rest counts. A draft that
         starts at or before what the device knew stands on the log itself; one that starts later goes on with the line
         sent before, and is dropped if that line is dead or has a gap. Guesses beyond `limit` tokens past the log are
-        dropped.
+        dropped. confidences: one for each token, or none.
 
         Raises LineError if the device claims to know more of the log than there is.
         """
@@ -72,9 +79,14 @@ class VerifierLine:
         if not fresh and start > self.length + len(self.guesses):
             self.dropped += len(tokens)
             return
-        kept = self.guesses[: max(0, start - self.length)] + list(tokens[behind:])
+        keep = max(0, start - self.length)
+        kept = self.guesses[:keep] + list(tokens[behind:])
         self.dropped += min(len(tokens), behind) + max(0, len(kept) - limit)
+        said = confidences or [UNSAID_CONFIDENCE] * len(tokens)
+        depth = max(start, self.length) - known_length
         self.guesses = kept[:limit]
+        self.confidences = [*self.confidences[:keep], *said[behind:]][:limit]
+        self.depths = [*self.depths[:keep], *range(depth, depth + len(tokens) - behind)][:limit]
         self._dead_at = None
 
     def commit(self, tokens: Sequence[int]) -> int:
@@ -84,9 +96,9 @@ class VerifierLine:
             guessed += 1
         ran_out = guessed == len(self.guesses)
         if guessed == len(tokens):
-            del self.guesses[:guessed]
+            del self.guesses[:guessed], self.confidences[:guessed], self.depths[:guessed]
         elif ran_out and self._dead_at is None:
-            self.guesses = []  # the log has overtaken the line; a later draft that agrees revives it
+            self._clear()  # the log has overtaken the line; a later draft that agrees revives it
         else:
             self.dropped += len(self.guesses) - guessed
             self._die(self.length + guessed)
@@ -95,11 +107,14 @@ class VerifierLine:
 
     def forget(self) -> None:
         """Drop the line, as after a reconnect: what the device had sent may have been lost."""
-        self.guesses = []
+        self._clear()
         self._dead_at = None
 
+    def _clear(self) -> None:
+        self.guesses, self.confidences, self.depths = [], [], []
+
     def _die(self, at: int) -> None:
-        self.guesses = []
+        self._clear()
         self._dead_at = at if self._dead_at is None else min(at, self._dead_at)
 
 

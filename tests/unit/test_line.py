@@ -3,7 +3,7 @@ import random
 import pytest
 
 from speculation.acceptance import shared_noise
-from speculation.line import DeviceLine, LineError, Outcome, VerifierLine
+from speculation.line import UNSAID_CONFIDENCE, DeviceLine, LineError, Outcome, VerifierLine
 
 
 def line(*log: int) -> VerifierLine:
@@ -122,13 +122,28 @@ def test_device_line_takes_repeats_and_refuses_gaps_and_other_logs() -> None:
         subject.commit(1, [9])
 
 
+def test_confidences_and_depths_stay_with_their_guesses() -> None:
+    subject = line(9, 9)
+    subject.draft(2, [1, 2, 3], 2, 64, [0.1, 0.2, 0.3])
+    subject.draft(5, [4], 2, 64)
+    assert subject.confidences == [0.1, 0.2, 0.3, UNSAID_CONFIDENCE]
+    assert subject.depths == [0, 1, 2, 3]
+    subject.commit([1])
+    subject.draft(4, [7, 8], 2, 64, [0.7, 0.8])
+    assert (subject.guesses, subject.confidences, subject.depths) == ([2, 7, 8], [0.2, 0.7, 0.8], [1, 2, 3])
+    subject.draft(2, [1, 2, 5, 6], 2, 2, [0.1, 0.2, 0.5, 0.6])
+    assert (subject.guesses, subject.confidences, subject.depths) == ([2, 5], [0.2, 0.5], [1, 2])
+    subject.commit([3])
+    assert subject.guesses == subject.confidences == subject.depths == []
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_any_traffic_leaves_the_log_as_the_target_writes_it(seed: int) -> None:
     """Random delays, losses and wrong guesses on the way: words never change, the line never lies."""
     rng = random.Random(seed)
     truth = [rng.randrange(4) for _ in range(120)]
     device, verifier = DeviceLine([0]), VerifierLine([0])
-    up: list[tuple[int, list[int], int]] = []
+    up: list[tuple[int, list[int], int, list[float]]] = []
     down: list[tuple[int, list[int]]] = []
     told = 1
     while verifier.length <= 100:
@@ -138,10 +153,11 @@ def test_any_traffic_leaves_the_log_as_the_target_writes_it(seed: int) -> None:
                 right = truth[device.end - 1] if device.end <= len(truth) else 0
                 device.extend(right if rng.random() < 0.8 else rng.randrange(4), 0.8)
         elif event < 0.55:
-            start, tokens, _ = device.flush()
-            up.append((start, tokens, device.length))
+            start, tokens, confidences = device.flush()
+            up.append((start, tokens, device.length, confidences if seed % 2 else []))
         elif event < 0.7 and up:
-            verifier.draft(*up.pop(0), limit=16)
+            start, tokens, known, confidences = up.pop(0)
+            verifier.draft(start, tokens, known, 16, confidences)
         elif event < 0.85:
             guesses = verifier.guesses
             choices = truth[verifier.length - 1 : verifier.length + len(guesses)]
@@ -160,4 +176,4 @@ def test_any_traffic_leaves_the_log_as_the_target_writes_it(seed: int) -> None:
             device.commit(*down.pop(0))
         assert verifier.log[1:] == truth[: verifier.length - 1]
         assert device.log == verifier.log[: device.length]
-        assert len(verifier.guesses) <= 16
+        assert len(verifier.guesses) == len(verifier.confidences) == len(verifier.depths) <= 16
