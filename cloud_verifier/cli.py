@@ -43,6 +43,20 @@ def _option(*names: str, **settings: Any) -> Any:
 @_option("--max-sessions", default=32, type=click.IntRange(1), help="Sessions that hold a place in the KV pool.")
 @_option("--max-model-len", default=None, type=click.IntRange(2), help="Context limit.  [default: the model's]")
 @_option("--max-lookahead", default=64, type=click.IntRange(1, 1024), help="Tokens a line may reach past the log.")
+@_option("--step-tokens", default=512, type=click.IntRange(1), help="Positions in one forward, of all sessions.")
+@_option("--chunk-tokens", default=256, type=click.IntRange(1), help="Of one prompt in one forward.")
+@_option(
+    "--objective",
+    default="latency",
+    type=click.Choice(["latency", "balanced", "capacity"]),
+    help="Of sessions that name none: least time per token, fewest forwards per token, or between them by load.",
+)
+@_option(
+    "--max-patience-ms",
+    default=None,
+    type=click.IntRange(0, 60_000),
+    help="Longest wait for drafts that devices may ask for.  [default: any]",
+)
 @_option(
     "--threads", default=None, type=click.IntRange(1), help="CPU threads of the engine.  [default: torch's choice]"
 )
@@ -58,9 +72,11 @@ def serve(**options: Any) -> None:
     from cloud_verifier.engines.torch_engine import load
     from cloud_verifier.engines.torch_engine.load import ModelError
     from cloud_verifier.opening import Served
+    from cloud_verifier.scheduler import SchedulerSettings
     from cloud_verifier.server import Address, ServerError
     from cloud_verifier.server import serve as serve_until_stopped
     from cloud_verifier.text import Codec, TextError
+    from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
@@ -88,10 +104,18 @@ def serve(**options: Any) -> None:
     def announce(port: int) -> None:
         click.echo(f"serving {name} on {options['host']}:{port} ({engine.info.strict_report})")
 
+    limit_ms = options["max_patience_ms"]
+    served = Served(
+        name,
+        engine.info,
+        codec,
+        options["max_lookahead"],
+        Objective(options["objective"]),
+        PATIENCE_UNLIMITED_MS if limit_ms is None else limit_ms,
+    )
+    steps = SchedulerSettings(options["step_tokens"], options["chunk_tokens"])
     try:
-        asyncio.run(
-            serve_until_stopped(engine, Served(name, engine.info, codec, options["max_lookahead"]), address, announce)
-        )
+        asyncio.run(serve_until_stopped(engine, served, address, announce, steps))
     except ServerError as error:
         raise CommandError(str(error)) from error
 

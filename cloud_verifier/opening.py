@@ -12,26 +12,38 @@ from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.engines.base import EngineInfo, Sampler
 from cloud_verifier.errors import VerifierError, invalid
+from cloud_verifier.patience import Patience
 from cloud_verifier.sessions import Echo, Session
 from cloud_verifier.text import AnswerText, Codec, TextError
 from speculation.line import VerifierLine
 from speculation.noise import NOISE_VERSION
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
 from speculation.sampling import SamplingError, SamplingParams
 
 PROTOCOL_VERSION = 1
-MAX_PATIENCE_MS = 60_000
+MAX_PATIENCE_MS = 60_000  # of any that ends at all
+OBJECTIVES: dict[int, Objective] = {
+    pb.OBJECTIVE_LATENCY: Objective.LATENCY,
+    pb.OBJECTIVE_BALANCED: Objective.BALANCED,
+    pb.OBJECTIVE_CAPACITY: Objective.CAPACITY,
+}
 SENTENCE_CHARACTERS = 500  # a template may quote the prompt; gRPC drops a status whose metadata exceed 8 kB
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model as served: its engine's facts, its tokenizer, its name, and the lookahead allowed."""
+    """A model as served: its engine's facts, its tokenizer, its name, and what devices may have.
+
+    max_lookahead: guesses past the log. objective: of sessions that name none. max_patience_ms: most that is granted;
+    PATIENCE_UNLIMITED_MS grants anything.
+    """
 
     name: str
     engine: EngineInfo
     codec: Codec
     max_lookahead: int = 64
+    objective: Objective = Objective.LATENCY
+    max_patience_ms: int = PATIENCE_UNLIMITED_MS
 
     def model_info(self) -> pb.GetModelInfoResponse:
         """What devices are told about it."""
@@ -68,8 +80,7 @@ def new_session(request: pb.Open, served: Served) -> Session:
     params = sampling_params(request.sampling, served.engine.vocabulary_size)
     if request.acceptance_rule not in (pb.ACCEPTANCE_RULE_UNSPECIFIED, pb.ACCEPTANCE_RULE_SHARED_NOISE):
         raise invalid("ACCEPTANCE_RULE", f"acceptance rule {request.acceptance_rule} is not known; use SHARED_NOISE")
-    if request.objective not in pb.Objective.values():
-        raise invalid("OBJECTIVE", f"objective {request.objective} is not known; use LATENCY, BALANCED or CAPACITY")
+    patience = Patience(patience_ms(request), objective(request) or served.objective, served.max_patience_ms)
     prompt = prompt_ids(request, served)
     room = served.engine.context_limit - len(prompt)
     if room < 1:
@@ -96,7 +107,7 @@ def new_session(request: pb.Open, served: Served) -> Session:
         stop_ids=frozenset(params.stop_ids if params.ignore_eos else (*params.stop_ids, *served.engine.eos_ids)),
         max_length=len(prompt) + limit,
         max_lookahead=served.max_lookahead,
-        patience_ms=patience_ms(request),
+        patience=patience,
         ready_since_s=now,
         want_text=request.want_text,
         echo=Echo(0, now),
@@ -112,13 +123,30 @@ def new_session(request: pb.Open, served: Served) -> Session:
     return session
 
 
-def patience_ms(request: pb.Open | pb.Draft) -> int:
-    """Patience asked for, within limits; without a wish the verifier never waits."""
+def objective(request: pb.Open | pb.Draft) -> Objective | None:
+    """The objective named, if any. Raises VerifierError."""
+    if request.objective == pb.OBJECTIVE_UNSPECIFIED:
+        return None
+    if request.objective not in OBJECTIVES:
+        raise invalid("OBJECTIVE", f"objective {request.objective} is not known; use LATENCY, BALANCED or CAPACITY")
+    return OBJECTIVES[request.objective]
+
+
+def patience_ms(request: pb.Open | pb.Draft) -> int | None:
+    """The patience asked for, within what makes sense; None without a wish."""
     if not request.HasField("patience_ms"):
-        return 0
+        return None
     if request.patience_ms == PATIENCE_UNLIMITED_MS:
         return PATIENCE_UNLIMITED_MS
     return min(request.patience_ms, MAX_PATIENCE_MS)
+
+
+def change_patience(patience: Patience, draft: pb.Draft) -> None:
+    """What a draft says of objective and patience from now on. Raises VerifierError."""
+    if (named := objective(draft)) is not None:
+        patience.objective, patience.asked_ms = named, None
+    if (asked_ms := patience_ms(draft)) is not None:
+        patience.asked_ms = asked_ms
 
 
 def check_model(name: str, served: Served) -> None:

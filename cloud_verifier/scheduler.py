@@ -1,7 +1,9 @@
 """The scheduler: at each step, every session that can advance advances, in one forward.
 
-It never waits for a device: a session steps with whatever on-path guesses have arrived, or with none. The engine runs
-on a thread of its own; everything else here runs on the event loop between two steps, so sessions need no locks.
+No session waits for another's device: one that is due steps with whatever on-path guesses have arrived, or with none.
+When a session is due is its own business (`sessions`, `patience`), who gets how much of a step is that of `budget`. The
+engine runs on a thread of its own; everything else here runs on the event loop between two steps, so sessions need no
+locks.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from dataclasses import dataclass
 
 from grpc import StatusCode
 
+from cloud_verifier.budget import Want, allocate
 from cloud_verifier.engines.base import Block, Choices, TargetEngine
 from cloud_verifier.errors import VerifierError
+from cloud_verifier.load import Load
 from cloud_verifier.sessions import LastStep, Session
 
 log = logging.getLogger(__name__)
@@ -27,8 +31,8 @@ log = logging.getLogger(__name__)
 class SchedulerSettings:
     """Limits, in tokens.
 
-    step_tokens: in one forward. chunk_tokens: of one session's prompt in one forward. detached_tokens: how far a
-    session without a stream writes on.
+    step_tokens: positions in one forward; best as many as the engine evaluates in about the time of one. chunk_tokens:
+    of one session's prompt in one forward. detached_tokens: how far a session without a stream writes on.
     """
 
     step_tokens: int = 512
@@ -38,9 +42,13 @@ class SchedulerSettings:
 
 @dataclass(frozen=True)
 class _Planned:
+    """A session's part in a step. due_s: since when it might have stepped. trimmed: guesses that were left out."""
+
     session: Session
     block: Block
     guesses: list[int]
+    trimmed: int
+    due_s: float
 
 
 class Scheduler:
@@ -55,6 +63,7 @@ class Scheduler:
         self.engine = engine
         self.settings = settings or SchedulerSettings()
         self._clock = clock
+        self._load = Load()
         self._sessions: list[Session] = []
         self._ended: list[Session] = []
         self._wake = asyncio.Event()
@@ -124,41 +133,38 @@ class Scheduler:
         self._ended.clear()
 
     def _plan(self) -> list[_Planned]:
-        """Sessions that write come first, longest waiting first; prompts share what is left of the token budget."""
-        now = self._clock()
-        ready = [
-            s for s in self._sessions if (due := s.due_s(self.settings.detached_tokens)) is not None and due <= now
-        ]
-        ready.sort(key=lambda s: (s.line.length - s.cached > 1, s.ready_since_s))
-        room = self.settings.step_tokens
+        """Everybody who is due, longest waiting first, as far as the token budget reaches."""
+        now, settings = self._clock(), self.settings
+        dues = [(s.due_s(settings.detached_tokens), s) for s in self._sessions]
+        due = sorted(((at, s) for at, s in dues if at is not None and at <= now), key=lambda pair: pair[0])
+        wants = [Want(s.line.length - s.cached, len(s.guesses()), s.probability) for _, s in due]
         plan: list[_Planned] = []
-        for session in ready:
-            if room <= 0:
-                break
+        shares = allocate(wants, settings.step_tokens, settings.chunk_tokens)
+        for (due_s, session), positions in zip(due, shares, strict=True):
+            if not positions:
+                continue
             if session.sequence is None:
                 try:
                     session.sequence = self.engine.open()
                 except Exception as error:  # EngineFull, against what `info` promises, or worse
                     self._fail(session, error)
                     continue
-            planned = self._block(session, room)
-            room -= len(planned.block.tokens)
-            plan.append(planned)
+            plan.append(self._planned(session, positions, due_s))
         return plan
 
-    def _block(self, session: Session, room: int) -> _Planned:
+    def _planned(self, session: Session, positions: int, due_s: float) -> _Planned:
         assert session.sequence is not None
         log_tokens = session.line.log
         pending = log_tokens[session.cached :]
-        chunk = pending[: min(room, self.settings.chunk_tokens)]
         guesses: list[int] = []
-        choices = 0
-        if len(chunk) == len(pending):
-            guesses = session.guesses()[: room - len(chunk)]
-            choices = len(guesses) + 1
+        choices = trimmed = 0
+        if positions >= len(pending):
+            wanted = session.guesses()
+            guesses = wanted[: positions - len(pending)]
+            choices, trimmed = len(guesses) + 1, len(wanted) - len(guesses)
         history = log_tokens[: session.cached] if session.sampler.params.needs_history else ()
-        block = Block(session.sequence, [*chunk, *guesses], choices, session.sampler, history)
-        return _Planned(session, block, guesses)
+        block = Block(session.sequence, [*pending[:positions], *guesses], choices, session.sampler, history)
+        return _Planned(session, block, guesses, trimmed, due_s)
 
     def _step(self, plan: list[_Planned]) -> list[Choices | Exception]:
         """One forward for all. If it fails, each session alone, so that one session's trouble stays its own."""
@@ -175,16 +181,19 @@ class Scheduler:
 
     def _apply(self, plan: list[_Planned], results: list[Choices | Exception], began: float, ended: float) -> None:
         forward_us = round((ended - began) * 1e6)
+        used = sum(len(p.block.tokens) for p in plan) / self.settings.step_tokens
+        self._load.stepped(used, began * 1e3, ended * 1e3)
         for planned, result in zip(plan, results, strict=True):
             session = planned.session
             try:
                 if isinstance(result, Exception):
                     raise result
-                self._advance(planned, result, forward_us)
+                self._advance(planned, result, forward_us, full=used >= 1)
             except Exception as error:  # of the engine, or of turning its choices into text: this session's own trouble
                 self._fail(session, error)
-            session.last_step = LastStep(round((began - session.ready_since_s) * 1e6), forward_us, len(plan))
-            session.ready_since_s = ended
+            session.statistics.waited_us += round((planned.due_s - session.ready_since_s) * 1e6)
+            session.last_step = LastStep(round((began - planned.due_s) * 1e6), forward_us, len(plan))
+            session.ready_since_s = session.roused_s = ended
             if session.over:
                 self.remove(session)
             session.changed.set()
@@ -199,12 +208,15 @@ class Scheduler:
         self.remove(session)
         session.changed.set()
 
-    def _advance(self, planned: _Planned, choices: Choices, forward_us: int) -> None:
+    def _advance(self, planned: _Planned, choices: Choices, forward_us: int, *, full: bool) -> None:
         session, sequence = planned.session, planned.block.sequence
         session.cached += len(planned.block.tokens)
+        session.patience.load = self._load.share
         if not planned.block.choices:
             return
         if not session.reading or session.drafted:
             session.statistics.forward_us += forward_us
+        session.statistics.trimmed_tokens += planned.trimmed
+        session.draft_budget.stepped(len(planned.guesses), planned.trimmed, full=full)
         session.take(planned.guesses, choices)
         self.engine.truncate(sequence, session.cached)

@@ -114,11 +114,17 @@ async def running(
         service.close()
 
 
-async def serve(engine: TargetEngine, served: Served, address: Address, announce: Callable[[int], None]) -> None:
+async def serve(
+    engine: TargetEngine,
+    served: Served,
+    address: Address,
+    announce: Callable[[int], None],
+    scheduler_settings: SchedulerSettings | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT. `announce` is called with the port once requests are welcome."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with running(engine, served, address) as (port, _, _):
+    async with running(engine, served, address, scheduler_settings) as (port, _, _):
         announce(port)
         await stop.wait()

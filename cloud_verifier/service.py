@@ -20,7 +20,15 @@ from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
 from cloud_verifier.errors import VerifierError, invalid
-from cloud_verifier.opening import Served, check_ids, check_model, check_version, new_session, patience_ms
+from cloud_verifier.opening import (
+    OBJECTIVES,
+    Served,
+    change_patience,
+    check_ids,
+    check_model,
+    check_version,
+    new_session,
+)
 from cloud_verifier.scheduler import Scheduler
 from cloud_verifier.sessions import Echo, FinishReason, Session
 from speculation.line import LineError
@@ -29,6 +37,7 @@ log = logging.getLogger(__name__)
 
 COMMIT_TOKENS = 64  # what drafted_mask can speak of
 Context = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
+OBJECTIVE_NAMES = {objective: name for name, objective in OBJECTIVES.items()}
 REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -131,6 +140,8 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             resumed_at=session.sent,
             max_lookahead=session.max_lookahead,
             vocabulary_matches=fingerprint == self._served.codec.fingerprint,
+            objective=pb.Objective.Name(OBJECTIVE_NAMES[session.patience.objective]),
+            max_patience_ms=self._served.max_patience_ms,
         )
 
     def _check_room(self) -> None:
@@ -165,6 +176,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         session.sent = known
         session.statistics.resumes += 1
         session.line.forget()
+        session.patience.turnaround.forget()
         session.changed.set()  # an old stream, if it still hangs, sees that it was replaced
         self._scheduler.wake()
         return session
@@ -244,15 +256,14 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
                 "DRAFT_TOO_FAR",
                 f"the draft starts at {draft.start}, more than {limit} past the log's {session.line.length} tokens",
             )
+        now_s = time.monotonic()
+        confidences = [confidence / 255 for confidence in draft.confidence]
         try:
-            session.line.draft(draft.start, draft.tokens, draft.known_length, limit)
+            session.draft(draft.start, draft.tokens, draft.known_length, confidences, now_s)
         except LineError as error:
             raise VerifierError(StatusCode.ABORTED, "KNOWN_LENGTH", str(error), resumable=True) from error
-        if draft.HasField("patience_ms"):
-            session.patience_ms = patience_ms(draft)
-        session.echo = Echo(draft.sent_at_us, time.monotonic())
-        if not draft.tokens and draft.known_length == session.line.length:
-            session.nudged = True
+        change_patience(session.patience, draft)
+        session.echo = Echo(draft.sent_at_us, now_s)
         self._scheduler.wake()
 
     async def _write(self, session: Session, attachment: int, context: Context, sending: asyncio.Lock) -> None:
@@ -271,20 +282,22 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             await session.changed.wait()
 
     def _commit(self, session: Session) -> pb.Commit:
+        now_s = time.monotonic()
         start, first = session.sent, session.sent - session.prompt_length
         last = min(first + COMMIT_TOKENS, len(session.drafted))
         session.sent = session.prompt_length + last
+        session.patience.turnaround.sent(session.sent, now_s * 1e3)
         commit = pb.Commit(
             start=start,
             tokens=session.line.log[start : session.sent],
             drafted_mask=sum(1 << i for i, hit in enumerate(session.drafted[first:last]) if hit),
             text="".join(session.text.pieces[first:last]) if session.want_text else "",
             echo_sent_at_us=session.echo.sent_at_us,
-            hold_us=_uint32((time.monotonic() - session.echo.received_s) * 1e6),
+            hold_us=_uint32((now_s - session.echo.received_s) * 1e6),
             queue_us=_uint32(session.last_step.queue_us),
             forward_us=_uint32(session.last_step.forward_us),
             batch_size=session.last_step.batch_size,
-            draft_budget=session.max_lookahead,
+            draft_budget=session.draft_budget.tokens,
         )
         if session.sampler.params.logprobs is not None:
             for entry in session.logprobs[first:last]:
@@ -324,6 +337,8 @@ def _finished(session: Session) -> pb.Finished:
             fills=stats.fills,
             forward_us=stats.forward_us,
             resumes=stats.resumes,
+            trimmed_tokens=stats.trimmed_tokens,
+            waited_us=stats.waited_us,
         ),
         length=session.line.length,
     )

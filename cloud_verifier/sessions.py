@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from cloud_verifier.draft_budget import DraftBudget
 from cloud_verifier.engines.base import Choices, Logprobs, Sampler, SequenceId
 from cloud_verifier.errors import VerifierError
+from cloud_verifier.patience import Patience
 from cloud_verifier.text import AnswerText
 from speculation.acceptance import Rule, shared_noise
-from speculation.line import VerifierLine
+from speculation.estimators import Calibration
+from speculation.line import Outcome, VerifierLine
 from speculation.pace import PATIENCE_UNLIMITED_MS
 
 
@@ -34,6 +37,8 @@ class Statistics:
     fills: int = 0
     forward_us: int = 0
     resumes: int = 0
+    trimmed_tokens: int = 0
+    waited_us: int = 0
 
 
 @dataclass
@@ -60,7 +65,9 @@ class Session:
     line holds the log. drafted[i], logprobs[i] and text.pieces[i] belong to answer token i. cached: tokens that the
     engine holds; sequence is None before the first step and after the last. sent: log length that went out on the
     present stream. attachment counts streams, so that an old stream notices that a new one took over. half_closed: the
-    present stream will bring no more drafts, so there is nothing to be patient for.
+    present stream will bring no more drafts, so there is nothing to be patient for. ready_since_s: when its latest step
+    ended; roused_s: since when it has something to do that needs no patience. calibration: what this device's
+    confidence is worth, by what the log said in the end.
     """
 
     session_id: str
@@ -70,7 +77,7 @@ class Session:
     stop_ids: frozenset[int]
     max_length: int
     max_lookahead: int
-    patience_ms: int
+    patience: Patience
     ready_since_s: float
     rule: Rule = shared_noise
     want_text: bool = False
@@ -89,6 +96,14 @@ class Session:
     last_step: LastStep = field(default_factory=LastStep)
     statistics: Statistics = field(default_factory=Statistics)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    calibration: Calibration = field(default_factory=Calibration)
+    draft_budget: DraftBudget = field(init=False)
+    roused_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """A session starts with all it may have."""
+        self.draft_budget = DraftBudget(self.max_lookahead)
+        self.roused_s = self.ready_since_s
 
     @property
     def prompt_length(self) -> int:
@@ -111,17 +126,38 @@ class Session:
         return self.line.length - self.cached > 1 or self.line.length == self.prompt_length
 
     def due_s(self, detached_tokens: int) -> float | None:
-        """When this session may take part in a step (seconds, monotonic); None if only a message can change that.
+        """Since or from when this session may take part in a step (seconds, monotonic); None if only a message can
+        change that.
 
         A detached session writes on for a while, so that a device that was away finds its words ready.
         """
         if self.over or (not self.attached and self.line.length - self.sent >= detached_tokens):
             return None
-        if self.reading or self.nudged or self.line.guesses or self.half_closed or self.patience_ms == 0:
+        if self.reading or self.half_closed:
             return self.ready_since_s
-        if self.patience_ms == PATIENCE_UNLIMITED_MS:
-            return None
-        return self.ready_since_s + self.patience_ms / 1000
+        patience_ms = self.patience.ms
+        due_s = math.inf if patience_ms == PATIENCE_UNLIMITED_MS else self.ready_since_s + patience_ms / 1000
+        if self.line.guesses or self.nudged:
+            due_s = min(due_s, self.roused_s)
+        return None if due_s == math.inf else due_s
+
+    def draft(
+        self, start: int, tokens: Sequence[int], known_length: int, confidences: Sequence[float], now_s: float
+    ) -> None:
+        """Take a draft. Raises LineError if it claims to know what is not written yet."""
+        idle = not (self.line.guesses or self.nudged)
+        self.line.draft(start, tokens, known_length, self.max_lookahead, confidences)
+        if tokens:
+            self.draft_budget.heard(self.line.length - known_length)
+            self.patience.turnaround.came(known_length, now_s * 1e3)
+        elif known_length == self.line.length:
+            self.nudged = True
+        if idle:
+            self.roused_s = now_s
+
+    def probability(self, index: int) -> float:
+        """Of a guess being right, if all before it on the line are."""
+        return self.calibration.probability(self.line.confidences[index], self.line.depths[index])
 
     def guesses(self) -> list[int]:
         """The guesses worth evaluating now: never past the end of the answer."""
@@ -144,20 +180,28 @@ class Session:
         stats.target_forwards += 1
         stats.verified_tokens += len(guesses)
         stats.fills += not guesses
+        length, right = self.line.length, 0
         for index, token in enumerate(choices.tokens[: accepted + 1]):
             if choices.logprobs:
                 self.logprobs.append(choices.logprobs[index])
-            self._append(token, drafted=index < accepted)
+            right += self._append(token, drafted=index < accepted)
             stats.accepted_tokens += index < accepted
             if self.finish:
                 break
         self.cached = min(self.cached, self.line.length - 1)
+        self.patience.wrote(self.line.length - length, right)
 
-    def _append(self, token: int, *, drafted: bool) -> None:
-        self.line.commit([token])
+    def _append(self, token: int, *, drafted: bool) -> bool:
+        """Write a token; returns whether the line had it right, checked or not."""
+        line, right = self.line, False
+        if line.guesses:
+            right = line.guesses[0] == token
+            self.calibration.learn(Outcome(line.depths[0], line.confidences[0], right))
+        line.commit([token])
         self.drafted.append(drafted)
         stopped_by_text = self.text.push(token)
         if stopped_by_text or token in self.stop_ids:
             self.finish = FinishReason.STOP
         elif self.line.length >= self.max_length:
             self.finish = FinishReason.LENGTH
+        return right

@@ -203,6 +203,7 @@ async def device_asleep_for_hours(bench: Bench) -> None:
     (session,) = bench.service._sessions.values()
     session.echo.received_s -= 5000
     session.ready_since_s -= 5000
+    session.roused_s -= 5000
     session.nudged = True
     bench.scheduler.wake()
     await until(lambda: len(hand.tokens) == 2)

@@ -186,20 +186,22 @@ class Resume(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., known_length: _Optional[int] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("start", "tokens", "known_length", "sent_at_us", "confidence", "patience_ms")
+    __slots__ = ("start", "tokens", "known_length", "sent_at_us", "confidence", "patience_ms", "objective")
     START_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     KNOWN_LENGTH_FIELD_NUMBER: _ClassVar[int]
     SENT_AT_US_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     start: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     known_length: int
     sent_at_us: int
     confidence: bytes
     patience_ms: int
-    def __init__(self, start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., known_length: _Optional[int] = ..., sent_at_us: _Optional[int] = ..., confidence: _Optional[bytes] = ..., patience_ms: _Optional[int] = ...) -> None: ...
+    objective: Objective
+    def __init__(self, start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., known_length: _Optional[int] = ..., sent_at_us: _Optional[int] = ..., confidence: _Optional[bytes] = ..., patience_ms: _Optional[int] = ..., objective: _Optional[_Union[Objective, str]] = ...) -> None: ...
 
 class Ping(_message.Message):
     __slots__ = ("sent_at_us",)
@@ -224,7 +226,7 @@ class GenerateResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session_id", "lease_seconds", "model_info", "prompt_length", "prompt_ids", "resumed_at", "max_lookahead", "vocabulary_matches")
+    __slots__ = ("session_id", "lease_seconds", "model_info", "prompt_length", "prompt_ids", "resumed_at", "max_lookahead", "vocabulary_matches", "objective", "max_patience_ms")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_INFO_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +235,8 @@ class Opened(_message.Message):
     RESUMED_AT_FIELD_NUMBER: _ClassVar[int]
     MAX_LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_MATCHES_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    MAX_PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     lease_seconds: int
     model_info: GetModelInfoResponse
@@ -241,7 +245,9 @@ class Opened(_message.Message):
     resumed_at: int
     max_lookahead: int
     vocabulary_matches: bool
-    def __init__(self, session_id: _Optional[str] = ..., lease_seconds: _Optional[int] = ..., model_info: _Optional[_Union[GetModelInfoResponse, _Mapping]] = ..., prompt_length: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., resumed_at: _Optional[int] = ..., max_lookahead: _Optional[int] = ..., vocabulary_matches: _Optional[bool] = ...) -> None: ...
+    objective: Objective
+    max_patience_ms: int
+    def __init__(self, session_id: _Optional[str] = ..., lease_seconds: _Optional[int] = ..., model_info: _Optional[_Union[GetModelInfoResponse, _Mapping]] = ..., prompt_length: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., resumed_at: _Optional[int] = ..., max_lookahead: _Optional[int] = ..., vocabulary_matches: _Optional[bool] = ..., objective: _Optional[_Union[Objective, str]] = ..., max_patience_ms: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("start", "tokens", "drafted_mask", "text", "logprobs", "echo_sent_at_us", "hold_us", "queue_us", "forward_us", "batch_size", "draft_budget")
@@ -308,7 +314,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class SessionStatistics(_message.Message):
-    __slots__ = ("drafted_tokens", "verified_tokens", "accepted_tokens", "dropped_tokens", "target_forwards", "fills", "forward_us", "resumes")
+    __slots__ = ("drafted_tokens", "verified_tokens", "accepted_tokens", "dropped_tokens", "target_forwards", "fills", "forward_us", "resumes", "trimmed_tokens", "waited_us")
     DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -317,6 +323,8 @@ class SessionStatistics(_message.Message):
     FILLS_FIELD_NUMBER: _ClassVar[int]
     FORWARD_US_FIELD_NUMBER: _ClassVar[int]
     RESUMES_FIELD_NUMBER: _ClassVar[int]
+    TRIMMED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WAITED_US_FIELD_NUMBER: _ClassVar[int]
     drafted_tokens: int
     verified_tokens: int
     accepted_tokens: int
@@ -325,4 +333,6 @@ class SessionStatistics(_message.Message):
     fills: int
     forward_us: int
     resumes: int
-    def __init__(self, drafted_tokens: _Optional[int] = ..., verified_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., target_forwards: _Optional[int] = ..., fills: _Optional[int] = ..., forward_us: _Optional[int] = ..., resumes: _Optional[int] = ...) -> None: ...
+    trimmed_tokens: int
+    waited_us: int
+    def __init__(self, drafted_tokens: _Optional[int] = ..., verified_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., target_forwards: _Optional[int] = ..., fills: _Optional[int] = ..., forward_us: _Optional[int] = ..., resumes: _Optional[int] = ..., trimmed_tokens: _Optional[int] = ..., waited_us: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,61 @@
+"""Who gets how much of a step: a forward takes so many positions and no more.
+
+Pure: it knows nothing of sessions, engines or time. The simulator runs the very same code.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What one session could use of a step.
+
+    pending: tokens of its log that the engine has not evaluated, at least one; more than one is a prompt being read.
+    guesses: how many follow them. probability(i): of guess i being right if all before it are.
+    """
+
+    pending: int
+    guesses: int
+    probability: Callable[[int], float]
+
+
+def allocate(wants: Sequence[Want], room: int, chunk: int) -> list[int]:
+    """Positions for each of the wants, at most `room` together; `wants` come longest waiting first.
+
+    Everybody gets one position, as far as they reach: so nobody waits longer than it takes to serve those that waited
+    longer. Then prompts are read, `chunk` tokens of each at most. What is left goes to guesses by survival, the
+    probability that a guess and all before it are right: each is worth that many tokens. Survival falls along a line,
+    so the likeliest guesses of all lines together are a prefix of each.
+    """
+    chunks = [min(want.pending, chunk) for want in wants]
+    lines = [want.guesses if want.pending <= chunk else 0 for want in wants]
+    if sum(chunks) + sum(lines) <= room:
+        return [tokens + guesses for tokens, guesses in zip(chunks, lines, strict=True)]
+    served = min(room, len(wants))
+    given = [1] * served + [0] * (len(wants) - served)
+    left = room - served
+    for index in range(served):
+        more = min(chunks[index] - 1, left)
+        given[index] += more
+        left -= more
+    # Heads of lines, by survival and then by who has waited longest; only as many are looked at as are taken.
+    heads = [
+        (-want.probability(0), index)
+        for index, want in enumerate(wants)
+        if want.guesses and given[index] == want.pending
+    ]
+    heapq.heapify(heads)
+    while left and heads:
+        doubt, index = heads[0]
+        given[index] += 1
+        left -= 1
+        taken = given[index] - wants[index].pending
+        if taken < wants[index].guesses:
+            heapq.heapreplace(heads, (doubt * wants[index].probability(taken), index))
+        else:
+            heapq.heappop(heads)
+    return given
