@@ -1,8 +1,9 @@
 """A network link between any two programs, emulated by a TCP proxy.
 
-Each direction has a delay, jitter that never reorders, a bandwidth that all connections share, and losses. A program
-sees a loss under TCP as a stall of its connection, so that is what a loss does here. A new connection waits one round
-trip before its first byte leaves, as for TCP's handshake. Slow start and congestion control are not emulated.
+Each direction has a delay, jitter that never reorders, a bandwidth that all connections share, losses and outages, or
+replays a trace; `netlab.way` is the model, and `docs/networks.md` tells it. A program sees a loss under TCP as a stall
+of its connection, so that is what a loss does here. A new connection waits one round trip before its first byte leaves,
+as for TCP's handshake. Slow start and congestion control are not emulated.
 
 Nothing arrives early. How late it arrives depends on the event loop's timers and on what else the loop does: run a
 `Link` on `netlab.event_loop.precise_event_loop`, or let `netlab.link_process.LinkProcess` give it a process of its own.
@@ -41,6 +42,7 @@ class Link:
     async def start(self) -> None:
         """Accept connections. Raises OSError if the address cannot be listened on."""
         self._wire.closed = False
+        self._wire.configure(self._wire.settings, asyncio.get_running_loop().time())
         self._server = await asyncio.get_running_loop().create_server(self._accept, *self._listen)
 
     async def stop(self) -> None:
@@ -75,8 +77,11 @@ class Link:
         return self._wire.settings
 
     def configure(self, settings: LinkSettings) -> None:
-        """Change the link while it runs. What is on the way keeps its times; a new seed is for new connections."""
-        self._wire.configure(settings)
+        """Change the link while it runs.
+
+        What is on the way keeps its times; a new seed is for new connections; traces and outages begin anew.
+        """
+        self._wire.configure(settings, asyncio.get_running_loop().time())
 
     def counters(self) -> LinkCounters:
         """What the link has carried since its start or since `reset_counters`."""

@@ -29,6 +29,7 @@ from netlab.link import Address, Link
 from netlab.link_settings import LinkCounters, LinkSettings
 
 STOP_SECONDS = 5.0
+MOST_LINE_BYTES = 64 << 20  # settings may carry traces
 
 
 class LinkProcessError(Exception):
@@ -56,7 +57,7 @@ class LinkProcess:
             text=True,
         )
         try:
-            opening = {"target": target, "listen": listen, "settings": asdict(settings or LinkSettings())}
+            opening = {"target": target, "listen": listen, "settings": (settings or LinkSettings()).as_dict()}
             self.port = int(self._ask("start", opening))
         except BaseException:
             self.stop()
@@ -89,7 +90,7 @@ class LinkProcess:
 
     def configure(self, settings: LinkSettings) -> None:
         """As `Link.configure`."""
-        self._ask("configure", asdict(settings))
+        self._ask("configure", settings.as_dict())
 
     def cut(self) -> None:
         """As `Link.cut`."""
@@ -128,10 +129,10 @@ class LinkProcess:
 
 async def _serve() -> None:
     """The child: obey the lines on standard input until they end."""
-    lines = asyncio.StreamReader()
+    lines = asyncio.StreamReader(limit=MOST_LINE_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     _, opening = json.loads(await lines.readline())
-    link = Link(tuple(opening["target"]), LinkSettings(**opening["settings"]), listen=tuple(opening["listen"]))
+    link = Link(tuple(opening["target"]), LinkSettings.of_dict(opening["settings"]), listen=tuple(opening["listen"]))
     try:
         await link.start()
     except OSError as error:
@@ -142,7 +143,7 @@ async def _serve() -> None:
     verbs: dict[str, Callable[[Any], object]] = {
         "counters": lambda _: asdict(link.counters()),
         "reset_counters": lambda _: link.reset_counters(),
-        "configure": lambda settings: link.configure(LinkSettings(**settings)),
+        "configure": lambda settings: link.configure(LinkSettings.of_dict(settings)),
         "cut": lambda _: link.cut(),
         "refuse": link.refuse,
         "stall": link.stall,

@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import random
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterator
 from typing import cast
 
 from netlab.link_settings import LinkSettings
+from netlab.outages import Outages
+from netlab.way import Stream, Way
 
-PACKET_BYTES = 1460  # payload of an Ethernet packet: losses are drawn per packet
 WRITE_BUFFER_BYTES = 64 << 10
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds; closing then sends RST
 END = b""  # in a lane's queue: the sender has closed its side
@@ -29,41 +28,54 @@ class Wire:
     """What all connections of a link share: its settings, its two directions, its stalls."""
 
     def __init__(self, settings: LinkSettings) -> None:
-        self.up = Direction()
-        self.down = Direction()
+        outages = Outages(settings.good_ms, settings.bad_ms, settings.seed)
+        self.up = Direction(Way(settings, outages, up=True))
+        self.down = Direction(Way(settings, outages, up=False))
         self.connections: set[Connection] = set()
         self.stalled_until = 0.0
         self.closed = False
         self.settings = settings
-        self.configure(settings)
 
-    def configure(self, settings: LinkSettings) -> None:
-        """Use other settings for what enters from now on."""
+    def configure(self, settings: LinkSettings, now: float) -> None:
+        """Use other settings for what enters from now on; traces and outages begin anew."""
         self.settings = settings
-        self.up.delay_s, self.up.kbps = settings.delay_up_ms / 1000, settings.up_kbps
-        self.down.delay_s, self.down.kbps = settings.delay_down_ms / 1000, settings.down_kbps
+        outages = Outages(settings.good_ms, settings.bad_ms, settings.seed)
+        for direction in (self.up, self.down):
+            direction.way.configure(settings, outages, now * 1000)
+            direction.admit(now)
 
 
 class Direction:
-    """One way through the link: its delay, its bandwidth and the count of its bytes."""
+    """One way through the link: what all connections share of it, the count of its bytes, and who waits to enter."""
 
-    def __init__(self) -> None:
-        self.delay_s = 0.0
-        self.kbps = 0.0
+    def __init__(self, way: Way) -> None:
+        self.way = way
         self.bytes = 0
-        self._free_at = 0.0
+        self._waiting: deque[_Lane] = deque()
+        self._timer: asyncio.TimerHandle | None = None
 
-    def pieces(self, data: bytes) -> Iterator[bytes]:
-        """Cut data so that a piece takes at most a packet or a millisecond to transmit."""
-        size = max(PACKET_BYTES, int(self.kbps / 8)) if self.kbps else len(data)
-        return (data[i : i + size] for i in range(0, len(data), size))
+    def enter(self, lane: _Lane, now: float) -> None:
+        """A lane has something to send."""
+        if lane not in self._waiting:
+            self._waiting.append(lane)
+        self.admit(now)
 
-    def transmit(self, size_bytes: int, now: float) -> float:
-        """Transmit bytes after those of every connection that wait already; returns when the last one has left."""
-        self.bytes += size_bytes
-        duration_s = size_bytes * 8 / (self.kbps * 1000) if self.kbps else 0.0
-        self._free_at = (max(now, self._free_at) if self.kbps else now) + duration_s
-        return self._free_at
+    def admit(self, now: float) -> None:
+        """Let in what the queue has room for, a piece of every lane in turn; the rest stays with its senders."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting:
+            room_at = self.way.room_ms() / 1000
+            if room_at > now:
+                self._timer = asyncio.get_running_loop().call_at(room_at, self._has_room)
+                break
+            lane = self._waiting.popleft()
+            if lane.enter_one(now):
+                self._waiting.append(lane)
+
+    def _has_room(self) -> None:
+        self.admit(asyncio.get_running_loop().time())
 
 
 class Connection:
@@ -76,11 +88,12 @@ class Connection:
         self._aborted = False
         loop = asyncio.get_running_loop()
         # The handshake: the device sends after a round trip, the target once the device's answer has reached it.
-        device_sends_at = loop.time() + wire.up.delay_s + wire.down.delay_s
-        target_sends_at = device_sends_at + wire.up.delay_s
-        seed = wire.settings.seed
-        self._up = _Lane(self, wire, wire.up, random.Random(f"{seed}/{number}/up"), device_sends_at)
-        self._down = _Lane(self, wire, wire.down, random.Random(f"{seed}/{number}/down"), target_sends_at)
+        now_ms = loop.time() * 1000
+        up_ms, down_ms = wire.up.way.delay_ms(now_ms), wire.down.way.delay_ms(now_ms)
+        device_sends_ms = now_ms + up_ms + down_ms
+        target_sends_ms = device_sends_ms + up_ms
+        self._up = _Lane(self, wire, wire.up, Stream(wire.up.way, number, opens_ms=device_sends_ms))
+        self._down = _Lane(self, wire, wire.down, Stream(wire.down.way, number, opens_ms=target_sends_ms))
         self.device_end = End(self, sends=self._up, receives=self._down)
         self._target_end = End(self, sends=self._down, receives=self._up)
 
@@ -136,9 +149,7 @@ class Connection:
 class _Lane:
     """One way through a connection."""
 
-    def __init__(
-        self, connection: Connection, wire: Wire, direction: Direction, chance: random.Random, sends_at: float
-    ) -> None:
+    def __init__(self, connection: Connection, wire: Wire, direction: Direction, stream: Stream) -> None:
         self.source: asyncio.Transport | None = None
         self.sink: asyncio.Transport | None = None
         self.blocked = False  # the sink's reader is slow
@@ -147,31 +158,46 @@ class _Lane:
         self._connection = connection
         self._wire = wire
         self._direction = direction
-        self._chance = chance
-        self._sends_at = sends_at
+        self._stream = stream
+        self._outside: deque[bytes | None] = deque()  # read, but not admitted to the link yet
         self._queue: deque[tuple[float, bytes | None]] = deque()
-        self._last_due = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     def put(self, data: bytes) -> None:
         """Data has entered."""
         now = self._loop.time()
-        late_s = self._chance.uniform(0, self._wire.settings.jitter_ms) / 1000
-        for piece in self._direction.pieces(data):
-            left_at = max(self._direction.transmit(len(piece), now), self._sends_at)
-            late_s += self._loss_s(len(piece))
-            self.held_bytes += len(piece)
-            self._append(left_at + late_s, piece)
-        if self.held_bytes >= self._wire.settings.buffer_bytes and self.source is not None:
+        self._direction.bytes += len(data)
+        self.held_bytes += len(data)
+        self._stream.begin_burst()
+        begin = 0
+        for size in self._direction.way.pieces(now * 1000, len(data)):
+            self._outside.append(data[begin : begin + size])
+            begin += size
+        self._direction.enter(self, now)
+        if self.source is not None and (self._outside or self.held_bytes >= self._wire.settings.buffer_bytes):
             self.source.pause_reading()
 
     def put_mark(self, mark: bytes | None) -> None:
         """The sender has closed its side (END) or its connection broke (RESET)."""
-        self._append(max(self._loop.time(), self._sends_at), mark)
+        self._outside.append(mark)
+        self._direction.enter(self, self._loop.time())
+
+    def enter_one(self, now: float) -> bool:
+        """Send the next piece on its way. Returns whether there is another."""
+        if self._outside:
+            item = self._outside.popleft()
+            due = self._stream.arrival_ms(now * 1000, len(item or END)) / 1000
+            self._queue.append((due, item))
+            if self._timer is None:
+                self.deliver()
+            else:
+                self._read_on()
+        return bool(self._outside)
 
     def clear(self) -> None:
         """Drop what is on the way."""
+        self._outside.clear()
         self._queue.clear()
         self.held_bytes = 0
         if self._timer is not None:
@@ -190,14 +216,13 @@ class _Lane:
                     self._timer = self._loop.call_at(due, self.deliver)
                 break
             self._pass_on(self.sink, self._queue.popleft()[1])
-        if self.held_bytes < self._wire.settings.buffer_bytes // 2 and self.source is not None:
-            self.source.resume_reading()
+        self._read_on()
 
-    def _append(self, left_at: float, item: bytes | None) -> None:
-        self._last_due = max(self._last_due, left_at + self._direction.delay_s)
-        self._queue.append((self._last_due, item))
-        if self._timer is None:
-            self.deliver()
+    def _read_on(self) -> None:
+        """Take more from the sender, if there is room for it."""
+        room = self.held_bytes < self._wire.settings.buffer_bytes // 2 and not self._outside
+        if room and self.source is not None:
+            self.source.resume_reading()
 
     def _pass_on(self, sink: asyncio.Transport, item: bytes | None) -> None:
         if item is RESET:
@@ -210,13 +235,6 @@ class _Lane:
         else:
             self.held_bytes -= len(item)
             sink.write(item)
-
-    def _loss_s(self, size_bytes: int) -> float:
-        settings = self._wire.settings
-        if settings.loss == 0:
-            return 0.0
-        intact = (1 - settings.loss) ** math.ceil(size_bytes / PACKET_BYTES)
-        return 0.0 if self._chance.random() < intact else settings.loss_stall_ms / 1000
 
 
 class End(asyncio.Protocol):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from netlab.commands.link_options import is_given, link_options, link_settings
 from netlab.commands.options import FILE_IN, FILE_OUT, numbers, words
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--rtt-ms", callback=numbers, default="0,20,50,100,200,400", help="Round trips.")
+@click.option("--rtt-ms", callback=numbers, default="0,20,50,100,200,400", help="Round trips; those of a profile.")
 @click.option("--alpha", callback=numbers, default="0.85", help="Shares of right guesses.")
 @click.option(
     "--shape",
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
 @click.option("--draft-ms", callback=numbers, default="5", help="Time to draw one guess.")
 @click.option("--step-ms", callback=numbers, default="30", help="Time of a target step.")
 @click.option("--per-position-ms", default=0.0, help="What each position adds to a step.")
-@click.option("--jitter-ms", default=0.0, help="Most extra delay of a message, each way.")
-@click.option("--up-kbps", default=0.0, help="Bandwidth towards the verifier; 0 for no limit.")
-@click.option("--down-kbps", default=0.0, help="Bandwidth back; 0 for no limit.")
-@click.option("--rtt-trace", type=FILE_IN, help="CSV of time_ms,rtt_ms to replay, in place of --rtt-ms.")
+@link_options
 @click.option(
     "--policies", callback=words, help="Policies to compare; unknown ones list all.  [default: the main ones]"
 )
@@ -49,41 +47,44 @@ def simulate(json_file: Path | None, **options: Any) -> None:
     \b
         netlab simulate --alpha 0.75,0.85 --draft-ms 2,5,12
         netlab simulate --trace pair.jsonl --policies server-led,best-fixed,oracle
+        netlab simulate --profile lte
     """
     import json
 
     from rich.console import Console
 
     try:
-        from netlab.simulator import policies, report, rtt_trace
+        from netlab.simulator import policies, report
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"the simulator needs {error.name}: pip install '.[lab]' in a clone of Outrider"
         ) from error
     from netlab.simulator.recording import RecordingError
-    from netlab.simulator.sweep import Grid, GridError, Network
+    from netlab.simulator.sweep import Grid
 
     console = Console()
     context = click.get_current_context()
-    rtt_given = context.get_parameter_source("rtt_ms") is not click.core.ParameterSource.DEFAULT
+    rtts_ms = options["rtt_ms"] if is_given(context, "rtt_ms") else None
+    if rtts_ms is not None and (is_given(context, "delay_up_ms") or is_given(context, "delay_down_ms")):
+        raise click.UsageError("--rtt-ms is halved each way; leave it or --delay-up-ms and --delay-down-ms out.")
+    network = link_settings(context, None if rtts_ms is None else 0.0)
+    if rtts_ms is None and network.rtt_ms == 0 and not options["profile"]:
+        rtts_ms = options["rtt_ms"]
     try:
-        trace = rtt_trace.read(options["rtt_trace"]) if options["rtt_trace"] else None
-        if trace is not None and rtt_given:
-            raise GridError("--rtt-trace says the round trips itself; leave --rtt-ms out")
         grid = Grid(
             pairs=_pairs(context, options),
-            rtts_ms=(trace.median_ms,) if trace else options["rtt_ms"],
+            rtts_ms=rtts_ms,
             drafts_ms=options["draft_ms"],
             steps_ms=options["step_ms"],
             policies=options["policies"] or policies.DEFAULT,
             answers=options["answers"],
             tokens=options["tokens"],
             seed=options["seed"],
-            network=Network(options["jitter_ms"], options["up_kbps"], options["down_kbps"], trace),
+            network=network,
             per_position_ms=options["per_position_ms"],
             devices=options["devices"],
         )
-    except (rtt_trace.TraceError, RecordingError, ValueError) as error:
+    except (RecordingError, ValueError) as error:
         raise click.UsageError(f"{error}.") from error
     rows = report.run(grid, console)
     console.print(report.table(rows))
@@ -103,8 +104,7 @@ def _pairs(context: click.Context, options: dict[str, Any]) -> list[Pair]:
     if options["trace"] is None:
         make = pair.heavy_headed if options["shape"] == "heavy" else pair.independent
         return [make(alpha, options["informativeness"]) for alpha in options["alpha"]]
-    default = click.core.ParameterSource.DEFAULT
     for name in ("alpha", "shape", "informativeness"):
-        if context.get_parameter_source(name) is not default:
+        if is_given(context, name):
             raise GridError(f"a recorded pair has its own hits; leave --{name} out beside --trace")
     return [recording.read(options["trace"]).pair(options["trace"].stem)]

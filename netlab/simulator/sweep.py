@@ -5,49 +5,28 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from netlab.link_settings import LinkSettings
 from netlab.simulator import policies
 from netlab.simulator.device import DeviceSettings
-from netlab.simulator.link import Constant, Direction, Jitter, Link, Replay
+from netlab.simulator.link import Link
 from netlab.simulator.oracle import Bound, oracle
 from netlab.simulator.pair import Answer, Pair
 from netlab.simulator.policies import ORACLE, Policy
-from netlab.simulator.rtt_trace import RttTrace
 from netlab.simulator.run import Played, Result, Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
 from speculation.pace import Pace, Streaming
 
 MOST_MS = 120_000.0
+APART_MS = 7919.0  # answers begin at places of traces and outages that lie so far apart
 
 
 class GridError(ValueError):
     """A grid that cannot be simulated. The message is a sentence."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """How the links of all cells behave beyond their round trip. Rates of 0 have no limit."""
-
-    jitter_ms: float = 0.0
-    up_kbps: float = 0.0
-    down_kbps: float = 0.0
-    trace: RttTrace | None = None
-
-    def link(self, rtt_ms: float, index: int) -> Link:
-        """Of answer number `index`; with a trace the round trip is the trace's, each answer at another place in it."""
-        if self.trace is not None:
-            offset_ms = index * 7919.0 % max(1.0, self.trace.duration_ms)
-            up, down = (Replay(self.trace.times_ms, self.trace.rtts_ms, offset_ms) for _ in range(2))
-            return Link(Direction(up, self.up_kbps), Direction(down, self.down_kbps))
-        half_ms = rtt_ms / 2
-        if self.jitter_ms:
-            ways = [Jitter(half_ms, self.jitter_ms, 2 * index + way) for way in range(2)]
-            return Link(Direction(ways[0], self.up_kbps), Direction(ways[1], self.down_kbps))
-        return Link(Direction(Constant(half_ms), self.up_kbps), Direction(Constant(half_ms), self.down_kbps))
 
 
 @dataclass(frozen=True)
@@ -64,19 +43,21 @@ class Cell:
 class Grid:
     """What to compare, and where. Every combination of pairs, rtts_ms, drafts_ms and steps_ms is a cell.
 
-    answers: per cell and policy, of `tokens` tokens each. devices: so many answers at a time share one verifier, opened
-    evenly over a step. Raises GridError for what cannot be simulated and PolicyError for unknown policies.
+    network: how the links of all cells behave beyond their round trip; each answer has its own seed and begins at
+    another place in traces and outages. rtts_ms: None for the network's own round trip. answers: per cell and policy,
+    of `tokens` tokens each. devices: so many answers at a time share one verifier, opened evenly over a step. Raises
+    GridError for what cannot be simulated and PolicyError for unknown policies.
     """
 
     pairs: Sequence[Pair]
-    rtts_ms: Sequence[float] = (0.0, 20.0, 50.0, 100.0, 200.0, 400.0)
+    rtts_ms: Sequence[float] | None = (0.0, 20.0, 50.0, 100.0, 200.0, 400.0)
     drafts_ms: Sequence[float] = (5.0,)
     steps_ms: Sequence[float] = (30.0,)
     policies: Sequence[str] = ()
     answers: int = 24
     tokens: int = 128
     seed: int = 1
-    network: Network = Network()
+    network: LinkSettings = field(default_factory=LinkSettings)
     per_position_ms: float = 0.0
     devices: int = 1
 
@@ -84,7 +65,7 @@ class Grid:
         """Refuse before anything runs."""
         policies.check(self.policies)
         for name, values, least in (
-            ("round trip", self.rtts_ms, 0.0),
+            ("round trip", self.round_trips_ms(), 0.0),
             ("draft time", self.drafts_ms, 0.01),
             ("step time", self.steps_ms, 0.01),
         ):
@@ -95,7 +76,7 @@ class Grid:
                 raise GridError(f"a {name} stands in the grid twice: {', '.join(f'{value:g}' for value in values)}")
         for name, count in (
             ("pair", len(self.pairs)),
-            ("round trip", len(self.rtts_ms)),
+            ("round trip", len(self.round_trips_ms())),
             ("policy", len(self.policies)),
         ):
             if not count:
@@ -107,19 +88,25 @@ class Grid:
         ):
             if number < least_number:
                 raise GridError(f"a grid needs at least {least_number} {name}, not {number}")
-        for name in ("jitter_ms", "up_kbps", "down_kbps"):
-            if not 0 <= getattr(self.network, name) < math.inf:
-                raise GridError(f"{name} is {getattr(self.network, name):g}; it must be at least 0")
         if not 0 <= self.per_position_ms <= MOST_MS:
             raise GridError(f"per_position_ms is {self.per_position_ms:g}; it takes 0 to {MOST_MS:g}")
-        if self.network.trace is not None and len(self.rtts_ms) > 1:
-            raise GridError("a trace says the round trips itself; name no others beside it")
+
+    def round_trips_ms(self) -> Sequence[float]:
+        """Of the cells."""
+        return (self.network.rtt_ms,) if self.rtts_ms is None else self.rtts_ms
+
+    def link(self, rtt_ms: float, index: int) -> Link:
+        """Of answer number `index` in a cell of this round trip."""
+        settings = self.network if self.rtts_ms is None else self.network.with_rtt(rtt_ms)
+        return Link.of_settings(settings, offset_ms=index * APART_MS, seed=settings.seed + index)
 
     def cells(self) -> list[Cell]:
         """All combinations, the round trip changing fastest."""
         return [
             Cell(pair, rtt, draft, step)
-            for pair, step, draft, rtt in itertools.product(self.pairs, self.steps_ms, self.drafts_ms, self.rtts_ms)
+            for pair, step, draft, rtt in itertools.product(
+                self.pairs, self.steps_ms, self.drafts_ms, self.round_trips_ms()
+            )
         ]
 
     def runs(self) -> int:
@@ -194,7 +181,7 @@ def sweep(grid: Grid, on_run: Callable[[], object] = lambda: None) -> Iterator[R
     for cell in grid.cells():
         settings = VerifierSettings(StepTime(cell.step_ms, grid.per_position_ms))
         answers = cell.pair.answers(grid.answers, grid.tokens, grid.seed)
-        stage = _Stage(cell, answers, grid.network, settings, grid.devices)
+        stage = _Stage(cell, answers, settings, grid)
         streaming = stage.play(Streaming)
         bounds = stage.bounds()
         on_run()
@@ -208,23 +195,23 @@ class _Stage:
 
     cell: Cell
     answers: list[Answer]
-    network: Network
     settings: VerifierSettings
-    devices: int
+    grid: Grid
 
     def play(self, make: Callable[[], Pace]) -> Played:
         """Every answer with a fresh pace and a fresh link, alone or in company."""
         device = DeviceSettings(self.cell.draft_ms)
         played = []
-        for first in range(0, len(self.answers), self.devices):
-            company = range(first, min(first + self.devices, len(self.answers)))
+        devices = self.grid.devices
+        for first in range(0, len(self.answers), devices):
+            company = range(first, min(first + devices, len(self.answers)))
             riders = [
                 Rider(
                     self.answers[index],
                     self._link(index),
                     make(),
                     device,
-                    starts_ms=(index - first) * self.cell.step_ms / self.devices,
+                    starts_ms=(index - first) * self.cell.step_ms / devices,
                 )
                 for index in company
             ]
@@ -243,7 +230,7 @@ class _Stage:
         ]
 
     def _link(self, index: int) -> Link:
-        return self.network.link(self.cell.rtt_ms, index)
+        return self.grid.link(self.cell.rtt_ms, index)
 
 
 def _row(stage: _Stage, policy: Policy, streaming: Played, bounds: list[Bound], on_run: Callable[[], object]) -> Row:

@@ -73,7 +73,7 @@ def test_devices_that_share_a_verifier_leave_it_less_to_do_for_each(tmp_path: Pa
         (["--answers", "0"], "a grid needs at least 1 answers, not 0."),
         (["--devices", "0"], "a grid needs at least 1 devices, not 0."),
         (["--tokens", "1"], "a grid needs at least 2 tokens, not 1."),
-        (["--up-kbps", "-1"], "up_kbps is -1; it must be at least 0."),
+        (["--up-kbps", "-1"], "up_kbps is -1.0, but a link takes 0 to"),
         (["--per-position-ms", "-1"], "per_position_ms is -1; it takes 0 to"),
         (["--informativeness", "1"], "informativeness is 1; it must be at least 0 and below 1."),
     ],

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from netlab.simulator import rtt_trace
-from netlab.simulator.link import Constant, Direction, Jitter, Link, Replay
+from netlab import traces
+from netlab.link_settings import LinkSettings
+from netlab.simulator.link import Link
+from netlab.traces import RttTrace
 
 
 def test_a_round_trip_is_half_each_way() -> None:
@@ -18,13 +21,13 @@ def test_a_round_trip_is_half_each_way() -> None:
 
 
 def test_a_rate_makes_messages_wait_for_each_other() -> None:
-    way = Direction(Constant(10), kbps=80)  # 100 bytes take 10 ms
+    way = Link.of_settings(LinkSettings(delay_up_ms=10, up_kbps=80)).up  # 100 bytes take 10 ms
     assert [way.arrival_ms(0, 100), way.arrival_ms(5, 100), way.arrival_ms(100, 100)] == [20, 30, 120]
 
 
 def test_jitter_never_reorders_and_depends_on_the_seed() -> None:
     def arrivals(seed: int) -> list[float]:
-        way = Direction(Jitter(10, 50, seed))
+        way = Link.of_rtt(20, jitter_ms=50, seed=seed).up
         return [way.arrival_ms(float(t), 40) for t in range(0, 400, 7)]
 
     assert arrivals(1) == arrivals(1) == sorted(arrivals(1))
@@ -33,27 +36,34 @@ def test_jitter_never_reorders_and_depends_on_the_seed() -> None:
 
 
 def test_a_trace_holds_each_value_until_the_next_and_repeats() -> None:
-    delay = Replay([0, 100, 200], [20, 60, 10])
+    settings = LinkSettings(rtt_trace=RttTrace((0, 100, 200), (20, 60, 10)))
+    delay = Link.of_settings(settings).up.delay
     assert [delay.delay_ms(t) for t in (0, 99, 100, 250, 300, 410)] == [10, 10, 30, 5, 10, 30]
-    assert Replay([0, 100, 200], [20, 60, 10], offset_ms=100).delay_ms(0) == 30
+    assert Link.of_settings(settings, offset_ms=100).up.delay.delay_ms(0) == 30
+    assert Link.of_settings(replace(settings, offset_ms=150), offset_ms=100).up.delay.delay_ms(0) == 5
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(6))
 def test_the_earliest_arrival_is_what_trying_every_moment_finds(seed: int) -> None:
     rng = random.Random(seed)
-    delay = Replay([10.0 * i for i in range(20)], [rng.uniform(0, 300) for _ in range(20)], 33)
+    times = tuple(10.0 * i for i in range(20))
+    settings = LinkSettings(rtt_trace=RttTrace(times, tuple(rng.uniform(0, 300) for _ in times)), offset_ms=33)
+    if seed >= 3:
+        settings = replace(settings, good_ms=40, bad_ms=15)
+    way = Link.of_settings(settings, seed=seed).up.delay
     for now in (0.0, 17.5, 42.0, 180.0, 199.0):
-        found = min(now + later / 100 + delay.delay_ms(now + later / 100) for later in range(20_000))
-        assert delay.earliest_ms(now) == pytest.approx(found, abs=0.02)
-        assert delay.earliest_ms(now) <= found + 1e-9
+        moments = (way.passes_ms(now + later / 100) for later in range(20_000))
+        found = min(moment + way.delay_ms(moment) for moment in moments)
+        assert way.earliest_ms(now) == pytest.approx(found, abs=0.02)
+        assert way.earliest_ms(now) <= found + 1e-9
 
 
 def test_a_trace_is_read_and_counted_from_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     path.write_text("time_ms,rtt_ms\n5,28\n64.5,22\n120,16\n")
-    trace = rtt_trace.read(path)
-    assert trace == rtt_trace.RttTrace((0, 59.5, 115), (28, 22, 16))
-    assert (trace.duration_ms, trace.median_ms) == (115, 22)
+    trace = traces.read_rtts(path)
+    assert trace == traces.RttTrace((0, 59.5, 115), (28, 22, 16))
+    assert (trace.duration_ms, trace.median_ms) == (170.5, 22)
 
 
 @pytest.mark.parametrize(
@@ -65,12 +75,12 @@ def test_a_trace_is_read_and_counted_from_its_beginning(tmp_path: Path) -> None:
         ("time_ms,rtt_ms\n1,x\n", "line 2: expected two numbers, found '1,x'"),
         ("time_ms,rtt_ms\n1,2\n2,3,4\n", "line 3: expected two numbers, found '2,3,4'"),
         ("time_ms,rtt_ms\n1,2\n1,3\n", "line 3: expected a time after 1, found 1"),
-        ("time_ms,rtt_ms\n1,-2\n", "line 2: expected a finite time and a round trip of at least 0, found '1,-2'"),
+        ("time_ms,rtt_ms\n1,-2\n", "line 2: expected a finite time and a round trip of 0 to 120,000 ms, found '1,-2'"),
         ("time_ms,rtt_ms\n1,nan\n", "line 2: expected a finite time"),
     ],
 )
 def test_malformed_traces_name_file_line_and_what_was_expected(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "bad.csv"
     path.write_text(text)
-    with pytest.raises(rtt_trace.TraceError, match="bad.csv, " + sentence):
-        rtt_trace.read(path)
+    with pytest.raises(traces.TraceError, match="bad.csv, " + sentence):
+        traces.read_rtts(path)

@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
+from netlab.link_settings import LinkSettings
 from netlab.simulator import policies
 from netlab.simulator.device import DeviceSettings
-from netlab.simulator.link import Direction, Link, Replay
+from netlab.simulator.link import Link
 from netlab.simulator.oracle import least_forwards, oracle
 from netlab.simulator.pair import MARGIN_TOKENS, Answer, heavy_headed, independent
 from netlab.simulator.run import Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
+from netlab.traces import RateTrace, RttTrace
 
 ROUNDING_MS = 1e-3
 NAMES = ("sync", "pipelined", "best-fixed", "server-led", "ucb", "draft-ahead", "confidence", "heuristic")
 
 
 def link(kind: str, rtt_ms: float, seed: int) -> Link:
+    rng = random.Random(seed)
+    settings = LinkSettings.of_rtt(rtt_ms, jitter_ms=rtt_ms / 4 if kind == "jitter" else 0.0, seed=seed)
+    times = tuple(60.0 * i for i in range(40))
     if kind == "trace":
-        rng = random.Random(seed)
-        times = [60.0 * i for i in range(40)]
-        rtts = [rtt_ms * rng.uniform(0.3, 2.0) for _ in times]
-        return Link(Direction(Replay(times, rtts, seed)), Direction(Replay(times, rtts, seed)))
-    return Link.of_rtt(rtt_ms, jitter_ms=rtt_ms / 4 if kind == "jitter" else 0.0, seed=seed)
+        trace = RttTrace(times, tuple(rtt_ms * rng.uniform(0.3, 2.0) for _ in times))
+        settings = replace(settings, rtt_trace=trace, good_ms=700.0 * (seed % 2), bad_ms=60.0 * (seed % 2))
+    elif kind == "rates":
+        rates = tuple(rng.choice([0.0, 20.0, 500.0]) for _ in times[1:])
+        settings = replace(settings, rate_trace=RateTrace(times, (99.0, *rates), (50.0, *rates)), burst_bytes=200)
+        settings = replace(settings, jitter_ms=rtt_ms / 4, jitter_model="pareto", loss=0.01, loss_stall_ms=80)
+    elif kind == "outages":
+        settings = replace(settings, good_ms=200, bad_ms=50, bad_loss=rng.choice([0.3, 1.0]))
+    return Link.of_settings(settings, offset_ms=seed)
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(40))
 def test_no_policy_is_faster_than_the_oracle(seed: int) -> None:
     rng = random.Random(seed)
     draft_ms, step_ms = rng.choice([1, 2, 5, 12, 40]), rng.choice([8, 30, 100])
-    rtt_ms, kind = rng.choice([0, 3, 20, 50, 200]), ("constant", "jitter", "trace")[seed % 3]
+    rtt_ms, kind = rng.choice([0, 3, 20, 50, 200]), ("constant", "jitter", "trace", "rates", "outages")[seed % 5]
     settings = VerifierSettings(StepTime(step_ms, rng.choice([0.0, 0.0, 1.0])))
     alpha = rng.choice([0.2, 0.5, 0.8, 0.95, 1.0])
     answer = rng.choice([independent, heavy_headed])(alpha).answers(1, 60, seed)[0]
