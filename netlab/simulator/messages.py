@@ -7,6 +7,7 @@ holds them against the generated code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 DRAFT_BYTES, DRAFT_TOKEN_BYTES = 37, 4  # of a guess: its id and its confidence
@@ -16,13 +17,17 @@ PROMPT_TOKEN_BYTES = 3
 
 
 class Draft(NamedTuple):
-    """Guesses on their way up. patience_ms: the session's from now on; None leaves it."""
+    """Guesses on their way up.
+
+    patience_ms: the session's from now on; None leaves it. confidences: one for each token, or none.
+    """
 
     start: int
     tokens: list[int]
     known_length: int
     sent_at_ms: float
     patience_ms: int | None
+    confidences: Sequence[float] = ()
 
     @property
     def size_bytes(self) -> int:

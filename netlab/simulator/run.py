@@ -1,9 +1,11 @@
-"""Play answers: any number of devices, each with its answer, its link and its pace, against one verifier."""
+"""Play answers: any number of devices, each with its answer, its link and its pace, against one verifier or several."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 
 from simpy import Environment, Event
@@ -37,7 +39,8 @@ class Result:
     """What one answer took and cost; names and meanings as in `edge_client.types.Metrics`.
 
     Times are counted from the opening of the session to the arrival of the last token. same_words: verifier and device
-    hold exactly what the target would have written alone.
+    hold exactly what the target would have written alone. trimmed_tokens: guesses that full steps left out; waited_ms:
+    time that the verifier spent waiting for guesses.
     """
 
     tokens: int
@@ -52,6 +55,8 @@ class Result:
     uplink_bytes: int
     downlink_bytes: int
     same_words: bool
+    trimmed_tokens: int = 0
+    waited_ms: float = 0.0
 
     @property
     def ms_per_token(self) -> float:
@@ -61,21 +66,40 @@ class Result:
 
 @dataclass(frozen=True)
 class Played:
-    """All answers, in the order of the riders, and what the engine did for them."""
+    """All answers, in the order of the riders, and what the engines did for them, all together.
+
+    sessions: how many answers each verifier gave.
+    """
 
     results: list[Result]
     steps: int
     busy_ms: float
+    sessions: Sequence[int] = ()
 
 
-def simulate(riders: Sequence[Rider], settings: VerifierSettings | None = None) -> Played:
+class Assignment(Enum):
+    """Which of several verifiers a session goes to, decided when it opens."""
+
+    ROUND_ROBIN = "round-robin"
+    LEAST_SESSIONS = "least-sessions"
+
+
+def simulate(
+    riders: Sequence[Rider],
+    settings: VerifierSettings | None = None,
+    verifiers: int = 1,
+    assignment: Assignment = Assignment.ROUND_ROBIN,
+) -> Played:
     """Play all riders' answers at once, to their ends.
 
-    Deterministic. Raises PaceError if a pace waits for what will never come.
+    verifiers: how many there are, all alike. Deterministic. Raises ValueError if there is no verifier, PaceError if a
+    pace waits for what will never come.
     """
+    if verifiers < 1:
+        raise ValueError(f"somebody has to verify; there are {verifiers} verifiers")
     env = Environment()
-    verifier = Verifier(env, settings or VerifierSettings())
-    rides = [_Ride(env, verifier, rider) for rider in riders]
+    house = _House([Verifier(env, settings or VerifierSettings()) for _ in range(verifiers)], assignment)
+    rides = [_Ride(env, house, rider) for rider in riders]
     for ride in rides:
         try:
             env.run(until=ride.finished)
@@ -86,17 +110,38 @@ def simulate(riders: Sequence[Rider], settings: VerifierSettings | None = None) 
                 f"the pace {ride.rider.pace.name!r} waits for what will never come, "
                 f"after {len(ride.session.answer) if ride.session else 0} tokens"
             ) from error
-    return Played([ride.result() for ride in rides], verifier.steps, verifier.busy_ms)
+    return Played(
+        [ride.result() for ride in rides],
+        sum(verifier.steps for verifier in house.verifiers),
+        sum(verifier.busy_ms for verifier in house.verifiers),
+        house.sessions,
+    )
+
+
+class _House:
+    """The verifiers, and who sends sessions to them. sessions: how many each got."""
+
+    def __init__(self, verifiers: Sequence[Verifier], assignment: Assignment) -> None:
+        self.verifiers, self.sessions = verifiers, [0] * len(verifiers)
+        self._assignment, self._turns = assignment, itertools.cycle(range(len(verifiers)))
+
+    def choose(self) -> Verifier:
+        """For the next session."""
+        index = next(self._turns)
+        if self._assignment is Assignment.LEAST_SESSIONS:
+            index = min(range(len(self.verifiers)), key=lambda i: self.verifiers[i].running)
+        self.sessions[index] += 1
+        return self.verifiers[index]
 
 
 class _Ride:
     """A rider's wiring: opening, and messages through the link."""
 
-    def __init__(self, env: Environment, verifier: Verifier, rider: Rider) -> None:
+    def __init__(self, env: Environment, house: _House, rider: Rider) -> None:
         self.rider = rider
         self.session: Session | None = None
         self.finished: Event = env.event()
-        self._env, self._verifier = env, verifier
+        self._env, self._house = env, house
         self._prompt = [1] * rider.prompt_tokens
         # Even and telling of their position, so that an answer that slips by a position is noticed.
         self._truth = [2 * (7919 * i % TOKEN_IDS) for i in range(len(rider.answer.hits))]
@@ -110,9 +155,17 @@ class _Ride:
 
     def _opened(self) -> None:
         """The verifier answers at once that the session is open, and begins to read the prompt."""
-        rider = self.rider
-        truth = self._truth[: rider.answer.tokens]
-        self.session = Session(self._prompt, truth, rider.pace.patience_ms, self._env.now, self._send_commit)
+        rider, pace = self.rider, self.rider.pace
+        self._verifier = self._house.choose()
+        self.session = Session(
+            self._prompt,
+            self._truth[: rider.answer.tokens],
+            pace.patience_ms,
+            self._env.now,
+            self._send_commit,
+            self._verifier.settings,
+            pace.objective,
+        )
         arrival_ms = rider.link.down.arrival_ms(self._env.now, OPEN_BYTES + PROMPT_TOKEN_BYTES * len(self._prompt))
         after(self._env, arrival_ms - self._env.now, self._ride)
         self._verifier.add(self.session)
@@ -128,6 +181,9 @@ class _Ride:
 
     def _send_draft(self, draft: Draft) -> None:
         assert self.session is not None
+        # A confidence travels as a byte. They are those at the end of the line: what a draft sends is all there was.
+        confidences = self._device.line.confidences[-len(draft.tokens) :] if draft.tokens else []
+        draft = draft._replace(confidences=[round(255 * confidence) / 255 for confidence in confidences])
         arrival_ms = self.rider.link.up.arrival_ms(self._env.now, draft.size_bytes)
         after(self._env, arrival_ms - self._env.now, partial(self._verifier.draft, self.session, draft))
 
@@ -153,4 +209,6 @@ class _Ride:
             uplink_bytes=link.up.bytes,
             downlink_bytes=link.down.bytes,
             same_words=session.answer == truth and device.line.log == session.line.log,
+            trimmed_tokens=session.trimmed_tokens,
+            waited_ms=session.waited_ms,
         )

@@ -1,23 +1,31 @@
 """The verifier's side: sessions with the product's line and acceptance rule, and the scheduler's steps.
 
 The rules are those of `cloud_verifier.scheduler` and `cloud_verifier.sessions`, without an engine: every session that
-is due takes part in the next step; a session is due when it has something to verify, when it was nudged, or when its
-patience is over; a prompt is read in chunks and its last chunk gives the first token. What a step costs is a function
-of how many sessions and how many positions it has.
+is due takes part in the next step, as far as its token budget reaches; a session is due when it has something to
+verify, when it was nudged, or when its patience is over; a prompt is read in chunks and its last chunk gives the first
+token. Who gets how much of a step, how patient a session is and how many guesses its device should have are the
+product's own code. What a step costs is a function of how many sessions and how many positions it has.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from simpy import Environment, Event
 
+from cloud_verifier.budget import Want, allocate
+from cloud_verifier.draft_budget import DraftBudget
+from cloud_verifier.load import Load
+from cloud_verifier.patience import Patience
 from netlab.simulator.clock import Bell, after
 from netlab.simulator.messages import Commit, Draft
 from speculation.acceptance import shared_noise
-from speculation.line import VerifierLine
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from speculation.estimators import Calibration
+from speculation.line import Outcome, VerifierLine
+from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
 
 
 @dataclass(frozen=True)
@@ -35,36 +43,44 @@ class StepTime:
 
 @dataclass(frozen=True)
 class VerifierSettings:
-    """step_tokens, chunk_tokens: as in the scheduler's settings. max_lookahead: most guesses past the log."""
+    """step_tokens, chunk_tokens: as in the scheduler's settings. max_lookahead, max_patience_ms: as in `Served`."""
 
     step_time: StepTime = StepTime()
     step_tokens: int = 512
     chunk_tokens: int = 256
     max_lookahead: int = 64
+    max_patience_ms: int = PATIENCE_UNLIMITED_MS
 
 
 class Session:
     """One answer in the making.
 
-    truth: the tokens that the target writes after the prompt. tell: takes each commit. Counters are as in
-    `cloud_verifier.sessions.Statistics`.
+    truth: the tokens that the target writes after the prompt. patience_ms: what the device asks for, None if it leaves
+    it to the verifier. tell: takes each commit. Counters are as in `cloud_verifier.sessions.Statistics`.
     """
 
     def __init__(
         self,
         prompt: Sequence[int],
         truth: Sequence[int],
-        patience_ms: int,
+        patience_ms: int | None,
         ready_ms: float,
         tell: Callable[[Commit], object],
+        settings: VerifierSettings | None = None,
+        objective: Objective = Objective.LATENCY,
     ) -> None:
+        settings = settings or VerifierSettings()
         self.line = VerifierLine(list(prompt))
         self.prompt_length, self.max_length = len(prompt), len(prompt) + len(truth)
-        self.patience_ms, self.ready_ms = patience_ms, ready_ms
+        self.max_lookahead = settings.max_lookahead
+        self.patience = Patience(patience_ms, objective, settings.max_patience_ms)
+        self.calibration, self.draft_budget = Calibration(), DraftBudget(settings.max_lookahead)
+        self.ready_ms = self.roused_ms = ready_ms
         self.cached = 0
         self.nudged = False
         self.echo: tuple[float, float] | None = None  # when the latest draft was sent, and when it came
         self.target_forwards = self.verified_tokens = self.accepted_tokens = self.fills = 0
+        self.trimmed_tokens, self.waited_ms = 0, 0.0
         self._truth = truth
         self._tell = tell
 
@@ -84,30 +100,51 @@ class Session:
         return self.line.log[self.prompt_length :]
 
     def due_ms(self) -> float | None:
-        """When this session may take part in a step; None if only a draft can change that."""
-        if self.reading or self.nudged or self.line.guesses or self.patience_ms == 0:
+        """Since or from when this session may take part in a step; None if only a draft can change that."""
+        if self.reading:
             return self.ready_ms
-        if self.patience_ms == PATIENCE_UNLIMITED_MS:
-            return None
-        return self.ready_ms + self.patience_ms
+        patience_ms = self.patience.ms
+        due_ms = math.inf if patience_ms == PATIENCE_UNLIMITED_MS else self.ready_ms + patience_ms
+        if self.line.guesses or self.nudged:
+            due_ms = min(due_ms, self.roused_ms)
+        return None if due_ms == math.inf else due_ms
 
-    def draft(self, draft: Draft, now_ms: float, limit: int) -> None:
+    def draft(self, draft: Draft, now_ms: float) -> None:
         """A draft has come."""
-        self.line.draft(draft.start, draft.tokens, draft.known_length, limit)
-        if draft.patience_ms is not None:
-            self.patience_ms = draft.patience_ms
-        self.echo = (draft.sent_at_ms, now_ms)
-        if not draft.tokens and draft.known_length == self.line.length:
+        idle = not (self.line.guesses or self.nudged)
+        self.line.draft(draft.start, draft.tokens, draft.known_length, self.max_lookahead, draft.confidences)
+        if draft.tokens:
+            self.draft_budget.heard(self.line.length - draft.known_length)
+            self.patience.turnaround.came(draft.known_length, now_ms)
+        elif draft.patience_ms is None and draft.known_length == self.line.length:
             self.nudged = True
+        if idle:
+            self.roused_ms = now_ms
+        if draft.patience_ms is not None:
+            self.patience.asked_ms = draft.patience_ms
+        self.echo = (draft.sent_at_ms, now_ms)
 
-    def block(self, room: int, chunk_tokens: int) -> tuple[int, list[int] | None]:
-        """Positions of the next step, and the guesses among them; None if the prompt is not read to its end yet."""
+    def guesses(self) -> list[int]:
+        """The guesses worth evaluating now: never past the end of the answer."""
+        return self.line.guesses[: max(0, self.max_length - self.line.length - 1)]
+
+    def want(self) -> Want:
+        """What it could use of a step."""
+        return Want(self.line.length - self.cached, len(self.guesses()), self._probability)
+
+    def _probability(self, index: int) -> float:
+        return self.calibration.probability(self.line.confidences[index], self.line.depths[index])
+
+    def block(self, positions: int) -> Block:
+        """Its part in a step that gives it so many positions."""
         pending = self.line.length - self.cached
-        chunk = min(pending, room, chunk_tokens)
-        if chunk < pending:
-            return chunk, None
-        guesses = self.line.guesses[: min(room - chunk, max(0, self.max_length - self.line.length - 1))]
-        return chunk + len(guesses), guesses
+        if positions < pending:
+            return Block(self, positions, None, 0, self.ready_ms)
+        wanted = self.guesses()
+        guesses = wanted[: positions - pending]
+        due_ms = self.due_ms()
+        assert due_ms is not None
+        return Block(self, positions, guesses, len(wanted) - len(guesses), due_ms)
 
     def take(self, guesses: Sequence[int]) -> tuple[list[int], int]:
         """Turn a step over these guesses into log: the new tokens, and how many of them were guessed."""
@@ -119,15 +156,34 @@ class Session:
         self.verified_tokens += len(guesses)
         self.accepted_tokens += accepted
         self.fills += not guesses
-        new = list(choices[: accepted + 1])
+        new, right = list(choices[: accepted + 1]), 0
         for token in new:
+            if line.guesses:
+                right += line.guesses[0] == token
+                self.calibration.learn(Outcome(line.depths[0], line.confidences[0], line.guesses[0] == token))
             line.commit([token])
         self.cached = line.length - 1
+        self.patience.wrote(len(new), right)
         return new, accepted
 
-    def tell(self, commit: Commit) -> None:
+    def tell(self, commit: Commit, now_ms: float) -> None:
         """Send a commit to the device."""
+        self.patience.turnaround.sent(self.line.length, now_ms)
         self._tell(commit)
+
+
+class Block(NamedTuple):
+    """A session's part in a step.
+
+    guesses: among its positions; None if the prompt is not read to its end yet. trimmed: guesses that were left out.
+    due_ms: since when it might have stepped.
+    """
+
+    session: Session
+    positions: int
+    guesses: list[int] | None
+    trimmed: int
+    due_ms: float
 
 
 class Verifier:
@@ -139,8 +195,14 @@ class Verifier:
         self.busy_ms = 0.0
         self._env = env
         self._sessions: list[Session] = []
+        self._load = Load()
         self._bell = Bell(env)
         env.process(self._run())
+
+    @property
+    def running(self) -> int:
+        """Sessions that are not over."""
+        return len(self._sessions)
 
     def add(self, session: Session) -> None:
         """Let a session take part from the next step on."""
@@ -150,18 +212,18 @@ class Verifier:
     def draft(self, session: Session, draft: Draft) -> None:
         """A draft has come; for a session that is over it is too late."""
         if not session.over:
-            session.draft(draft, self._env.now, self.settings.max_lookahead)
+            session.draft(draft, self._env.now)
             self._bell.ring()
 
     def _run(self) -> Generator[Event, None, None]:
         env, step_time = self._env, self.settings.step_time
         while True:
-            plan, positions = self._plan()
+            plan = self._plan()
             if not plan:
                 yield self._sleep()
                 continue
             began_ms = env.now
-            step_ms = step_time(len(plan), positions)
+            step_ms = step_time(len(plan), sum(block.positions for block in plan))
             self.steps += 1
             self.busy_ms += step_ms
             yield env.timeout(step_ms)
@@ -175,44 +237,41 @@ class Verifier:
             after(self._env, max(0.0, min(dues) - self._env.now), self._bell.ring)
         return event
 
-    def _plan(self) -> tuple[list[tuple[Session, int, list[int] | None]], int]:
-        """Sessions that write come first, longest waiting first; prompts share what is left of the token budget."""
+    def _plan(self) -> list[Block]:
+        """Everybody who is due, longest waiting first, as far as the token budget reaches."""
         now_ms, settings = self._env.now, self.settings
-        ready = [s for s in self._sessions if (due := s.due_ms()) is not None and due <= now_ms]
-        if len(ready) > 1:
-            ready.sort(key=lambda s: (s.line.length - s.cached > 1, s.ready_ms))
-        plan = []
-        room = settings.step_tokens
-        for session in ready:
-            if room <= 0:
-                break
-            positions, guesses = session.block(room, settings.chunk_tokens)
-            room -= positions
-            plan.append((session, positions, guesses))
-        return plan, settings.step_tokens - room
+        dues = [(s.due_ms(), s) for s in self._sessions]
+        due = sorted(((at, s) for at, s in dues if at is not None and at <= now_ms), key=lambda pair: pair[0])
+        shares = allocate([s.want() for _, s in due], settings.step_tokens, settings.chunk_tokens)
+        return [s.block(positions) for (_, s), positions in zip(due, shares, strict=True) if positions]
 
-    def _apply(self, plan: list[tuple[Session, int, list[int] | None]], began_ms: float) -> None:
+    def _apply(self, plan: list[Block], began_ms: float) -> None:
         now_ms = self._env.now
-        for session, positions, guesses in plan:
-            queue_ms, session.ready_ms = began_ms - session.ready_ms, now_ms
+        used = sum(block.positions for block in plan) / self.settings.step_tokens
+        self._load.stepped(used, began_ms, now_ms)
+        for session, positions, guesses, trimmed, due_ms in plan:
+            session.waited_ms += due_ms - session.ready_ms
+            session.ready_ms = session.roused_ms = now_ms
+            session.patience.load = self._load.share
             if guesses is None:
                 session.cached += positions
                 continue
+            session.trimmed_tokens += trimmed
+            session.draft_budget.stepped(len(guesses), trimmed, full=used >= 1)
             start = session.line.length
             new, accepted = session.take(guesses)
             if session.over:
                 self._sessions.remove(session)
             echo = session.echo
-            session.tell(
-                Commit(
-                    start=start,
-                    tokens=new,
-                    drafted=accepted,
-                    echo_sent_at_ms=echo and echo[0],
-                    hold_ms=now_ms - echo[1] if echo else 0.0,
-                    queue_ms=queue_ms,
-                    forward_ms=now_ms - began_ms,
-                    budget=self.settings.max_lookahead,
-                    finished=session.over,
-                )
+            commit = Commit(
+                start=start,
+                tokens=new,
+                drafted=accepted,
+                echo_sent_at_ms=echo and echo[0],
+                hold_ms=now_ms - echo[1] if echo else 0.0,
+                queue_ms=began_ms - due_ms,
+                forward_ms=now_ms - began_ms,
+                budget=session.draft_budget.tokens,
+                finished=session.over,
             )
+            session.tell(commit, now_ms)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from outrider.v1 import verifier_pb2 as pb
+from simpy import Environment, Event
 
 from cloud_verifier import sessions
-from cloud_verifier.engines.base import Choices, Sampler
+from cloud_verifier.engines.base import Sampler
+from cloud_verifier.patience import Patience
+from cloud_verifier.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.text import AnswerText
 from edge_client import session as riding
 from edge_client.drafters.base import Candidates, Drafter, DrafterInfo
@@ -21,11 +26,13 @@ from netlab.simulator.link import Link
 from netlab.simulator.messages import Commit, Draft
 from netlab.simulator.pair import MARGIN_TOKENS, Answer
 from netlab.simulator.run import PROMPT_TOKENS, Rider, _Ride, simulate
-from netlab.simulator.verifier import Session
+from netlab.simulator.verifier import Session, StepTime, Verifier, VerifierSettings
 from speculation.adaptive import Adaptive
 from speculation.line import VerifierLine
-from speculation.pace import PATIENCE_UNLIMITED_MS, BoundedLookahead, Pace, Synchronous
+from speculation.pace import PATIENCE_UNLIMITED_MS, BoundedLookahead, Objective, Pace, Synchronous
 from speculation.sampling import SamplingParams
+from tests.mock_engine import MockEngine
+from tests.mock_engine import answer as target_answer
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The device
@@ -155,7 +162,7 @@ def test_the_riding_loop_sends_what_the_simulated_device_sends(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The session
+# The scheduler and its sessions
 
 
 class NoText:
@@ -166,63 +173,175 @@ class NoText:
         return ""
 
 
-@pytest.mark.parametrize("patience_ms", [0, 12, PATIENCE_UNLIMITED_MS])
-@pytest.mark.parametrize("seed", range(8))
-def test_a_session_is_due_and_writes_as_the_simulated_one(seed: int, patience_ms: int) -> None:
-    rng = random.Random(seed)
-    prompt, truth = [9] * 40, [rng.randrange(3) for _ in range(50)]
-    ours = Session(prompt, truth, patience_ms, 0.0, lambda _commit: None)
-    real = sessions.Session(
+def real_session(prompt: Sequence[int], seed: int, tokens: int, patience: Patience, ready_s: float) -> sessions.Session:
+    return sessions.Session(
         session_id="x",
-        sampler=Sampler(SamplingParams(), 1, len(prompt)),
+        sampler=Sampler(SamplingParams(), seed, len(prompt)),
         line=VerifierLine(list(prompt)),
         text=AnswerText(NoText(), ()),
         stop_ids=frozenset(),
-        max_length=len(prompt) + len(truth),
-        max_lookahead=64,
-        patience_ms=patience_ms,
-        ready_since_s=0.0,
+        max_length=len(prompt) + tokens,
+        max_lookahead=MAX_LOOKAHEAD,
+        patience=patience,
+        ready_since_s=ready_s,
     )
-    now_ms = 0.0
-    while not ours.over:
-        now_ms += rng.randrange(20)
-        due_s = real.due_s(128)
-        assert ours.due_ms() == (None if due_s is None else pytest.approx(due_s * 1e3))
-        assert ours.reading == real.reading
-        if rng.random() < 0.6:
-            known = rng.randrange(len(prompt), real.line.length + 1)
-            start = rng.randrange(known, real.line.length + 3)
+
+
+TOKENS = 30
+MAX_LOOKAHEAD = 24
+STEP_TIME = StepTime(20.3, 0.11, 0.7)
+# What devices ask for: rounds, server-led, a patience of their own, and what is left to the verifier.
+WISHES: list[tuple[int | None, Objective]] = [
+    (PATIENCE_UNLIMITED_MS, Objective.LATENCY),
+    (0, Objective.LATENCY),
+    (12, Objective.LATENCY),
+    (None, Objective.LATENCY),
+    (None, Objective.BALANCED),
+    (None, Objective.CAPACITY),
+]
+
+
+class Told(NamedTuple):
+    """A commit, and to which session."""
+
+    session: int
+    at_ms: float
+    start: int
+    tokens: list[int]
+    drafted: int
+    queue_ms: float
+    budget: int
+
+
+@dataclass
+class Script:
+    """What every session opened with, and every draft that came."""
+
+    prompts: list[list[int]]
+    truths: list[list[int]]
+    drafts: list[tuple[float, int, Draft]] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+
+
+def play_simulated(seed: int, settings: VerifierSettings) -> tuple[Script, list[Session]]:
+    """Random devices against the simulated verifier."""
+    rng = random.Random(seed)
+    prompts = [[2 + rng.randrange(60) for _ in range(rng.choice((1, 3, 20, 45)))] for _ in WISHES]
+    script = Script(prompts, [target_answer(prompt, i, TOKENS) for i, prompt in enumerate(prompts)])
+    env = Environment()
+    verifier = Verifier(env, settings)
+    ours: list[Session] = []
+
+    def tell(index: int) -> Callable[[Commit], None]:
+        def told(commit: Commit) -> None:
+            script.told.append(
+                Told(index, env.now, commit.start, commit.tokens, commit.drafted, commit.queue_ms, commit.budget)
+            )
+
+        return told
+
+    def device(index: int) -> Generator[Event, None, None]:
+        session, truth, first = ours[index], script.truths[index], len(prompts[index])
+        accuracy = rng.choice((0.0, 0.6, 0.9, 1.0))
+        while not session.over:
+            yield env.timeout(rng.uniform(1, 40))
+            length = session.line.length
+            known = rng.randrange(max(first, length - 3), length + 1)
+            start = rng.choice((known, length, length + len(session.line.guesses)))
             guesses = [
-                truth[i - len(prompt)] if i < real.max_length and rng.random() < 0.8 else 7
-                for i in range(start, start + rng.randrange(6))
+                token if rng.random() < accuracy else (token + 1) % 64
+                for token in truth[start - first : start - first + rng.randrange(9)]
             ]
-            ours.draft(Draft(start, guesses, known, 0.0, None), now_ms, 64)
-            real.line.draft(start, guesses, known, 64)
-            real.nudged = real.nudged or (not guesses and known == real.line.length)
-        if ours.due_ms() is None:
-            ours.draft(Draft(real.line.length, [], real.line.length, 0.0, None), now_ms, 64)
-            real.nudged = True
-            real.line.draft(real.line.length, [], real.line.length, 64)
-        positions, planned = ours.block(512, 16)
-        pending = real.line.length - real.cached
-        if planned is None:
-            assert positions == 16 < pending
-            ours.cached += positions
-            real.cached += positions
-        else:
-            verified = real.guesses()
-            assert planned == verified
-            real.cached += positions
-            done = real.line.length - len(prompt)
-            ours.take(planned)
-            real.take(verified, Choices(truth[done : done + len(verified) + 1]))
-        ours.ready_ms, real.ready_since_s = now_ms, now_ms / 1e3
-        assert (ours.line.log, ours.line.guesses, ours.cached) == (real.line.log, real.line.guesses, real.cached)
-        assert (ours.nudged, ours.over) == (real.nudged, real.over)
-    stats = real.statistics
-    assert (ours.target_forwards, ours.verified_tokens, ours.accepted_tokens, ours.fills) == (
-        stats.target_forwards,
-        stats.verified_tokens,
-        stats.accepted_tokens,
-        stats.fills,
+            wish = rng.choice((None, None, None, 0, 25)) if session.patience.asked_ms != PATIENCE_UNLIMITED_MS else None
+            confidences = [rng.random() for _ in guesses] if rng.random() < 0.8 else []
+            draft = Draft(start, guesses, known, env.now, wish, confidences)
+            script.drafts.append((env.now, index, draft))
+            verifier.draft(session, draft)
+
+    for index, (patience_ms, objective) in enumerate(WISHES):
+        prompt, truth = prompts[index], script.truths[index]
+        ours.append(Session(prompt, truth, patience_ms, 0.0, tell(index), settings, objective))
+        verifier.add(ours[index])
+        env.process(device(index))
+    env.run(until=60_000)
+    assert [session.answer for session in ours] == script.truths
+    return script, ours
+
+
+def play_real(script: Script, settings: VerifierSettings) -> tuple[list[Told], list[sessions.Session]]:
+    """The same drafts at the same times against the product's scheduler, its clock in our hands."""
+    now_ms = 0.0
+    engine = MockEngine()
+    limits = SchedulerSettings(settings.step_tokens, settings.chunk_tokens)
+    scheduler = Scheduler(engine, limits, clock=lambda: now_ms / 1e3)
+    real = [
+        real_session(prompt, i, TOKENS, Patience(patience_ms, objective, settings.max_patience_ms), 0.0)
+        for i, (prompt, (patience_ms, objective)) in enumerate(zip(script.prompts, WISHES, strict=True))
+    ]
+    for session in real:
+        session.sent = session.line.length
+        scheduler.add(session)
+    told: list[Told] = []
+    drafts = deque(script.drafts)
+
+    def deliver(until_ms: float) -> None:
+        while drafts and drafts[0][0] <= until_ms:
+            at_ms, index, draft = drafts.popleft()
+            if not real[index].over:
+                real[index].draft(draft.start, draft.tokens, draft.known_length, draft.confidences, at_ms / 1e3)
+                if draft.patience_ms is not None:
+                    real[index].patience.asked_ms = draft.patience_ms
+
+    while not all(session.over for session in real):
+        deliver(now_ms)
+        plan = scheduler._plan()
+        if not plan:
+            dues = [due * 1e3 for session in real if (due := session.due_s(128)) is not None]
+            now_ms = min([*dues, *(at_ms for at_ms, _, _ in list(drafts)[:1])])
+            continue
+        began_ms = now_ms
+        results = scheduler._step(plan)
+        now_ms += STEP_TIME(len(plan), sum(len(planned.block.tokens) for planned in plan))
+        deliver(now_ms)
+        scheduler._apply(plan, results, began_ms / 1e3, now_ms / 1e3)
+        for planned in plan:
+            session = planned.session
+            start, first = session.sent, session.sent - session.prompt_length
+            if session.line.length == start:
+                continue
+            session.sent = session.line.length
+            session.patience.turnaround.sent(session.sent, now_ms)
+            queue_ms, budget = session.last_step.queue_us / 1e3, session.draft_budget.tokens
+            drafted = sum(session.drafted[first:])
+            told.append(Told(real.index(session), now_ms, start, session.line.log[start:], drafted, queue_ms, budget))
+    return told, real
+
+
+@pytest.mark.parametrize(("step_tokens", "chunk_tokens"), [(512, 256), (24, 16), (7, 40), (3, 2)])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_scheduler_and_its_sessions_do_what_the_simulated_ones_do(
+    seed: int, step_tokens: int, chunk_tokens: int
+) -> None:
+    settings = VerifierSettings(
+        STEP_TIME, step_tokens, chunk_tokens, MAX_LOOKAHEAD, max_patience_ms=PATIENCE_UNLIMITED_MS
     )
+    script, ours = play_simulated(seed, settings)
+    told, real = play_real(script, settings)
+    assert [(t.session, t.start, t.tokens, t.drafted, t.budget) for t in told] == [
+        (t.session, t.start, t.tokens, t.drafted, t.budget) for t in script.told
+    ]
+    assert [t.at_ms for t in told] == pytest.approx([t.at_ms for t in script.told])
+    assert [t.queue_ms for t in told] == pytest.approx([t.queue_ms for t in script.told], abs=0.01)
+    for simulated, session in zip(ours, real, strict=True):
+        stats = session.statistics
+        assert (simulated.target_forwards, simulated.verified_tokens, simulated.accepted_tokens, simulated.fills) == (
+            stats.target_forwards,
+            stats.verified_tokens,
+            stats.accepted_tokens,
+            stats.fills,
+        )
+        assert simulated.trimmed_tokens == stats.trimmed_tokens
+        assert simulated.waited_ms == pytest.approx(stats.waited_us / 1e3, abs=0.1)
+    if step_tokens < 10:
+        assert sum(session.trimmed_tokens for session in ours) > 0
+    assert any(session.waited_ms > 0 for session in ours)
