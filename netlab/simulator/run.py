@@ -24,7 +24,10 @@ TOKEN_IDS = 30_000
 
 @dataclass(frozen=True)
 class Rider:
-    """One device. starts_ms: when it opens its session. A pace and a link serve one rider only."""
+    """One device. A pace and a link serve one rider only.
+
+    starts_ms: when it opens its session. leaves_patience: to the verifier, whatever its pace would ask for.
+    """
 
     answer: Answer
     link: Link
@@ -32,6 +35,7 @@ class Rider:
     device: DeviceSettings = field(default_factory=DeviceSettings)
     prompt_tokens: int = PROMPT_TOKENS
     starts_ms: float = 0.0
+    leaves_patience: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ class _Ride:
         self.session = Session(
             self._prompt,
             self._truth[: rider.answer.tokens],
-            pace.patience_ms,
+            None if rider.leaves_patience else pace.patience_ms,
             self._env.now,
             self._send_commit,
             self._verifier.settings,
@@ -183,7 +187,10 @@ class _Ride:
         assert self.session is not None
         # A confidence travels as a byte. They are those at the end of the line: what a draft sends is all there was.
         confidences = self._device.line.confidences[-len(draft.tokens) :] if draft.tokens else []
-        draft = draft._replace(confidences=[round(255 * confidence) / 255 for confidence in confidences])
+        draft = draft._replace(
+            confidences=[round(255 * confidence) / 255 for confidence in confidences],
+            patience_ms=None if self.rider.leaves_patience else draft.patience_ms,
+        )
         arrival_ms = self.rider.link.up.arrival_ms(self._env.now, draft.size_bytes)
         after(self._env, arrival_ms - self._env.now, partial(self._verifier.draft, self.session, draft))
 
