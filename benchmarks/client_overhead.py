@@ -19,7 +19,7 @@ from benchmarks import report
 from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
-from netlab.demo import DEMO
+from netlab.experiments.rig import DEMO
 from netlab.race import WARM_UP, chat
 from netlab.verifier_process import VerifierProcess
 from speculation.pace import PATIENCE_UNLIMITED_MS, Action, Pace, View

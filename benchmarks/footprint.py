@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
-from netlab.demo import DEMO
+from netlab.experiments.rig import DEMO
 from netlab.verifier_process import VerifierProcess
 
 CLIENT = """

@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 
 from netlab.commands.link import link
+from netlab.commands.profiles import profiles
 from netlab.commands.race import race
 from netlab.commands.record import record
 from netlab.commands.simulate import simulate
+from netlab.commands.sweep import sweep
 
 
 @click.group(
@@ -23,7 +25,7 @@ def main() -> None:
     """The network-latency laboratory of Outrider."""
 
 
-for command in (link, simulate, record, race):
+for command in (link, profiles, simulate, record, race, sweep):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from edge_client.types import StreamChunk
 from netlab import provenance
+from netlab.experiments import rig
 from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
+from netlab.prompts import OPENINGS
 from netlab.race import SWEEP, Figures, Lane, chat, ignore, interleaved, open_lanes, same_words
 from netlab.race_view import Pane, Pieces, RaceView, draw, table
 from netlab.verifier_process import VerifierProcess, VerifierProcessError
@@ -34,21 +36,6 @@ from speculation.sampling import SamplingParams
 
 OUTRIDER = "Outrider"
 WAYS = {"streaming": "streaming", "sync": "sync", OUTRIDER: "adaptive"}
-DEMO = Path(__file__).resolve().parent.parent / "models" / "demo"
-OPENINGS = (
-    "I'd like to book a table for two at an Italian restaurant in San Jose this Friday evening.",
-    "Can you find me a bus from Sacramento to Los Angeles for tomorrow morning?",
-    "I need a hotel in Chicago for three nights, something with at least four stars.",
-    "What will the weather be like in Portland on Saturday?",
-    "Play me some rock music, something from last year.",
-    "I'm looking for an apartment to rent in Oakland with two bedrooms.",
-    "Please find a dentist in Berkeley who has time next Monday.",
-    "Are there any good concerts in New York next weekend?",
-    "Rent me a car in Seattle from the 8th to the 12th of March.",
-    "Send 50 dollars from my checking account to Maria.",
-    "Is there a comedy I could watch tonight in Fremont?",
-    "I want to fly from Atlanta to Phoenix on the first of March, economy class.",
-)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -61,8 +48,8 @@ OPENINGS = (
 @click.option("--seed", default=7, type=click.IntRange(0, 2**64 - 1), help="Same seed, same words.")
 @click.option("--prompts", default=6, type=click.IntRange(1, len(OPENINGS)), help="How many prompts to race over.")
 @click.option("--max-tokens", default=96, type=click.IntRange(2, 512), help="Tokens per answer.")
-@click.option("--target", default=DEMO / "target", type=click.Path(path_type=Path), help="Target model folder.")
-@click.option("--drafter", default=str(DEMO / "drafter-onnx"), help="GGUF file or ONNX folder.")
+@click.option("--target", default=rig.DEMO / "target", type=click.Path(path_type=Path), help="Target model folder.")
+@click.option("--drafter", default=str(rig.DEMO / "drafter-onnx"), help="GGUF file or ONNX folder.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
 @click.option("--svg", "svg_file", type=click.Path(path_type=Path, dir_okay=False), help="Draw the race's finish here.")
 def main(json_file: Path | None, svg_file: Path | None, **options: Any) -> None:

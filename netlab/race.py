@@ -20,6 +20,8 @@ OnChunk = Callable[[StreamChunk], None]
 MakePace = Callable[[], Pace]
 Load = Callable[[], Drafter | str | None]  # a drafter, or what names one, for one client
 
+Watch = Callable[[str, Pace], Pace]  # given a lane's name and the pace of a new session: the pace to ride with
+
 SYNC = "sync"  # in the laboratory: textbook rounds with the best length of a sweep
 SWEEP = (2, 4, 8, 12, 16, 24, 32)
 WARM_UP = "Hello, can you help me find something to do in San Francisco?"
@@ -33,6 +35,11 @@ def chat(text: str) -> list[dict[str, str]]:
 
 def ignore(_chunk: StreamChunk) -> None:
     """Look at no chunk."""
+
+
+def unwatched(_lane: str, pace: Pace) -> Pace:
+    """The pace as it is."""
+    return pace
 
 
 @dataclass(frozen=True)
@@ -165,8 +172,10 @@ class Figures:
 
 
 @contextlib.contextmanager
-def open_lanes(address: str, load: Load, wanted: Mapping[str, str]) -> Iterator[list[Lane]]:
+def open_lanes(address: str, load: Load, wanted: Mapping[str, str], watch: Watch = unwatched) -> Iterator[list[Lane]]:
     """A warm lane per entry of `wanted`, name to policy, each with a client and, unless it streams, its own drafter.
+
+    Without a drafter every lane streams.
 
     Raises PolicyError for a policy that does not exist, DrafterError if `load` does, SessionError.
     """
@@ -175,12 +184,16 @@ def open_lanes(address: str, load: Load, wanted: Mapping[str, str]) -> Iterator[
         for name, policy in wanted.items():
             drafter = None if policy == "streaming" else load()
             best_sync = BestSync() if policy == SYNC and drafter is not None else None
-            pace: str | MakePace = policy if drafter is None else best_sync.pace if best_sync else policies.find(policy)
-            client = stack.enter_context(EdgeClient(address, drafter, pace=pace))
+            make = best_sync.pace if best_sync else policies.find(policy if drafter is not None else "streaming")
+            client = stack.enter_context(EdgeClient(address, drafter, pace=_watched(make, name, watch)))
             lanes.append(Lane(name, policy, client, best_sync))
         for lane in lanes:
             lane.client.generate(chat(WARM_UP), SamplingParams(max_tokens=8, ignore_eos=True), seed=0)
         yield lanes
+
+
+def _watched(make: MakePace, name: str, watch: Watch) -> MakePace:
+    return lambda: watch(name, make())
 
 
 def interleaved(lanes: Sequence[Lane], prompts: Sequence[str]) -> Iterator[tuple[Lane, int]]:

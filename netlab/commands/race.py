@@ -9,8 +9,6 @@ import click
 
 from netlab.commands.options import FILE_OUT, numbers, words
 
-DEMO_TARGET = Path(__file__).resolve().parents[2] / "models" / "demo" / "target"
-
 
 @click.command()
 @click.option("--rtt-ms", callback=numbers, default="0,20,50,100,200", help="Round trips.")
@@ -24,10 +22,9 @@ DEMO_TARGET = Path(__file__).resolve().parents[2] / "models" / "demo" / "target"
 )
 @click.option(
     "--target",
-    default=DEMO_TARGET,
-    show_default="the demo target",
+    default="demo",
     type=click.Path(path_type=Path),
-    help="Target model: a local folder or a hub id.",
+    help="Target model: a local folder, a hub id or demo.",
 )
 @click.option(
     "--step-ms", default=30.0, type=click.FloatRange(0), help="Least time of a target step: emulates its size."
@@ -57,11 +54,11 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
     from edge_client.drafters.base import DrafterError
     from edge_client.errors import SessionError
     from netlab import provenance
-    from netlab.demo import OPENINGS
     from netlab.experiments import conditions as networks
     from netlab.experiments import race as races
     from netlab.experiments import race_table
     from netlab.link_process import LinkProcessError
+    from netlab.prompts import OPENINGS
     from netlab.verifier_process import VerifierProcessError
     from speculation import policies
 
@@ -91,7 +88,7 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
         raise click.ClickException(str(error)) from error
     console.print(race_table.table(rows))
     if json_file is not None:
-        shown = {"target": str(target) if target != DEMO_TARGET else "demo", "step_ms": step_ms, **options}
+        shown = {"target": str(target), "step_ms": step_ms, **options}
         shown["policies"] = list(settings.lanes)
         figures = {
             "commit": provenance.commit(),

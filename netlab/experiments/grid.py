@@ -46,8 +46,8 @@ class GridError(ValueError):
 class Cell:
     """One combination of conditions, under which all of the policies run.
 
-    profile: in place of round trip and jitter, which are NaN beside it... never both. acceptance, recording: what pair
-    is simulated; both None on the real programs. draft_ms: of a guess; 0 leaves a real drafter as fast as it is.
+    profile: in place of round trip and jitter, which are None beside it. acceptance, recording: what pair is simulated;
+    both None on the real programs. draft_ms: of a guess; 0 leaves a real drafter as fast as it is.
     """
 
     policies: tuple[str, ...]
@@ -62,13 +62,16 @@ class Cell:
     seed: int
     answers: int
     tokens: int
-    temperature: float
     shape: str
+    temperature: float
+    drafter: str
+    target: str
 
     @property
     def key(self) -> str:
-        """Short, and another for every other cell."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """Short, and another for every other cell; where the recording lies does not matter."""
+        told = asdict(self) | {"recording": self.recording and Path(self.recording).name}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Grid:
     policies: names. rtt_ms, jitter_ms, or in their place profiles. acceptance or in its place recordings (files of
     `netlab record`, relative to the grid's own), for the simulator only. draft_ms: of a guess; on the real programs the
     least time of one. devices: how many answers share a verifier at a time. seeds: another seed, another text. answers,
-    tokens: of a cell and policy. temperature: of the real programs. shape: of simulated hits.
+    tokens: of a cell and policy. shape: of simulated hits. temperature, drafter, target: of the real programs.
     """
 
     policies: tuple[str, ...] = ()
@@ -93,8 +96,10 @@ class Grid:
     seeds: tuple[int, ...] = (1,)
     answers: int = 6
     tokens: int = 128
-    temperature: float = 0.8
     shape: str = "heavy"
+    temperature: float = 0.8
+    drafter: str = "demo"
+    target: str = "demo"
     title: str = ""
     given: frozenset[str] = field(default=frozenset(), repr=False)  # what the file says, defaults left out
 
@@ -107,7 +112,7 @@ class Grid:
         return [
             Cell(
                 *(self.policies, *network, *pair, draft_ms, step_ms, devices, seed),
-                *(self.answers, self.tokens, self.temperature, self.shape),
+                *(self.answers, self.tokens, self.shape, self.temperature, self.drafter, self.target),
             )
             for step_ms, draft_ms, devices, pair, network, seed in itertools.product(
                 self.step_ms, self.draft_ms, self.devices, pairs, networks, self.seeds
@@ -116,7 +121,8 @@ class Grid:
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
-        return {name: value for name, value in asdict(self).items() if name != "given"}
+        told = {name: value for name, value in asdict(self).items() if name != "given"}
+        return told | {"recordings": [Path(name).name for name in self.recordings]}
 
 
 def read(path: Path) -> Grid:
@@ -146,7 +152,7 @@ def parse(values: dict[str, Any]) -> Grid:
             ready[name] = tuple(_number(name, each) for each in _axis(name, value))
         elif name in NAME_AXES:
             ready[name] = tuple(_text(name, each) for each in _axis(name, value))
-        elif name in ("title", "shape"):
+        elif name in ("title", "shape", "drafter", "target"):
             ready[name] = _text(name, value)
         else:
             ready[name] = _plain_number(name, value)
@@ -197,6 +203,8 @@ def _check(grid: Grid) -> None:
     for one, other in (("profiles", "rtt_ms"), ("profiles", "jitter_ms"), ("recordings", "acceptance")):
         if {one, other} <= grid.given:
             raise GridError(f"{one} take the place of {other}; leave one of the two out")
+    if len({Path(name).name for name in grid.recordings}) < len(grid.recordings):
+        raise GridError("two recordings have the same file name; rename one, or nobody can tell them apart later")
     if grid.shape not in SHAPES:
         raise GridError(f"there is no shape {grid.shape!r}; there are {' and '.join(SHAPES)}")
     for name, least in (("answers", 1), ("tokens", 2), ("temperature", 0)):

@@ -54,7 +54,7 @@ Event = Drafted | Sent | Committed
 
 @dataclass
 class Diary:
-    """What happened on one ride, in order. began_ms: when the pace was first asked, that is, when the session opened."""
+    """What happened on one ride, in order. began_ms: when the pace was first asked: the session is open."""
 
     events: list[Event] = field(default_factory=list)
     began_ms: float | None = None

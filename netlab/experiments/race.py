@@ -67,6 +67,7 @@ def race(
                 if lane.best_sync is not None:
                     on_answer(f"{condition}: {lane.candidate} is the best of {', '.join(map(str, SWEEP))}")
             for lane, index in interleaved(lanes, settings.prompts):
+                rig.link.configure(condition.for_answer(index))
                 lane.measure(rig.link, chat(settings.prompts[index]), settings.params, settings.seed + index)
                 on_answer(f"{condition}: {lane.candidate}")
             words = words or answers(lanes[0])

@@ -11,9 +11,10 @@ from edge_client.client import EdgeClient
 from edge_client.drafters.base import Drafter
 from netlab.experiments import drafters
 from netlab.link_process import LinkProcess
-from netlab.race import Lane, open_lanes
+from netlab.race import Lane, Watch, open_lanes, unwatched
 from netlab.verifier_process import VerifierProcess
 
+DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 MAX_SESSIONS = 64
 
 
@@ -30,7 +31,9 @@ class Rig:
         return f"127.0.0.1:{self.link.port}"
 
     @contextlib.contextmanager
-    def lanes(self, wanted: Mapping[str, str], drafter: str, draft_ms: float = 0.0) -> Iterator[list[Lane]]:
+    def lanes(
+        self, wanted: Mapping[str, str], drafter: str, draft_ms: float = 0.0, watch: Watch = unwatched
+    ) -> Iterator[list[Lane]]:
         """Warm lanes over the link as it is now; see `open_lanes` and `drafters.load`.
 
         Raises DrafterError, PolicyError, SessionError.
@@ -41,19 +44,20 @@ class Rig:
         def load() -> Drafter | None:
             return drafters.load(drafter, draft_ms, info.vocabulary_size, info.vocabulary_fingerprint)
 
-        with open_lanes(self.address, load, wanted) as lanes:
+        with open_lanes(self.address, load, wanted, watch) as lanes:
             yield lanes
 
 
 @contextlib.contextmanager
 def start(target: Path, step_ms: float) -> Iterator[Rig]:
-    """Start verifier and link. step_ms: least time of a target step.
+    """Start verifier and link. target: a folder, or "demo". step_ms: least time of a target step.
 
     Raises VerifierProcessError, LinkProcessError.
     """
+    folder = DEMO / "target" if str(target) == "demo" else target
     options = ["--step-ms", str(step_ms), "--threads", "1", "--max-sessions", str(MAX_SESSIONS)]
     with (
-        VerifierProcess(target, options=options) as verifier,
+        VerifierProcess(folder, options=options) as verifier,
         LinkProcess(("127.0.0.1", verifier.port)) as link,
     ):
         yield Rig(verifier, link)
