@@ -104,6 +104,11 @@ class LinkSettings:
         return self.rtt_trace.median_ms if self.rtt_trace else self.delay_up_ms + self.delay_down_ms
 
     @property
+    def mean_rtt_ms(self) -> float:
+        """With the mean jitter of both ways, but without waiting for rates, losses and outages."""
+        return self.rtt_ms + self.jitter_ms
+
+    @property
     def outage_share(self) -> float:
         """Share of the time that the link spends in outages, in the long run."""
         return self.bad_ms / (self.good_ms + self.bad_ms) if self.bad_ms else 0.0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
+from netlab.commands.link_options import is_given, link_options, link_settings
 from netlab.commands.options import address
 
 if TYPE_CHECKING:
     from netlab.link import Link
+    from netlab.link_settings import LinkSettings
 
 
 @click.command()
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     "target",
     type=address,
     metavar="HOST:PORT",
-    required=True,
     envvar="OUTRIDER_NETLAB_LINK_TO",
     show_envvar=True,
     help="Where they lead to.",
@@ -38,32 +40,76 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="Round trip, half of it each way.",
 )
-@click.option("--jitter-ms", default=0.0, show_envvar=True, help="Most extra delay of a burst; never reorders.")
-@click.option("--up-kbps", default=0.0, show_envvar=True, help="Bandwidth towards the target; 0 for no limit.")
-@click.option("--down-kbps", default=0.0, show_envvar=True, help="Bandwidth back; 0 for no limit.")
-@click.option("--loss", default=0.0, show_envvar=True, help="Share of packets lost.")
-@click.option("--loss-stall-ms", default=200.0, show_envvar=True, help="How long a loss holds up its connection.")
-@click.option("--seed", default=0, show_envvar=True, help="Of jitter and losses.")
-def link(listen: tuple[str, int], target: tuple[str, int], rtt_ms: float, **settings: float) -> None:
+@link_options
+@click.option("--seed", default=0, show_envvar=True, help="Of jitter, losses and outages.")
+@click.option(
+    "--netem",
+    metavar="INTERFACE",
+    help="Run no link; print the tc commands that make the kernel's netem behave so on an interface.",
+)
+@click.option("--apply", is_flag=True, help="Run what --netem prints; takes root's rights.")
+@click.pass_context
+def link(
+    context: click.Context,
+    listen: tuple[str, int],
+    target: tuple[str, int] | None,
+    rtt_ms: float,
+    seed: int,
+    netem: str | None,
+    apply: bool,
+    **_: object,
+) -> None:
     """Emulate a link between any two programs.
 
     Runs until Ctrl-C, then prints what the link carried. Point the client at --listen instead of the server:
 
     \b
         netlab link --listen 127.0.0.1:6000 --to 127.0.0.1:50051 --rtt-ms 80 --jitter-ms 10
+        netlab link --listen 127.0.0.1:6000 --to 127.0.0.1:50051 --profile lte
+        netlab link --profile lte --netem eth0
     """
+    described = ("rtt_ms", "profile", "rtt_trace", "delay_up_ms", "delay_down_ms")
+    wanted = is_given(context, "rtt_ms") or not any(is_given(context, name) for name in described)
+    settings = link_settings(context, rtt_ms if wanted else None)
+    if is_given(context, "seed"):
+        settings = replace(settings, seed=seed)
+    if netem is not None:
+        _netem(settings, netem, apply)
+        return
+    if apply:
+        raise click.UsageError("--apply runs what --netem prints; name an interface with --netem.")
+    if target is None:
+        raise click.UsageError("Missing option '--to': where the connections lead to.")
+
     import asyncio
 
     from netlab.event_loop import precise_event_loop, wake_promptly
-    from netlab.link import Link, LinkSettings
+    from netlab.link import Link
 
-    try:
-        behaviour = LinkSettings(delay_up_ms=rtt_ms / 2, delay_down_ms=rtt_ms / 2, **settings)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise click.UsageError(f"{error}.") from error
     wake_promptly()
     with asyncio.Runner(loop_factory=precise_event_loop) as runner:
-        runner.run(_run(Link(target, behaviour, listen=listen), listen, target))
+        runner.run(_run(Link(target, settings, listen=listen), listen, target))
+
+
+def _netem(settings: LinkSettings, interface: str, apply: bool) -> None:
+    """Print the plan, and run it if wanted."""
+    import shlex
+
+    from netlab import netem
+
+    plan = netem.plan(settings, interface)
+    for command in plan.commands:
+        click.echo(shlex.join(command))
+    for command in plan.undo:
+        click.echo(f"# undo: {shlex.join(command)}")
+    for sentence in plan.differences:
+        click.echo(f"# {sentence}")
+    if apply:
+        try:
+            netem.apply(plan)
+        except netem.NetemError as error:
+            raise click.ClickException(f"{error}.") from error
+        click.echo("# applied")
 
 
 async def _run(link: Link, listen: tuple[str, int], target: tuple[str, int]) -> None:
