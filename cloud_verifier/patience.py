@@ -16,10 +16,11 @@ class Patience:
     """One session's.
 
     What the device asks for is granted up to the operator's cap. A device that leaves it to the verifier is waited for
-    by its objective: *latency* not at all; *capacity* for as long as it takes to answer, so that few forwards are spent
-    on tokens it would have guessed; *balanced* for the share of that time that equals the engine's load: on an idle
-    engine a token of the verifier's own costs nobody anything, on a saturated one it takes the place of another
-    session's guess. A shorter wait is no wasted one: the answer under way is met by one of the next waits.
+    by its objective: *latency* never; *capacity* whenever there is nothing to check, for as long as the device takes to
+    answer, so that few forwards are spent on tokens it would have guessed; *balanced* as long, but only after as large
+    a share of the steps as the engine's load: on an idle engine a token of the verifier's own costs nobody anything, on
+    a saturated one it takes the place of another session's guess. (Waiting every time but only for a share of the
+    turnaround costs more time for the same forwards: a wait that is cut short is met by no guess.)
 
     Waiting for guesses that turn out wrong gains nothing. So the verifier waits less and less often while the log takes
     none of them: after 0, 1, 2, 4, 8, ... tokens since it took one, until it takes one again.
@@ -35,6 +36,7 @@ class Patience:
         self.turnaround = Turnaround()
         self.load = 0.0  # the engine's, after the session's latest step
         self._unguessed_tokens = 0
+        self._turn = 0.0  # grows by the load with every step; a balanced session waits when it passes a whole number
 
     @property
     def ms(self) -> int:
@@ -44,10 +46,12 @@ class Patience:
     def wrote(self, tokens: int, accepted: int) -> None:
         """A step wrote so many tokens, of which so many had been guessed."""
         self._unguessed_tokens = 0 if accepted else self._unguessed_tokens + tokens
+        self._turn = self._turn % 1.0 + self.load
 
     def _led_ms(self) -> int:
         unguessed = self._unguessed_tokens
         if self.objective is Objective.LATENCY or unguessed & (unguessed - 1):  # the latter: not 0 or a power of two
             return 0
-        share = 1.0 if self.objective is Objective.CAPACITY else min(1.0, self.load)
-        return min(self.MOST_LED_MS, math.ceil(share * self.turnaround.late_ms))
+        if self.objective is Objective.BALANCED and self._turn < 1:  # not its turn
+            return 0
+        return min(self.MOST_LED_MS, math.ceil(self.turnaround.late_ms))

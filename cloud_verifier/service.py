@@ -258,8 +258,9 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             )
         now_s = time.monotonic()
         confidences = [confidence / 255 for confidence in draft.confidence]
+        asks = not (draft.HasField("patience_ms") or draft.objective)
         try:
-            session.draft(draft.start, draft.tokens, draft.known_length, confidences, now_s)
+            session.draft(draft.start, draft.tokens, draft.known_length, confidences, now_s, asks=asks)
         except LineError as error:
             raise VerifierError(StatusCode.ABORTED, "KNOWN_LENGTH", str(error), resumable=True) from error
         change_patience(session.patience, draft)

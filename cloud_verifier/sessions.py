@@ -142,15 +142,25 @@ class Session:
         return None if due_s == math.inf else due_s
 
     def draft(
-        self, start: int, tokens: Sequence[int], known_length: int, confidences: Sequence[float], now_s: float
+        self,
+        start: int,
+        tokens: Sequence[int],
+        known_length: int,
+        confidences: Sequence[float],
+        now_s: float,
+        *,
+        asks: bool = True,
     ) -> None:
-        """Take a draft. Raises LineError if it claims to know what is not written yet."""
+        """Take a draft. asks: whether one without tokens asks for a token of the verifier's own.
+
+        Raises LineError if it claims to know what is not written yet.
+        """
         idle = not (self.line.guesses or self.nudged)
         self.line.draft(start, tokens, known_length, self.max_lookahead, confidences)
         if tokens:
             self.draft_budget.heard(self.line.length - known_length)
             self.patience.turnaround.came(known_length, now_s * 1e3)
-        elif known_length == self.line.length:
+        elif asks and known_length == self.line.length:
             self.nudged = True
         if idle:
             self.roused_s = now_s

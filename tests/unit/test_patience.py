@@ -109,13 +109,28 @@ def test_what_a_device_asks_for_is_granted_up_to_the_cap(
     assert measured(Patience(asked_ms, objective, cap_ms)).ms == granted_ms
 
 
-def test_left_to_the_verifier_patience_goes_by_the_objective() -> None:
-    latency, balanced, capacity = (measured(Patience(None, objective)) for objective in Objective)
-    assert (latency.ms, balanced.ms, capacity.ms) == (0, 0, 80)
-    latency.load = balanced.load = capacity.load = 0.5
-    assert (latency.ms, balanced.ms, capacity.ms) == (0, 40, 80)
-    latency.load = balanced.load = capacity.load = 1.0
-    assert (latency.ms, balanced.ms, capacity.ms) == (0, 80, 80)
+@pytest.mark.parametrize(
+    ("objective", "load", "waits"),
+    [
+        (Objective.LATENCY, 1.0, 0),
+        (Objective.BALANCED, 0.0, 0),
+        (Objective.BALANCED, 0.25, 10),
+        (Objective.BALANCED, 0.75, 30),
+        (Objective.BALANCED, 1.0, 40),
+        (Objective.CAPACITY, 0.0, 40),
+    ],
+)
+def test_left_to_the_verifier_patience_goes_by_objective_and_load(
+    objective: Objective, load: float, waits: int
+) -> None:
+    patience = measured(Patience(None, objective))
+    patience.load = load
+    granted_ms = []
+    for _ in range(40):
+        patience.wrote(3, 2)
+        granted_ms.append(patience.ms)
+    assert granted_ms.count(80) == waits
+    assert granted_ms.count(0) == 40 - waits
 
 
 def test_a_device_that_was_never_heard_is_not_waited_for() -> None:

@@ -288,7 +288,8 @@ def play_real(script: Script, settings: VerifierSettings) -> tuple[list[Told], l
         while drafts and drafts[0][0] <= until_ms:
             at_ms, index, draft = drafts.popleft()
             if not real[index].over:
-                real[index].draft(draft.start, draft.tokens, draft.known_length, draft.confidences, at_ms / 1e3)
+                asks, now_s = draft.patience_ms is None, at_ms / 1e3
+                real[index].draft(draft.start, draft.tokens, draft.known_length, draft.confidences, now_s, asks=asks)
                 if draft.patience_ms is not None:
                     real[index].patience.asked_ms = draft.patience_ms
 
