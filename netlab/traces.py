@@ -94,15 +94,14 @@ class Replay:
 
 def read_rtts(path: Path) -> RttTrace:
     """Read round-trip times, `time_ms,rtt_ms`. Raises TraceError."""
-    times, rtts = _read(path, RTT_COLUMNS, MOST_RTT_MS, "a round trip of 0 to 120,000 ms")
-    return RttTrace(times, rtts)
+    return RttTrace(*_read(path, RTT_COLUMNS, MOST_RTT_MS, "a round trip of 0 to 120,000 ms"))
 
 
 def read_rates(path: Path) -> RateTrace:
     """Read rates, `time_ms,up_kbps,down_kbps`. Raises TraceError."""
-    times, up, down = _read(path, RATE_COLUMNS, MOST_KBPS, "rates of 0 to 1,000,000,000 kbps")
+    columns = _read(path, RATE_COLUMNS, MOST_KBPS, "rates of 0 to 1,000,000,000 kbps")
     try:
-        return RateTrace(times, up, down)
+        return RateTrace(*columns)
     except TraceError as error:
         raise TraceError(f"{path}: {error}") from None
 
@@ -111,11 +110,11 @@ def _read(path: Path, columns: tuple[str, ...], most: float, expected: str) -> l
     """The file's columns, times counted from its first line."""
     lines: list[list[float]] = []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file)
             if tuple(header := next(rows, [])) != columns:
                 raise TraceError(f"{path}, line 1: expected the header {','.join(columns)}, found {','.join(header)!r}")
-            for row in rows:
+            for row in filter(None, rows):  # empty lines say nothing
                 where, found = f"{path}, line {rows.line_num}", ",".join(row)
                 try:
                     time_ms, *values = numbers = [float(cell) for cell in row]

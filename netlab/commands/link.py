@@ -48,9 +48,7 @@ if TYPE_CHECKING:
     help="Run no link; print the tc commands that make the kernel's netem behave so on an interface.",
 )
 @click.option("--apply", is_flag=True, help="Run what --netem prints; takes root's rights.")
-@click.pass_context
 def link(
-    context: click.Context,
     listen: tuple[str, int],
     target: tuple[str, int] | None,
     rtt_ms: float,
@@ -68,6 +66,7 @@ def link(
         netlab link --listen 127.0.0.1:6000 --to 127.0.0.1:50051 --profile lte
         netlab link --profile lte --netem eth0
     """
+    context = click.get_current_context()
     described = ("rtt_ms", "profile", "rtt_trace", "delay_up_ms", "delay_down_ms")
     wanted = is_given(context, "rtt_ms") or not any(is_given(context, name) for name in described)
     settings = link_settings(context, rtt_ms if wanted else None)
