@@ -18,6 +18,7 @@ from cloud_verifier.server import Address, running
 from cloud_verifier.service import ServiceSettings, VerifierService
 from cloud_verifier.text import TextError
 from edge_client.drafters.base import Candidates, Drafter, DrafterError, DrafterInfo
+from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
 from tests.mock_engine import VOCABULARY_SIZE, next_token
 
 
@@ -61,11 +62,13 @@ class InProcessVerifier:
         max_lookahead: int = 64,
         scheduler: SchedulerSettings | None = None,
         service: ServiceSettings | None = None,
+        objective: Objective = Objective.LATENCY,
+        max_patience_ms: int = PATIENCE_UNLIMITED_MS,
         port: int = 0,
     ) -> None:
         self.engine, self._port = engine, port
         mock_or_real: Any = codec or LetterCodec()
-        self._served = Served("mock", engine.info, mock_or_real, max_lookahead)
+        self._served = Served("mock", engine.info, mock_or_real, max_lookahead, objective, max_patience_ms)
         self._settings = (scheduler, service)
         self._loop = asyncio.new_event_loop()
         self._ready: Future[int] = Future()
