@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from netlab.commands.agree import agree
 from netlab.commands.link import link
 from netlab.commands.profiles import profiles
 from netlab.commands.race import race
@@ -25,7 +26,7 @@ def main() -> None:
     """The network-latency laboratory of Outrider."""
 
 
-for command in (link, profiles, simulate, record, race, sweep):
+for command in (link, profiles, simulate, record, race, sweep, agree):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -18,6 +18,11 @@ DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 MAX_SESSIONS = 64
 
 
+def folder_of(target: Path) -> Path:
+    """A target's folder or hub id; "demo" is the demo pair's."""
+    return DEMO / "target" if str(target) == "demo" else target
+
+
 @dataclass(frozen=True)
 class Rig:
     """A verifier with its emulated link. Made by `start`, which also ends it."""
@@ -54,10 +59,9 @@ def start(target: Path, step_ms: float) -> Iterator[Rig]:
 
     Raises VerifierProcessError, LinkProcessError.
     """
-    folder = DEMO / "target" if str(target) == "demo" else target
     options = ["--step-ms", str(step_ms), "--threads", "1", "--max-sessions", str(MAX_SESSIONS)]
     with (
-        VerifierProcess(folder, options=options) as verifier,
+        VerifierProcess(folder_of(target), options=options) as verifier,
         LinkProcess(("127.0.0.1", verifier.port)) as link,
     ):
         yield Rig(verifier, link)

@@ -132,7 +132,7 @@ class _Stage:
                 rtt_ms=self.condition.rtt_ms,
                 jitter_ms=self.condition.settings.jitter_ms,
                 profile=cell.profile,
-                pair=self.pair.name,
+                pair=self.pair.name if cell.acceptance is None else f"acceptance {cell.acceptance:g}",
                 draft_ms=cell.draft_ms,
                 step_ms=cell.step_ms,
                 devices=cell.devices,
