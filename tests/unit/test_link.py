@@ -23,6 +23,9 @@ import pytest
 from netlab.event_loop import precise_event_loop
 from netlab.link import Link, LinkCounters, LinkSettings
 from netlab.link_process import LinkProcess, LinkProcessError
+from netlab.outages import Outages
+from netlab.simulator.link import Link as SimulatedLink
+from netlab.traces import RateTrace, RttTrace
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 NOISE = np.random.default_rng(7).bytes(1 << 20)
@@ -89,8 +92,26 @@ async def echoed(link: Link, data: bytes) -> bytes:
         LinkSettings(up_kbps=80_000, down_kbps=60_000, jitter_ms=2),
         LinkSettings(loss=0.002, loss_stall_ms=5, jitter_ms=3, seed=2),
         LinkSettings(buffer_bytes=4096, delay_up_ms=1),
+        LinkSettings(jitter_ms=2, jitter_model="pareto", seed=4),
+        LinkSettings(up_kbps=80_000, down_kbps=60_000, burst_bytes=20_000, queue_ms=5, delay_up_ms=2),
+        LinkSettings(good_ms=30, bad_ms=10, queue_ms=3, seed=1),
+        LinkSettings(good_ms=20, bad_ms=10, bad_loss=0.2, loss_stall_ms=3),
+        LinkSettings(rtt_trace=RttTrace((0, 20, 30), (6, 0, 10)), offset_ms=15),
+        LinkSettings(rate_trace=RateTrace((0, 20, 30), (60_000, 0, 90_000), (80_000, 70_000, 0))),
     ],
-    ids=["plain", "jitter", "bandwidth", "loss", "small buffer"],
+    ids=[
+        "plain",
+        "jitter",
+        "bandwidth",
+        "loss",
+        "small buffer",
+        "heavy tail",
+        "queue",
+        "outages",
+        "lossy outages",
+        "round trips",
+        "rates",
+    ],
 )
 def test_bytes_arrive_intact_and_in_order_and_are_counted(settings: LinkSettings) -> None:
     async def test() -> None:
@@ -167,6 +188,112 @@ def test_bytes_trickle_through_a_narrow_link() -> None:
             await reader.readexactly(1)
             assert link.counters().held_bytes > 0 or time.monotonic() - sent_at >= 0.200
             await reader.readexactly(49_999)
+            writer.close()
+
+    run(test())
+
+
+def test_a_bounded_queue_lets_others_in_between() -> None:
+    """Without the bound whoever came first would have it all: one connection sends a lot, another then a little."""
+
+    async def test() -> None:
+        arrived: list[int] = []
+
+        async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            total = 0
+            while data := await reader.read(65536):
+                total += len(data)
+                arrived.append(len(data))
+            writer.write(b"%d" % total)
+            writer.close()
+
+        async with link_to(note, LinkSettings(up_kbps=16_000, queue_ms=10)) as link:
+            much, little = await connect(link), await connect(link)
+            much[1].write(NOISE[:600_000])  # 300 ms of it
+            much[1].write_eof()
+            await until(lambda: len(arrived) > 0)
+            little[1].write(b"x")
+            little[1].write_eof()
+            assert await little[0].read() == b"1"
+            assert sum(arrived) < 600_001
+            assert await much[0].read() == b"600000"
+            much[1].close()
+            little[1].close()
+
+    run(test())
+
+
+def test_a_bounded_queue_leaves_the_rest_with_the_sender() -> None:
+    async def test() -> None:
+        async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while await reader.read(65536):
+                pass
+            writer.close()
+
+        async with link_to(swallow, LinkSettings(up_kbps=800, queue_ms=20)) as link:  # 2,000 bytes of queue
+            reader, writer = await connect(link)
+            writer.write(NOISE)
+            await until(lambda: link.counters().held_bytes > 0)
+            await asyncio.sleep(0.02)
+            one_read = 256 << 10
+            assert link.counters().bytes_up <= one_read
+            link.cut()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            assert link.counters().held_bytes == 0
+            writer.close()
+
+    run(test())
+
+
+def test_a_live_link_is_never_quicker_than_the_simulated_one() -> None:
+    settings = LinkSettings(
+        delay_up_ms=3, jitter_ms=6, jitter_model="lognormal", up_kbps=400, burst_bytes=90, loss=0.2, loss_stall_ms=9
+    )
+
+    async def test() -> None:
+        times: list[float] = []
+
+        async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while await reader.read(100):
+                times.append(time.monotonic())
+            writer.close()
+
+        async with link_to(note, settings) as link:
+            opened_at = time.monotonic()
+            _, writer = await connect(link)
+            await until(lambda: link.counters().open_connections == 1)
+            await asyncio.sleep(0.02)
+            simulated = SimulatedLink.of_settings(settings).up
+            for count in range(1, 13):
+                due_ms = simulated.arrival_ms((time.monotonic() - opened_at) * 1000, 100)
+                writer.write(NOISE[:100])
+                await until(lambda count=count: len(times) == count)  # type: ignore[misc]
+                assert times[-1] - opened_at >= due_ms / 1000 - 1e-6
+            writer.close()
+
+    run(test())
+
+
+def test_an_outage_delivers_nothing_until_it_ends() -> None:
+    outages = Outages(40, 30, 5)  # good at first
+    assert not outages.at(0)[0]
+
+    async def test() -> None:
+        held = 0
+        before = time.monotonic()
+        async with link_to(echo, LinkSettings(good_ms=40, bad_ms=30, seed=5)) as link:
+            after = time.monotonic()  # the outages are counted from a moment between the two
+            reader, writer = await connect(link)
+            while held < 5:
+                sent = time.monotonic()
+                writer.write(b"x")
+                await reader.readexactly(1)
+                least, most = (outages.at((sent - origin) * 1000) for origin in (after, before))
+                if least == most and least[0]:
+                    held += 1
+                    assert (time.monotonic() - before) * 1000 >= least[1]
+                await asyncio.sleep(0.002)
             writer.close()
 
     run(test())
@@ -420,11 +547,18 @@ def test_a_link_has_a_port_only_while_it_runs() -> None:
         ),
         ({"loss": 1}, r"loss is 1, but a link takes 0 to 0.99 as the share of packets lost"),
         ({"buffer_bytes": 1}, r"buffer_bytes is 1, but a link takes 4096 to"),
+        ({"burst_bytes": -1}, r"burst_bytes is -1, but a link takes 0 to"),
+        ({"queue_ms": 1e9}, r"queue_ms is 1000000000.0, but"),
+        ({"good_ms": 5}, r"good_ms is 5 and bad_ms 0, but outages take at least 1 of both"),
+        ({"good_ms": 5, "bad_ms": 0.5}, r"good_ms is 5 and bad_ms 0.5, but outages take at least 1 of both"),
+        ({"bad_loss": 1.1}, r"bad_loss is 1.1, but a link takes 0 to 1 as the share of packets lost in an outage"),
+        ({"jitter_model": "odd"}, r"jitter_model is 'odd', but a link takes uniform, normal, lognormal, pareto"),
+        ({"offset_ms": -1}, r"offset_ms is -1, but"),
     ],
 )
-def test_wrong_settings_are_refused_with_a_sentence(wrong: dict[str, float], sentence: str) -> None:
+def test_wrong_settings_are_refused_with_a_sentence(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        replace(LinkSettings(), **wrong)  # type: ignore[arg-type]
+        replace(LinkSettings(), **wrong)
 
 
 def test_a_round_trip_is_split_in_halves() -> None:
@@ -482,7 +616,8 @@ def test_a_link_process_is_controlled_over_its_pipe() -> None:
             assert link.counters() == LinkCounters(bytes_up=4, bytes_down=4, connections=1, open_connections=1)
             link.reset_counters()
             assert link.counters() == LinkCounters(open_connections=1)
-            link.configure(LinkSettings.of_rtt(30))
+            trace = RttTrace(tuple(float(i) for i in range(20_000)), (30.0,) * 20_000)  # more than a pipe takes at once
+            link.configure(LinkSettings(rtt_trace=trace, jitter_model="pareto"))
             assert echo_once(connection) >= 0.030
             link.configure(LinkSettings())
             stalled_at = time.monotonic()

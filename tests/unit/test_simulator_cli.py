@@ -50,6 +50,18 @@ def test_a_recorded_pair_and_a_trace_of_round_trips(tmp_path: Path) -> None:
     assert "oracle" in run(*arguments, "--answers", "3", "--jitter-ms", "0")
 
 
+def test_a_profile_and_a_trace_of_rates(tmp_path: Path) -> None:
+    file, rates = tmp_path / "figures.json", tmp_path / "rates.csv"
+    rates.write_text("time_ms,up_kbps,down_kbps\n0,200,200\n300,0,50\n400,3000,3000\n")
+    arguments = ["--profile", "subway", "--rate-trace", str(rates), "--policies", "server-led,oracle", *SMALL]
+    run(*arguments, "--json", str(file))
+    rows = json.loads(file.read_text())["rows"]
+    assert {row["rtt_ms"] for row in rows} == {58}
+    assert all(row["total_over_oracle_p50"] >= 0.9999 for row in rows)
+    run(*arguments, "--rtt-ms", "10,20", "--json", str(file))
+    assert {row["rtt_ms"] for row in json.loads(file.read_text())["rows"]} == {10, 20}
+
+
 def test_devices_that_share_a_verifier_leave_it_less_to_do_for_each(tmp_path: Path) -> None:
     busy = []
     for devices in ("1", "3"):
@@ -74,6 +86,8 @@ def test_devices_that_share_a_verifier_leave_it_less_to_do_for_each(tmp_path: Pa
         (["--devices", "0"], "a grid needs at least 1 devices, not 0."),
         (["--tokens", "1"], "a grid needs at least 2 tokens, not 1."),
         (["--up-kbps", "-1"], "up_kbps is -1.0, but a link takes 0 to"),
+        (["--profile", "5gg"], "there is no network profile '5gg'; there are lan, "),
+        (["--rtt-ms", "5", "--delay-up-ms", "1"], "--rtt-ms is halved each way; leave it or --delay-up-ms and"),
         (["--per-position-ms", "-1"], "per_position_ms is -1; it takes 0 to"),
         (["--informativeness", "1"], "informativeness is 1; it must be at least 0 and below 1."),
     ],

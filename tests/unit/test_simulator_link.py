@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from netlab import traces
 from netlab.link_settings import LinkSettings
 from netlab.simulator.link import Link
 from netlab.traces import RttTrace
@@ -56,31 +54,3 @@ def test_the_earliest_arrival_is_what_trying_every_moment_finds(seed: int) -> No
         found = min(moment + way.delay_ms(moment) for moment in moments)
         assert way.earliest_ms(now) == pytest.approx(found, abs=0.02)
         assert way.earliest_ms(now) <= found + 1e-9
-
-
-def test_a_trace_is_read_and_counted_from_its_beginning(tmp_path: Path) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_text("time_ms,rtt_ms\n5,28\n64.5,22\n120,16\n")
-    trace = traces.read_rtts(path)
-    assert trace == traces.RttTrace((0, 59.5, 115), (28, 22, 16))
-    assert (trace.duration_ms, trace.median_ms) == (170.5, 22)
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("", "line 1: expected the header time_ms,rtt_ms, found ''"),
-        ("a,b\n1,2\n", "line 1: expected the header time_ms,rtt_ms, found 'a,b'"),
-        ("time_ms,rtt_ms\n", "line 2: expected at least one measurement"),
-        ("time_ms,rtt_ms\n1,x\n", "line 2: expected two numbers, found '1,x'"),
-        ("time_ms,rtt_ms\n1,2\n2,3,4\n", "line 3: expected two numbers, found '2,3,4'"),
-        ("time_ms,rtt_ms\n1,2\n1,3\n", "line 3: expected a time after 1, found 1"),
-        ("time_ms,rtt_ms\n1,-2\n", "line 2: expected a finite time and a round trip of 0 to 120,000 ms, found '1,-2'"),
-        ("time_ms,rtt_ms\n1,nan\n", "line 2: expected a finite time"),
-    ],
-)
-def test_malformed_traces_name_file_line_and_what_was_expected(tmp_path: Path, text: str, sentence: str) -> None:
-    path = tmp_path / "bad.csv"
-    path.write_text(text)
-    with pytest.raises(traces.TraceError, match="bad.csv, " + sentence):
-        traces.read_rtts(path)
