@@ -38,11 +38,6 @@ class RttTrace:
         _check(self, ("times_ms", "rtts_ms"), 0, MOST_RTT_MS)
 
     @property
-    def duration_ms(self) -> float:
-        """After which it repeats."""
-        return _period_ms(self.times_ms)
-
-    @property
     def median_ms(self) -> float:
         """Of all measurements."""
         return statistics.median(self.rtts_ms)
@@ -62,11 +57,6 @@ class RateTrace:
         for name in ("up_kbps", "down_kbps"):
             if not any(getattr(self, name)):
                 raise TraceError(f"a trace with {name} of 0 all along lets nothing pass, ever")
-
-    @property
-    def duration_ms(self) -> float:
-        """After which it repeats."""
-        return _period_ms(self.times_ms)
 
 
 class Replay:

@@ -35,7 +35,7 @@ class Way:
         self._outages = outages
         self._lossy = settings.bad_ms > 0 and settings.bad_loss < 1
         self._stalling = settings.bad_ms > 0 and not self._lossy
-        self._loses = settings.loss > 0 or self._lossy
+        self.loses = settings.loss > 0 or self._lossy
         self._shift_ms = settings.offset_ms - origin_ms
         self._tokens = float(settings.burst_bytes)
         self._constant_delay_ms = settings.delay_up_ms if self.up else settings.delay_down_ms
@@ -55,13 +55,15 @@ class Way:
         """The least time of arrival of anything that enters now or later."""
         passes_ms = self.passes_ms(now_ms)
         best = passes_ms + self.delay_ms(passes_ms)
-        while self._delays is not None:  # what leaves later but travels faster may arrive first
-            now_ms = self._delays.at(now_ms + self._shift_ms)[1] - self._shift_ms
-            if now_ms + self._delays.least >= best:
-                break
-            passes_ms = self.passes_ms(now_ms)
+        if self._delays is None:
+            return best
+        inside_ms = now_ms + self._shift_ms
+        while True:  # what leaves later but travels faster may arrive first
+            inside_ms = self._delays.at(inside_ms)[1]
+            if inside_ms - self._shift_ms + self._delays.least >= best:
+                return best
+            passes_ms = self.passes_ms(inside_ms - self._shift_ms)
             best = min(best, passes_ms + self.delay_ms(passes_ms))
-        return best
 
     def passes_ms(self, now_ms: float) -> float:
         """The first moment from now on at which anything passes."""
@@ -105,11 +107,6 @@ class Way:
         if self._lossy and self._outages.at(now_ms + self._shift_ms)[0]:
             return self.settings.bad_loss
         return self.settings.loss
-
-    @property
-    def loses(self) -> bool:
-        """Whether packets are ever lost."""
-        return self._loses
 
     def _rate(self, now_ms: float) -> tuple[float, float]:
         """Bytes per millisecond now, and until when that is so."""

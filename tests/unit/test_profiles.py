@@ -41,6 +41,11 @@ def test_every_profile_has_a_source_and_runs_in_the_simulator(name: str) -> None
     assert result.ttft_ms >= profile.settings.rtt_ms
 
 
+def test_the_page_on_networks_names_every_profile() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "networks.md").read_text()
+    assert all(f"`{name}`" in page for name in profiles.names())
+
+
 def test_a_file_of_ones_own_with_traces_beside_it(tmp_path: Path) -> None:
     (tmp_path / "rtt.csv").write_text("time_ms,rtt_ms\n0,20\n50,30\n")
     (tmp_path / "rates.csv").write_text("time_ms,up_kbps,down_kbps\n0,20,30\n50,30,0\n")

@@ -17,7 +17,7 @@ def test_round_trips_are_read_and_counted_from_its_beginning(tmp_path: Path) -> 
     path.write_text("time_ms,rtt_ms\n5,28\n64.5,22\n120,16\n")
     trace = traces.read_rtts(path)
     assert trace == traces.RttTrace((0, 59.5, 115), (28, 22, 16))
-    assert (trace.duration_ms, trace.median_ms) == (170.5, 22)
+    assert trace.median_ms == 22
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,6 @@ def test_rates_are_read_with_empty_lines_and_a_byte_order_mark(tmp_path: Path) -
     path.write_text("time_ms,up_kbps,down_kbps\n100,0,5000\n\n300,800,0\n", encoding="utf-8-sig")
     trace = traces.read_rates(path)
     assert trace == RateTrace((0, 200), (0, 800), (5000, 0))
-    assert trace.duration_ms == 400
 
 
 @pytest.mark.parametrize(
