@@ -7,10 +7,13 @@ import click
 from netlab.commands.agree import agree
 from netlab.commands.link import link
 from netlab.commands.profiles import profiles
+from netlab.commands.plot import plot
 from netlab.commands.race import race
 from netlab.commands.record import record
+from netlab.commands.report import report
 from netlab.commands.simulate import simulate
 from netlab.commands.sweep import sweep
+from netlab.commands.timeline import timeline
 
 
 @click.group(
@@ -26,7 +29,7 @@ def main() -> None:
     """The network-latency laboratory of Outrider."""
 
 
-for command in (link, profiles, simulate, record, race, sweep, agree):
+for command in (link, profiles, simulate, record, race, sweep, plot, timeline, report, agree):
     main.add_command(command)
 
 if __name__ == "__main__":
