@@ -10,12 +10,13 @@ class DraftBudget:
 
     Of the guesses on a device's line the first are spent before they land, for the log runs ahead of what the device
     knows: its *lead*. What follows is checked, a *share* of each step. A step that leaves guesses out pulls the share
-    towards what it gave; one that has room to spare lets it grow.
+    down a little towards what it gave, or up to it at once; one that has room to spare lets it grow. Gently: guesses
+    that a device did not draw cannot be checked when the next step has room, and that costs more than drawing them.
     """
 
-    FLOOR = 2  # guesses past the lead: a session that never drafts is never learned about
-    PULL = 0.25
-    GROWTH = 1.05
+    FLOOR = 4  # guesses past the lead: a session that never drafts is never learned about
+    PULL = 0.1
+    GROWTH = 1.1
 
     def __init__(self, most: int) -> None:
         """most: what the device may have on its line at best."""
@@ -35,6 +36,6 @@ class DraftBudget:
     def stepped(self, checked: int, left_out: int, *, full: bool) -> None:
         """A step checked so many guesses and left out so many; full: it had no room for another position."""
         if left_out:
-            self._share += self.PULL * (checked - self._share)
+            self._share = max(checked, self._share + self.PULL * (checked - self._share))
         elif not full:
             self._share = min(self._most, max(1.0, self._share) * self.GROWTH)

@@ -21,10 +21,12 @@ def test_an_idle_verifier_wants_all_it_can_get() -> None:
 
 def test_a_busy_verifier_wants_what_it_can_check_past_what_is_spent_on_the_way() -> None:
     budget = DraftBudget(64)
-    for _ in range(40):
+    for _ in range(100):
         budget.heard(6)
-        budget.stepped(3, 20, full=True)
-    assert budget.tokens == 6 + 3 + 1  # the share nears 3 from above
+        budget.stepped(7, 20, full=True)
+    assert budget.tokens == 6 + 7 + 1  # the share nears 7 from above
+    budget.stepped(12, 1, full=True)
+    assert budget.tokens == 6 + 12
 
 
 def test_a_device_whose_guesses_are_never_checked_may_still_guess_a_little() -> None:
