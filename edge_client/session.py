@@ -96,6 +96,7 @@ class RidingLoop:
         self._told_patience_ms: int | None = pace.patience_ms
         self._unsent_since_s = 0.0
         self._budget = 0
+        self._draft_bytes: dict[int, int] = {}  # by the clock reading that its echo will bring
         self.ride = Ride()
         self.opened: pb.Opened | None = None
 
@@ -111,13 +112,17 @@ class RidingLoop:
                     self.ride.total_ms = self._elapsed_ms()
                     return finished
             action = self._pace.next(self._view()) if self.opened else Action.WAIT
-            if action is Action.DRAFT:
+            if action is Action.DRAFT and not self._more_patience():
                 self._draft()
             elif action is Action.FLUSH or self._pace.patience_ms != self._told_patience_ms:
                 self._flush()
             elif (finished := self._handle(inbox.get(), emit)) is not None:
                 self.ride.total_ms = self._elapsed_ms()
                 return finished
+
+    def _more_patience(self) -> bool:
+        """Whether the verifier should wait longer than it knows: it has to be told before the guesses come."""
+        return self._told_patience_ms is not None and self._pace.patience_ms > self._told_patience_ms
 
     def cancel(self) -> None:
         """Ask the verifier to end the session; it answers with Finished."""
@@ -210,8 +215,10 @@ class RidingLoop:
                 rtt_ms=heard.rtt_ms,
                 forward_ms=commit.forward_us / 1e3,
                 queue_ms=commit.queue_us / 1e3,
+                echoed_bytes=self._draft_bytes.get(commit.echo_sent_at_us, 0),
             )
         )
+        self._draft_bytes = {at: size for at, size in self._draft_bytes.items() if at >= commit.echo_sent_at_us}
         emit(Progress(new, drafted, commit.text, commit.logprobs[skipped:]))
 
     # -- what goes out ------------------------------------------------------------------------------------------------
@@ -263,8 +270,10 @@ class RidingLoop:
         )
         if self._pace.patience_ms != self._told_patience_ms:
             draft.patience_ms = self._told_patience_ms = self._pace.patience_ms
+        self._draft_bytes[draft.sent_at_us] = draft.ByteSize()
         self._link.send(pb.GenerateRequest(draft=draft))
-        self._in_flight = True
+        # A draft that brings nothing but a patience asks for nothing: no commit will answer it.
+        self._in_flight |= bool(tokens) or not draft.HasField("patience_ms")
         self.ride.draft_messages += 1
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from bisect import bisect_right
 from collections import deque
@@ -10,24 +11,54 @@ from speculation.line import Outcome
 
 
 class Window:
-    """The last few samples of a time, in milliseconds."""
+    """The last few samples of a time, in milliseconds: median_ms, least_ms, and late_ms, the 95th percentile."""
 
     def __init__(self, size: int, prior_ms: float) -> None:
         """prior_ms: what is assumed before the first sample."""
         self._samples: deque[float] = deque(maxlen=size)
-        self.median_ms = prior_ms
-        self.spread_ms = 0.0
+        self.median_ms = self.least_ms = self.late_ms = prior_ms
 
     def add(self, sample_ms: float) -> None:
         """Take a sample."""
         self._samples.append(sample_ms)
-        self.median_ms = statistics.median(self._samples)
-        self.spread_ms = self._late() - self.median_ms
-
-    def _late(self) -> float:
-        """The 90th percentile: what a careful planner reckons with."""
         ordered = sorted(self._samples)
-        return ordered[(len(ordered) * 9) // 10 if len(ordered) > 1 else 0]
+        self.median_ms = statistics.median(ordered)
+        self.least_ms = ordered[0]
+        self.late_ms = ordered[min(len(ordered) - 1, (len(ordered) * 19) // 20)]
+
+    @property
+    def spread_ms(self) -> float:
+        """How much later than usual a careful planner reckons with."""
+        return self.late_ms - self.median_ms
+
+
+class TransferTime:
+    """How long a byte takes through the slowest part of a link, from round trips of messages of different sizes.
+
+    The median of the slopes between pairs of samples (Theil and Sen): one late message in three moves it little.
+    """
+
+    WINDOW, EVERY = 24, 6
+    LEAST_SPREAD_BYTES = 16  # messages of much the same size say nothing of the rate
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[int, float]] = deque(maxlen=self.WINDOW)
+        self._count = 0
+        self.ms_per_byte = 0.0
+
+    def add(self, size_bytes: int, rtt_ms: float) -> None:
+        """Take the round trip of a message of this size."""
+        self._samples.append((size_bytes, rtt_ms))
+        self._count += 1
+        if len(self._samples) < self.WINDOW // 2 or self._count % self.EVERY:
+            return
+        slopes = [
+            (late_ms - early_ms) / (large - small)
+            for (small, early_ms), (large, late_ms) in itertools.permutations(self._samples, 2)
+            if large - small >= self.LEAST_SPREAD_BYTES
+        ]
+        if slopes:
+            self.ms_per_byte = max(0.0, statistics.median(slopes))
 
 
 class Calibration:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from speculation.adaptive import Adaptive
+from speculation.adaptive import Adaptive, Experience
 from speculation.pace import BoundedLookahead, FixedLookahead, Objective, Pace, Pipelined, Streaming, Synchronous
 from speculation.stopping import OptimalRounds
 
 DEFAULT = "adaptive"
 _PLAIN: dict[str, Callable[[], Pace]] = {
-    "adaptive": Adaptive,
     "server-led": BoundedLookahead,
     "pipelined": Pipelined,
     "sync": OptimalRounds,
     "streaming": Streaming,
 }
 _NUMBERED: dict[str, Callable[[int], Pace]] = {"fixed": FixedLookahead, "sync": Synchronous, "pipelined": Pipelined}
-NAMES = (*_PLAIN, *(f"{kind}:K" for kind in _NUMBERED))
+NAMES = (DEFAULT, *_PLAIN, *(f"{kind}:K" for kind in _NUMBERED))
 
 
 class PolicyError(ValueError):
@@ -26,9 +25,12 @@ class PolicyError(ValueError):
 
 
 def find(name: str, objective: Objective = Objective.LATENCY) -> Callable[[], Pace]:
-    """Makes one pace per session; only the adaptive one has an objective to choose. Raises PolicyError."""
+    """Makes one pace per session; the adaptive ones share what they measure, and have an objective.
+
+    Raises PolicyError.
+    """
     if name == DEFAULT:
-        return partial(Adaptive, objective)
+        return partial(Adaptive, objective, Experience())
     if name in _PLAIN:
         return _PLAIN[name]
     kind, _, number = name.partition(":")

@@ -70,6 +70,7 @@ class Device:
         self._told_patience_ms = pace.patience_ms
         self._unsent_since_ms = 0.0
         self._rtt_ms: float | None = None
+        self._draft_bytes: dict[float, int] = {}
         self._budget = 0
 
     def hear(self, commit: Commit) -> None:
@@ -90,7 +91,8 @@ class Device:
                 if self._commit(*inbox.popleft()):
                     return
             action = pace.next(self._view())
-            if action is Action.DRAFT:
+            changed = pace.patience_ms != self._told_patience_ms
+            if action is Action.DRAFT and pace.patience_ms <= self._told_patience_ms:
                 idle_flushes = 0
                 lacking = self.line.end - self._held
                 if lacking > FEED_TOKENS:
@@ -101,8 +103,8 @@ class Device:
                 draft_ms = self._settings.drafting_ms(env.now) + (lacking - 1) * self._settings.feed_ms
                 yield env.timeout(draft_ms)
                 self._guess(draft_ms)
-            elif action is Action.FLUSH or pace.patience_ms != self._told_patience_ms:
-                idle_flushes += not self.line.unsent
+            elif action is Action.FLUSH or changed:
+                idle_flushes += not (self.line.unsent or changed)
                 if idle_flushes > IDLE_FLUSHES:
                     raise PaceError(f"the pace {pace.name!r} sends empty drafts without end")
                 self._flush()
@@ -139,13 +141,16 @@ class Device:
         self.drafted_tokens += 1
 
     def _flush(self) -> None:
-        start, tokens, _confidences = self.line.flush()
+        start, tokens, confidences = self.line.flush()
         patience_ms = self._pace.patience_ms
         changed = patience_ms != self._told_patience_ms
         self._told_patience_ms = patience_ms
-        self._in_flight = True
+        self._in_flight |= bool(tokens) or not changed
         self.draft_messages += 1
-        self._send(Draft(start, tokens, self.line.length, self._env.now, patience_ms if changed else None))
+        now_ms, known = self._env.now, self.line.length
+        draft = Draft(start, tokens, known, now_ms, patience_ms if changed else None, _on_the_wire(confidences))
+        self._draft_bytes[now_ms] = draft.size_bytes
+        self._send(draft)
 
     def _commit(self, commit: Commit, came_ms: float, rtt_ms: float | None) -> bool:
         """Take a commit that came in at came_ms, maybe while a guess was drawn; returns whether it was the last."""
@@ -170,8 +175,16 @@ class Device:
                 rtt_ms=rtt_ms,
                 forward_ms=commit.forward_ms,
                 queue_ms=commit.queue_ms,
+                echoed_bytes=self._draft_bytes.get(commit.echo_sent_at_ms or 0.0, 0),
             )
         )
+        echoed_ms = commit.echo_sent_at_ms or 0.0
+        self._draft_bytes = {at: size for at, size in self._draft_bytes.items() if at >= echoed_ms}
         if commit.finished:
             self.finished_ms = self._env.now
         return commit.finished
+
+
+def _on_the_wire(confidences: Sequence[float]) -> list[float]:
+    """A byte each."""
+    return [min(255, round(confidence * 255)) / 255 for confidence in confidences]
