@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 import pytest
 
+from cloud_verifier.budget import Want
 from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
-from netlab.simulator.pair import Answer, independent
+from netlab.simulator.pair import Answer, heavy_headed, independent
 from netlab.simulator.run import Assignment, Played, Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
 from speculation.pace import BoundedLookahead, Objective, Streaming
@@ -72,6 +76,39 @@ def test_a_full_verifier_makes_more_of_good_drafters_than_of_bad_ones() -> None:
     assert min(used[:4]) > max(used[4:])
     checked = [result.verified_tokens / result.target_forwards for result in played.results]
     assert min(checked[:4]) > max(checked[4:])
+
+
+def first_come(wants: Sequence[Want], room: int, chunk: int) -> list[int]:
+    """What a scheduler without a budget policy does: everybody takes what there is."""
+    given = []
+    for want in wants:
+        given.append(min(room, min(want.pending, chunk) + (want.guesses if want.pending <= chunk else 0)))
+        room -= given[-1]
+    return given
+
+
+def test_survival_first_is_better_than_first_come_first_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Good and bad drafters, near and far: better on average, and for the worst-off, who stay ahead of streaming."""
+
+    def play() -> list[float]:
+        alphas, rtts_ms = (0.9, 0.6, 0.8, 0.4), (10, 30, 60, 100)
+        riders = [
+            Rider(
+                heavy_headed(alphas[i % 4]).answers(1, 300, seed=i)[0],
+                Link.of_rtt(rtts_ms[i // 4 % 4]),
+                BoundedLookahead(),
+                DeviceSettings(4),
+                starts_ms=3.0 * i,
+            )
+            for i in range(16)
+        ]
+        return [result.ms_per_token for result in simulate(riders, VerifierSettings(STEP, step_tokens=32)).results]
+
+    ours = play()
+    monkeypatch.setattr("netlab.simulator.verifier.allocate", first_come)
+    theirs = play()
+    assert statistics.mean(ours) < 0.95 * statistics.mean(theirs)
+    assert max(ours) <= 30 < max(theirs)
 
 
 def test_devices_draft_less_for_a_verifier_that_can_use_less() -> None:
