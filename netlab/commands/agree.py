@@ -38,8 +38,6 @@ def agree(json_file: Path | None, step_ms: float, **options: Any) -> None:
     with needs("demo", "lab"):
         from rich.console import Console
 
-        from cloud_verifier.engines.torch_engine.load import ModelError
-        from cloud_verifier.text import TextError
         from edge_client.drafters.base import DrafterError
         from edge_client.errors import SessionError
         from netlab import provenance
@@ -54,6 +52,10 @@ def agree(json_file: Path | None, step_ms: float, **options: Any) -> None:
         settings = agreement.AgreementSettings(**options)
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error
+    with needs("demo", "lab"):
+        from cloud_verifier.engines.torch_engine.load import ModelError  # late: torch takes seconds
+        from cloud_verifier.text import TextError
+
     try:
         measured, rows = _run(console, settings, step_ms)
     except (

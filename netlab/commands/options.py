@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,3 +37,18 @@ def words(_context: click.Context, _parameter: click.Parameter, value: str | Non
 
 FILE_OUT = click.Path(path_type=Path, dir_okay=False, writable=True)
 FILE_IN = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+
+def simulate_or_real(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --simulate and --real, one of which must be given; the command gets `simulate`, a bool."""
+
+    @functools.wraps(command)
+    def chosen(*, how: str | None, **options: Any) -> Any:
+        if how is None:
+            raise click.UsageError(
+                "say where to run it: --simulate, in the simulator, or --real, on the real programs."
+            )
+        return command(simulate=how == "simulate", **options)
+
+    real = click.option("--real", "how", flag_value="real", help="On the real programs.")
+    return click.option("--simulate", "how", flag_value="simulate", help="In the simulator.")(real(chosen))

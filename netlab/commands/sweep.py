@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from netlab.commands.extras import needs
+from netlab.commands.options import simulate_or_real
 
 if TYPE_CHECKING:
     from netlab.experiments.store import Store
@@ -19,28 +20,20 @@ MOST_PLAYS = 100_000  # some minutes
 MOST_HOURS = 1.0
 
 
-class GridFile(click.ParamType[Path]):
+def _grid_file(_context: click.Context, _parameter: click.Parameter, value: str) -> Path:
     """A path, or the name of a grid that comes with the laboratory."""
-
-    name = "grid"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Raises click.BadParameter with the names there are."""
-        path = Path(str(value))
-        shipped = GRIDS / f"{path}.toml"
-        if path.is_file():
-            return path
-        if path.name == str(path) and shipped.is_file():
-            return shipped
-        names = ", ".join(sorted(file.stem for file in GRIDS.glob("*.toml")))
-        raise click.BadParameter(
-            f"there is no file {str(value)!r}, nor a grid of that name; there are {names}", ctx, param
-        )
+    path, shipped = Path(value), GRIDS / f"{value}.toml"
+    if path.is_file():
+        return path
+    if path.name == value and shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(file.stem for file in GRIDS.glob("*.toml")))
+    raise click.BadParameter(f"there is no file {value!r}, nor a grid of that name; there are {names}.")
 
 
 @click.command()
-@click.argument("grid", type=GridFile())
-@click.option("--simulate/--real", required=True, default=None, help="In the simulator, or for real.")
+@click.argument("grid", callback=_grid_file)
+@simulate_or_real
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the results.")
 @click.option(
     "--jobs", default=os.cpu_count() or 1, show_default="all CPUs", type=click.IntRange(1), help="Of --simulate."

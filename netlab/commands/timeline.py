@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from netlab.commands.extras import needs
-from netlab.commands.options import words
+from netlab.commands.options import simulate_or_real, words
 
 
 @click.command()
-@click.option("--simulate/--real", required=True, default=None, help="In the simulator, or for real.")
+@simulate_or_real
 @click.option("--policies", callback=words, help="One panel each.  [default: sync,server-led,adaptive]")
 @click.option("--rtt-ms", default=60.0, type=click.FloatRange(0, 10_000), help="Round trip.")
 @click.option("--draft-ms", default=5.0, type=click.FloatRange(0.01, 10_000), help="Time of a guess; for real, least.")

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cloud_verifier.engines.torch_engine.load import load as load_engine
-from cloud_verifier.text import Codec
 from edge_client.drafters.base import DrafterError
 from netlab.experiments import drafters
 from netlab.experiments.conditions import Condition, of_rtts
@@ -84,9 +82,12 @@ def record(settings: AgreementSettings) -> list[Recorded]:
 
     Raises DrafterError, ModelError, TextError.
     """
+    from cloud_verifier.engines.torch_engine.load import load  # late: torch takes seconds
+    from cloud_verifier.text import Codec
+
     folder = str(folder_of(Path(settings.target)))
     codec = Codec(folder)
-    engine = load_engine(folder, strict=True, max_sequences=1, threads=1)
+    engine = load(folder, strict=True, max_sequences=1, threads=1)
     drafter = drafters.load(settings.drafter, 0.0, engine.info.vocabulary_size, codec.fingerprint)
     if drafter is None:
         raise DrafterError("without a drafter there is nothing to agree on")

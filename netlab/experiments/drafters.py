@@ -10,7 +10,7 @@ import numpy as np
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Candidates, Drafter, DrafterError, DrafterInfo
 
-GARBAGE, NONE = "garbage", "none"
+GARBAGE = "garbage"
 
 
 class Garbage(Drafter):

@@ -54,7 +54,7 @@ class Measure:
 
 MS_PER_TOKEN = Measure.plain("ms_per_token", "time per token (ms)")
 FORWARDS = Measure.plain("target_forwards_per_token", "target forwards per token")
-STEPS = Measure.plain("verifier_steps_per_token", "engine steps per token, all devices")
+ENGINE_MS = Measure.plain("verifier_ms_per_token", "engine time per token (ms)")
 LOOKAHEAD = Measure.plain("lookahead_tokens", "lookahead when sending (tokens)")
 SPEED_UP = Measure(
     "total_over_streaming", "speed-up over streaming", lambda row: 1 / ratio if (ratio := _ratio(row)) else None
@@ -130,12 +130,18 @@ def capacity(results: Results) -> Plot | None:
     plain = results.where(lambda row: row.get("profile") is None)
     if len(plain.values("devices")) < 2:
         return None
-    measures = [MS_PER_TOKEN, FORWARDS, STEPS]
+    measures = [MS_PER_TOKEN, FORWARDS, ENGINE_MS]
     groups = _groups(plain, ("rtt_ms", "pair", "draft_ms", "step_ms", "jitter_ms"))
     title, group = next(iter(groups.items()))
     measures = [each for each in measures if _lines(group, each, "devices")]
     figure, axes = style.panels(len(measures), shared=False)
     drawn = [(axis, _draw_lines(axis, group, each, DEVICES)) for axis, each in zip(axes, measures, strict=True)]
+    for axis in axes:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(group.values("devices"), [str(devices) for devices in group.values("devices")])
+        axis.minorticks_off()
+    for axis in (axis for axis, each in zip(axes, measures, strict=True) if each is ENGINE_MS):
+        axis.set_yscale("log")
     _label(figure, drawn, _colours(group))
     note = f" At {title}." if title else ""
     return Plot("capacity", f"Time and work per token over the devices that share one verifier.{note}", figure)
@@ -244,8 +250,8 @@ def _draw_lines(axis: Axes, results: Results, measure: Measure, x_axis: tuple[st
 
 
 def _label(figure: Figure, drawn: Sequence[tuple[Axes, Medians]], colours: dict[str, str]) -> None:
-    """Names at the lines' ends, once the limits stand: every axis begins at 0."""
-    for axis, _ in drawn:
+    """Names at the lines' ends, once the limits stand: every linear axis begins at 0."""
+    for axis in (axis for axis, _ in drawn if axis.get_yscale() == "linear"):
         axis.set_ylim(0, max(axis.get_ylim()[1], axis.dataLim.y1 * 1.03))
     figure.draw_without_rendering()
     for axis, lines in drawn:

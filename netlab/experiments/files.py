@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,6 +22,6 @@ def save(figure: Figure, folder: Path, name: str) -> None:
 def svg(figure: Figure, name: str) -> str:
     """As SVG, the same for the same figure. name: keeps the ids of several figures on one page apart."""
     text = io.StringIO()
-    with style.use(), mpl.rc_context({"svg.hashsalt": name, "svg.id": name}):
+    with style.use(), mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text.getvalue())

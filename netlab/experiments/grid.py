@@ -63,6 +63,8 @@ class Cell:
     answers: int
     tokens: int
     shape: str
+    per_position_ms: float
+    per_session_ms: float
     temperature: float
     drafter: str
     target: str
@@ -76,12 +78,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """What is varied, and what is not. Raises GridError from `check`, never later.
+    """What is varied, and what is not. `parse` and `read` make only what can be run.
 
-    policies: names. rtt_ms, jitter_ms, or in their place profiles. acceptance or in its place recordings (files of
-    `netlab record`, relative to the grid's own), for the simulator only. draft_ms: of a guess; on the real programs the
-    least time of one. devices: how many answers share a verifier at a time. seeds: another seed, another text. answers,
-    tokens: of a cell and policy. shape: of simulated hits. temperature, drafter, target: of the real programs.
+    policies: names. rtt_ms, jitter_ms, or in their place profiles. draft_ms: of a guess; on the real programs the least
+    time of one. step_ms: of the target's step; on the real programs the least. devices: how many answers share a
+    verifier at a time. seeds: another seed, another text. answers, tokens: of a cell and policy.
+
+    Of the simulator only: acceptance, or in its place recordings (files of `netlab record`, relative to the grid's
+    own); shape: of the hits; per_position_ms, per_session_ms: what positions and sessions add to a step. Of the real
+    programs only: temperature, drafter, target.
     """
 
     policies: tuple[str, ...] = ()
@@ -97,6 +102,8 @@ class Grid:
     answers: int = 6
     tokens: int = 128
     shape: str = "heavy"
+    per_position_ms: float = 0.0
+    per_session_ms: float = 0.0
     temperature: float = 0.8
     drafter: str = "demo"
     target: str = "demo"
@@ -112,7 +119,8 @@ class Grid:
         return [
             Cell(
                 *(self.policies, *network, *pair, draft_ms, step_ms, devices, seed),
-                *(self.answers, self.tokens, self.shape, self.temperature, self.drafter, self.target),
+                *(self.answers, self.tokens, self.shape, self.per_position_ms, self.per_session_ms),
+                *(self.temperature, self.drafter, self.target),
             )
             for step_ms, draft_ms, devices, pair, network, seed in itertools.product(
                 self.step_ms, self.draft_ms, self.devices, pairs, networks, self.seeds
@@ -207,6 +215,12 @@ def _check(grid: Grid) -> None:
         raise GridError("two recordings have the same file name; rename one, or nobody can tell them apart later")
     if grid.shape not in SHAPES:
         raise GridError(f"there is no shape {grid.shape!r}; there are {' and '.join(SHAPES)}")
-    for name, least in (("answers", 1), ("tokens", 2), ("temperature", 0)):
+    for name, least in (
+        ("answers", 1),
+        ("tokens", 2),
+        ("temperature", 0),
+        ("per_position_ms", 0),
+        ("per_session_ms", 0),
+    ):
         if not getattr(grid, name) >= least:
             raise GridError(f"{name} is {getattr(grid, name):g}; it must be at least {least}")

@@ -27,17 +27,17 @@ CONDITIONS = {
 STYLE = """
 :root { color-scheme: light; --ink: #222; --faint: #6b6b6b; --line: #e3e3e3; --best: #0b6e4f; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 68rem; background: #fff; color: var(--ink);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 72rem; background: #fff; color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; }
 p.lead { color: var(--faint); margin: 0; }
 figure { margin: 0 0 2rem; }
-figure svg { display: block; width: 100%; height: auto; }
+figure svg { display: block; max-width: 100%; height: auto; }
 figcaption { color: var(--faint); font-size: .88rem; max-width: 46rem; margin-top: .3rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .28rem .6rem; text-align: right; white-space: nowrap; }
+th, td { padding: .26rem .5rem; text-align: right; white-space: nowrap; }
 th { font-weight: 600; border-bottom: 1.5px solid var(--ink); vertical-align: bottom; }
 th.text, td.text { text-align: left; }
 tbody tr.first td { border-top: 1px solid var(--line); }
@@ -110,10 +110,11 @@ def _timeline(rides: Sequence[Ride]) -> list[str]:
 
 def _table(results: Results) -> str:
     shown = [name for name in CONDITIONS if len(results.values(name)) > 1]
-    if not shown:
-        shown = ["rtt_ms"]
+    if "profile" in shown:  # which has its own round trip and jitter
+        shown = [name for name in shown if name not in ("rtt_ms", "jitter_ms")]
+    shown = shown or ["rtt_ms"]
     groups: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
-    for row in results.rows:
+    for row in sorted(results.rows, key=lambda row: (row.get("step_ms") or 0, row["rtt_ms"])):
         key = tuple(row.get(name) for name in shown)
         groups.setdefault(key, {}).setdefault(row["policy"], []).append(row)
     head = "".join(_cell("th", CONDITIONS[name], text=name in ("profile", "pair")) for name in shown)
@@ -130,7 +131,7 @@ def _table(results: Results) -> str:
     ):
         head += _cell("th", name)
     body = []
-    for key in sorted(groups, key=_order):
+    for key in groups if "profile" in shown else sorted(groups, key=_order):
         policies = groups[key]
         medians = {name: float(np.median([r["ms_per_token"] for r in rows])) for name, rows in policies.items()}
         best = min(medians.values())
@@ -148,7 +149,7 @@ def _figures(rows: Sequence[Row], best: float) -> str:
     ratios = [row["total_over_streaming"] for row in rows]
     candidates = dict.fromkeys(row["candidate"] for row in rows)
     policy = rows[0]["policy"]
-    names = [name for name in candidates if name != policy]
+    names = [name.removeprefix(f"{policy}:") for name in candidates if name != policy]
     label = policy + (f" ({', '.join(names)})" if names else "")
     same = all(row["same_words"] for row in rows)
     cells = [

@@ -27,10 +27,11 @@ SEED_STRIDE = 1000  # seeds of a cell's answers lie between its own and the next
 
 def check(grid: Grid) -> None:
     """Refuse what the real programs cannot run. Raises GridError."""
-    for name in ("acceptance", "recordings", "shape"):
+    for name in ("acceptance", "recordings", "shape", "per_position_ms", "per_session_ms"):
         if name in grid.given:
             raise GridError(
-                f"the real programs have the acceptance that they have; leave {name} out, or run it with --simulate"
+                f"{name} is the simulator's, and the real programs have their own; "
+                "leave it out, or run the grid with --simulate"
             )
     try:
         for name in grid.policies:

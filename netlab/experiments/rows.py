@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from netlab.experiments.grid import Cell
-
 SIMULATED, REAL = "simulated", "real"
 
 
@@ -59,11 +57,3 @@ class Origin:
 
     mode: str
     commit: str
-
-
-def network_name(cell: Cell) -> str:
-    """For people."""
-    if cell.profile is not None:
-        return cell.profile
-    jitter = f" + {cell.jitter_ms:g} jitter" if cell.jitter_ms else ""
-    return f"RTT {cell.rtt_ms:g}{jitter} ms"

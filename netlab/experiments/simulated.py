@@ -96,7 +96,7 @@ class _Stage:
     def play(self, candidate: str, make: Callable[[], Pace]) -> _Played:
         """Every answer with a fresh pace and link, as many at a time as devices share the verifier."""
         cell = self.cell
-        verifier = VerifierSettings(StepTime(cell.step_ms))
+        verifier = VerifierSettings(StepTime(cell.step_ms, cell.per_position_ms, cell.per_session_ms))
         diaries = [Diary() for _ in self.answers]
         results: list[Result] = []
         steps, busy_ms = 0, 0.0

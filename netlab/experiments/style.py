@@ -86,21 +86,14 @@ def label_ends(axis: Axes, ends: dict[str, tuple[float, float]], colours: dict[s
 
     ends: name to the line's last point, in data. Call it once the limits stand.
     """
-    figure = axis.figure
-    points = figure.dpi / 72
-    least_gap = (LABEL_POINTS + 2.5) * points
-    placed: list[tuple[float, str]] = sorted((axis.transData.transform(end)[1], name) for name, end in ends.items())
-    heights: list[float] = []
-    for height, _ in placed:
-        heights.append(max(height, heights[-1] + least_gap) if heights else height)
-    # Pushed up only, they would drift away from their lines: shift the whole stack back by half of the drift.
-    drift = sum(new - old for new, (old, _) in zip(heights, placed, strict=True)) / max(1, len(placed))
-    for height, (_, name) in zip(heights, placed, strict=True):
-        _, y = axis.transData.transform(ends[name])
+    points = axis.figure.dpi / 72
+    gap = (LABEL_POINTS + 2.5) * points
+    wanted = sorted((axis.transData.transform(end)[1], name) for name, end in ends.items())
+    for height, (natural, name) in zip(spread([height for height, _ in wanted], gap), wanted, strict=True):
         axis.annotate(
             name,
             ends[name],
-            xytext=(6, (height - drift - y) / points),
+            xytext=(6, (height - natural) / points),
             textcoords="offset points",
             va="center",
             fontsize=LABEL_POINTS,
@@ -108,3 +101,21 @@ def label_ends(axis: Axes, ends: dict[str, tuple[float, float]], colours: dict[s
             color=colours[name],
             annotation_clip=False,
         )
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places at least `gap` apart, as close to the wanted ones (rising) as a pile of them can lie around its middle."""
+    piles: list[list[float]] = []  # each lies around the mean of what its members wanted
+    for place in wanted:
+        piles.append([place])
+        while len(piles) > 1 and _top(piles[-2], gap) + gap > _bottom(piles[-1], gap):
+            piles[-2:] = [piles[-2] + piles[-1]]
+    return [_bottom(pile, gap) + rank * gap for pile in piles for rank in range(len(pile))]
+
+
+def _bottom(pile: list[float], gap: float) -> float:
+    return sum(pile) / len(pile) - gap * (len(pile) - 1) / 2
+
+
+def _top(pile: list[float], gap: float) -> float:
+    return _bottom(pile, gap) + gap * (len(pile) - 1)
