@@ -8,32 +8,47 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_client.drafters.base import Drafter, DrafterError
+from edge_client.drafters.spec import CHAIN, HubModel, LocalModel, NamedDrafter, Part, parse
 
 _DEMO = Path(__file__).resolve().parents[2] / "models" / "demo" / "drafter-onnx"
-_ACCEPTED = 'a .gguf file, a folder with a .onnx file and its tokenizer.json, "demo", or "none"'
 
 
 def load_drafter(spec: str | Path | None, *, threads: int = 1) -> Drafter | None:
-    """Load the drafter that `spec` names: a .gguf file, a folder with a .onnx file, or "demo" for the demo pair's.
+    """Load what `spec` names: see `edge_client.drafters.spec`. None and "none" give None: no drafting.
 
-    None and "none" give None: no drafting. threads: for the runtime. Raises DrafterError with what is accepted.
+    threads: for the runtime. Raises DrafterError with what is accepted.
     """
-    if spec is None or spec == "none":
+    parts = parse(spec)
+    if not parts:
         return None
-    if spec == "demo":
-        if not _DEMO.is_dir():
-            raise DrafterError(
-                f"the demo drafter is not at {_DEMO}; it comes with the source repository, not with the package"
-            )
-        spec = _DEMO
-    path = Path(spec).expanduser()
+    if len(parts) > 1:
+        raise DrafterError(f"chains of drafters ({CHAIN}) are not known here; name one drafter")
+    return _load(parts[0], threads)
+
+
+def _load(part: Part, threads: int) -> Drafter:
+    match part:
+        case LocalModel(path):
+            return _load_model(path, threads)
+        case HubModel():
+            raise DrafterError(f"{part}: models of the hub cannot be fetched yet")
+        case NamedDrafter():
+            return _load_model(_demo(), threads)
+
+
+def _load_model(path: Path, threads: int) -> Drafter:
     if path.is_dir():
         from edge_client.drafters.onnx import OnnxDrafter
 
         return OnnxDrafter(path, threads=threads)
-    if path.is_file() and path.suffix == ".gguf":
-        from edge_client.drafters.llama_cpp import LlamaCppDrafter
+    from edge_client.drafters.llama_cpp import LlamaCppDrafter
 
-        return LlamaCppDrafter(path, threads=threads)
-    problem = "is not one of these" if path.exists() else "does not exist"
-    raise DrafterError(f"cannot draft with {str(spec)!r}: it {problem}. Accepted are {_ACCEPTED}.")
+    return LlamaCppDrafter(path, threads=threads)
+
+
+def _demo() -> Path:
+    if not _DEMO.is_dir():
+        raise DrafterError(
+            f"the demo drafter is not at {_DEMO}; it comes with the source repository, not with the package"
+        )
+    return _DEMO

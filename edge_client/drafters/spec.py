@@ -1,0 +1,92 @@
+"""What `--drafter` may say. Parsing only: nothing here opens a model or asks the network.
+
+::
+
+    none                          no drafting
+    demo                          the demo pair's drafter
+    FILE.gguf, FOLDER             a model on this device
+    hf:ORG/REPO[@REV][:CHOICE]    a model of the Hugging Face hub; CHOICE is a quantization (Q4_K_M, q4f16) or a file
+    A+B                           a chain: what A does not guess, B does
+
+A path that exists is a path, whatever signs it has in it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_client.drafters.base import DrafterError
+
+CHAIN = "+"
+NAMES = ("demo",)  # drafters known by name; `NAME:ARGUMENT` gives one an argument
+ACCEPTED = (
+    "a .gguf file, a folder with a .onnx or .gguf file, hf:ORG/REPO[@REVISION][:QUANTIZATION or FILE], "
+    f"{', '.join(NAMES)}, or none"
+)
+_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@]+))?(:(?P<choice>.+))?")
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A file or a folder on this device; it exists."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A repository of the hub. revision: a branch, tag or commit. choice: a quantization's name or a file's path."""
+
+    repo: str
+    revision: str | None = None
+    choice: str | None = None
+
+    def __str__(self) -> str:
+        """As it is written in a spec."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"hf:{self.repo}{revision}" + (f":{self.choice}" if self.choice else "")
+
+
+@dataclass(frozen=True)
+class NamedDrafter:
+    """One of `NAMES`, with what stood after its colon."""
+
+    name: str
+    argument: str = ""
+
+
+Part = LocalModel | HubModel | NamedDrafter
+
+
+def parse(spec: str | Path | None) -> list[Part]:
+    """The drafters of a spec, in the chain's order; an empty list means none. Raises DrafterError on anything else."""
+    if spec is None or spec in ("none", ""):
+        return []
+    whole = Path(spec).expanduser()
+    if isinstance(spec, Path) or whole.exists():
+        return [_local(whole)]
+    return [_part(text) for text in spec.split(CHAIN)]
+
+
+def _part(text: str) -> Part:
+    if text.startswith("hf:"):
+        match = _HUB.fullmatch(text, 3)
+        if match is None:
+            raise DrafterError(f"{text!r} names no model of the hub; expected hf:ORG/REPO[@REVISION][:CHOICE]")
+        return HubModel(match["repo"], match["revision"], match["choice"])
+    name, _, argument = text.partition(":")
+    if name in NAMES:
+        return NamedDrafter(name, argument)
+    return _local(Path(text).expanduser())
+
+
+def _local(path: Path) -> LocalModel:
+    if not path.exists():
+        hint = f"; a model of the hub is written hf:{path}" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) else ""
+        raise DrafterError(f"cannot draft with {str(path)!r}: it does not exist. Accepted are {ACCEPTED}{hint}.")
+    if path.is_file() and path.suffix != ".gguf":
+        hint = "; name the folder it lies in, with its tokenizer.json" if path.suffix == ".onnx" else ""
+        raise DrafterError(f"cannot draft with {str(path)!r}: it is not one of these. Accepted are {ACCEPTED}{hint}.")
+    return LocalModel(path)
