@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from netlab import profiles
 from netlab.experiments.grid import Cell
 from netlab.link_settings import LinkSettings
 
@@ -42,7 +43,5 @@ def of_rtts(rtts_ms: Iterable[float]) -> list[Condition]:
 
 def of_profiles(names: Iterable[str]) -> list[Condition]:
     """Named profiles, or files that describe one. Raises ValueError for one that does not exist."""
-    from netlab import profiles
-
     found = [profiles.find(name) for name in names]
     return [Condition(p.settings.rtt_ms, p.name, p.settings) for p in found]

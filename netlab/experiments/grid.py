@@ -19,7 +19,7 @@ import itertools
 import json
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ NUMBER_AXES = {  # name: least, most, what it is
     "seeds": (0, 2**31, "a seed"),
 }
 WHOLE = ("devices", "seeds", "answers", "tokens")
+FILE_AXES = ("profiles", "recordings")
 NAME_AXES = ("policies", "profiles", "recordings")
 
 
@@ -71,8 +72,8 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Short, and another for every other cell; where the recording lies does not matter."""
-        told = asdict(self) | {"recording": self.recording and Path(self.recording).name}
+        """Short, and another for every other cell; where the files that it names lie does not matter."""
+        told = asdict(self) | {name: (v := getattr(self, name)) and Path(v).name for name in ("recording", "profile")}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -130,7 +131,12 @@ class Grid:
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
         told = {name: value for name, value in asdict(self).items() if name != "given"}
-        return told | {"recordings": [Path(name).name for name in self.recordings]}
+        return told | {name: [Path(one).name for one in told[name]] for name in FILE_AXES}
+
+    @property
+    def files(self) -> list[Path]:
+        """Recordings, and profiles of the user's own."""
+        return [Path(name) for name in (*self.recordings, *self.profiles) if name.endswith((".jsonl", ".toml"))]
 
 
 def read(path: Path) -> Grid:
@@ -142,10 +148,11 @@ def read(path: Path) -> Grid:
     except tomllib.TOMLDecodeError as error:
         raise GridError(f"{path} is no TOML: {error}") from error
     grid = parse(values)
-    if not grid.recordings:
-        return grid
-    files = tuple(str(path.parent / name) for name in grid.recordings)
-    return Grid(**{f.name: getattr(grid, f.name) for f in fields(Grid)} | {"recordings": files})
+
+    def beside(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(path.parent / name) if name.endswith((".jsonl", ".toml")) else name for name in names)
+
+    return replace(grid, profiles=beside(grid.profiles), recordings=beside(grid.recordings))
 
 
 def parse(values: dict[str, Any]) -> Grid:
@@ -211,8 +218,11 @@ def _check(grid: Grid) -> None:
     for one, other in (("profiles", "rtt_ms"), ("profiles", "jitter_ms"), ("recordings", "acceptance")):
         if {one, other} <= grid.given:
             raise GridError(f"{one} take the place of {other}; leave one of the two out")
-    if len({Path(name).name for name in grid.recordings}) < len(grid.recordings):
-        raise GridError("two recordings have the same file name; rename one, or nobody can tell them apart later")
+    for name in grid.recordings:
+        if not name.endswith(".jsonl"):
+            raise GridError(f"recordings names {name!r}; a recording of netlab record is a .jsonl file")
+    if len({file.name for file in grid.files}) < len(grid.files):
+        raise GridError("two files have the same name; rename one, or nobody can tell them apart later")
     if grid.shape not in SHAPES:
         raise GridError(f"there is no shape {grid.shape!r}; there are {' and '.join(SHAPES)}")
     for name, least in (

@@ -167,7 +167,7 @@ class _Stage:
             candidate=candidate,
             rtt_ms=self.condition.rtt_ms,
             jitter_ms=self.condition.settings.jitter_ms,
-            profile=cell.profile,
+            profile=self.condition.profile,
             pair=f"{cell.target} with {cell.drafter}, T = {cell.temperature:g}",
             draft_ms=cell.draft_ms,
             step_ms=cell.step_ms,

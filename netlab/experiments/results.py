@@ -90,7 +90,8 @@ def _folder(path: Path) -> Results:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         runs = manifest["runs"]
         table = path / RESULTS
-        files = [table] if table.is_file() else sorted((path / CELLS).glob("*.parquet"))
+        cells = [path / CELLS / f"{key}.parquet" for key in manifest["cells"]]
+        files = [table] if table.is_file() else [cell for cell in cells if cell.is_file()]
         rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise ResultsError(f"{path} holds no results of netlab sweep: {error}") from error

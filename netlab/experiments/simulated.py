@@ -91,7 +91,9 @@ class _Stage:
     @classmethod
     def of(cls, cell: Cell) -> _Stage:
         pair = _pair(cell)
-        return cls(cell, pair, pair.answers(cell.answers, cell.tokens, cell.seed), conditions.of_cell(cell))
+        # A recording's seed is the number of its first answer: the next seed goes on where this one ends.
+        seed = cell.seed if cell.recording is None else cell.seed * cell.answers
+        return cls(cell, pair, pair.answers(cell.answers, cell.tokens, seed), conditions.of_cell(cell))
 
     def play(self, candidate: str, make: Callable[[], Pace]) -> _Played:
         """Every answer with a fresh pace and link, as many at a time as devices share the verifier."""
@@ -131,7 +133,7 @@ class _Stage:
                 candidate=played.candidate,
                 rtt_ms=self.condition.rtt_ms,
                 jitter_ms=self.condition.settings.jitter_ms,
-                profile=cell.profile,
+                profile=self.condition.profile,
                 pair=self.pair.name if cell.acceptance is None else f"acceptance {cell.acceptance:g}",
                 draft_ms=cell.draft_ms,
                 step_ms=cell.step_ms,

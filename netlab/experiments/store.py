@@ -51,12 +51,12 @@ class Store:
         self.folder, self.commit = folder, provenance.commit()
         self._begun = False
         self.cells = grid.cells()
-        described = {"mode": mode, "grid": _plain(grid.as_json()), "recordings": _digests(grid)}
+        described = {"mode": mode, "grid": _plain(grid.as_json()), "files": _digests(grid)}
         earlier = _read_manifest(folder)
         if earlier is not None:
-            for name, digest in described["recordings"].items():
-                if earlier["recordings"].get(name, digest) != digest:
-                    raise StoreError(f"{folder} holds results of another recording {name}; choose another folder")
+            for name, digest in described["files"].items():
+                if earlier["files"].get(name, digest) != digest:
+                    raise StoreError(f"{folder} holds results of another {name}; choose another folder")
             if not allow_mixed:
                 self._refuse_other(earlier, described)
         run = {
@@ -69,6 +69,7 @@ class Store:
         }
         runs = [] if earlier is None else earlier["runs"]
         self._manifest = {"format": FORMAT, "version": VERSION, **described, "runs": [*runs, run]}
+        self._manifest["cells"] = [cell.key for cell in self.cells]
 
     def _refuse_other(self, earlier: dict[str, Any], described: dict[str, Any]) -> None:
         advice = "choose another folder, or mix them knowingly with --allow-mixed"
@@ -100,6 +101,7 @@ class Store:
         if not self._begun:
             (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
             _write(self.folder / MANIFEST, (json.dumps(self._manifest, indent=1) + "\n").encode())
+            (self.folder / RESULTS).unlink(missing_ok=True)  # of a smaller grid
             self._begun = True
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_schema())
         sink = pa.BufferOutputStream()
@@ -145,7 +147,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _digests(grid: Grid) -> dict[str, str]:
-    return {Path(name).name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in grid.recordings}
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in grid.files}
 
 
 def _packages() -> dict[str, str]:

@@ -110,6 +110,29 @@ def test_another_grid_is_refused(grid: Path, tmp_path: Path) -> None:
     assert "another grid (rtt_ms differ)" in " ".join(refused.output.split())
 
 
+def test_a_grid_that_has_grown_may_be_mixed_in_and_keeps_what_is_finished(grid: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert sweep(grid, out).exit_code == 0
+    grid.write_text(GRID.replace("[0, 100]", "[0, 50]"))
+    grown = sweep(grid, out, "--allow-mixed")
+    assert grown.exit_code == 0, grown.output
+    assert "2 of 4 cells are finished already" in grown.output
+    assert results.read(out).values("rtt_ms") == [0, 50]
+
+
+def test_a_recording_that_has_changed_is_never_mixed_in(grid: Path, tmp_path: Path) -> None:
+    recording = Path(__file__).resolve().parents[1] / "data" / "demo_pair.jsonl"
+    mine = tmp_path / "pair.jsonl"
+    mine.write_text(recording.read_text())
+    grid.write_text(GRID.replace("acceptance = [0.8]", 'recordings = ["pair.jsonl"]'))
+    assert sweep(grid, tmp_path / "out").exit_code == 0
+    assert results.read(tmp_path / "out").values("pair") == ["pair"]
+    mine.write_text("".join(recording.read_text().splitlines(keepends=True)[:-1]))
+    refused = sweep(grid, tmp_path / "out", "--allow-mixed")
+    assert refused.exit_code == 2
+    assert "another pair.jsonl" in " ".join(refused.output.split())
+
+
 def test_a_folder_with_other_files_is_refused(grid: Path, tmp_path: Path) -> None:
     refused = sweep(grid, tmp_path)
     assert refused.exit_code == 2
