@@ -20,16 +20,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from speculation.estimators import Calibration, TransferTime, Window
 from speculation.pace import Action, News, Objective, Pace, View
-from speculation.plan import Conditions, Plan, plans, survival_curve
+from speculation.plan import Conditions, Plans, survival_curve
 
 MAX_PATIENCE_MS = 2000
-HORIZON_TOKENS = 64
-CREDIT = 0
-STAKE = 1.0
 GUESS_BYTES = 4  # on the wire: an id and a confidence
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+PRICES = {Objective.LATENCY: 0.0, Objective.BALANCED: 1.0, Objective.CAPACITY: 8.0}  # of a forward, in steps
+MAX_HOPE_TOKENS = 256
+HORIZON_TOKENS = 64
+CREDIT_STEPS = 5.0
+STAKE = 1.0
 
 
 class Experience:
@@ -200,47 +204,42 @@ class Adaptive(Pace):
     def _gain_ms(self, survival: float, depth: int) -> float:
         return survival * (1 - self.calibration.at_depth(depth)) * self.step.median_ms
 
-    def _choose(self, candidates: list[Plan]) -> Plan:
-        """The best plan for the objective. The first never waits; it has the benefit of the doubt.
+    def _choose(self, plans: Plans) -> int:
+        """Which plan is the best for the objective; the one without patience has the benefit of the doubt.
 
-        `latency` wants the least time. `balanced` pays as much for a target forward as for its time. `capacity` wants
-        the fewest forwards. Both must not be slower than plain streaming: what the answer is ahead of it, or behind,
-        may be spent, or must be made up for, within the next tokens.
+        `latency` wants the least time. `balanced` pays as much for a target forward as for its time, `capacity` more.
+        Both must not be slower than plain streaming: what the answer is ahead of it, or behind, may be spent, or must
+        be made up for, within the next tokens; and no single wait may stake much more than that.
         """
         step_ms = self.step.median_ms
-        prices = {Objective.LATENCY: 0.0, Objective.BALANCED: step_ms, Objective.CAPACITY: 8.0 * step_ms}
-        allowed_ms = step_ms + (self._ahead_ms + CREDIT * step_ms) / HORIZON_TOKENS
-        doubt = 1.0 if self.patience_ms else 0.97  # hysteresis
-
-        def cost_ms(plan: Plan) -> float:
-            cost = plan.ms_per_token + prices[self.objective] * plan.forwards_per_token
-            return cost * (doubt if plan is candidates[0] else 1.0)
-
+        cost_ms = plans.ms_per_token + PRICES[self.objective] * step_ms * plans.forwards_per_token
         if self.objective is not Objective.LATENCY:
-            stake_ms = self._ahead_ms + CREDIT * step_ms
-            candidates = [
-                plan
-                for plan in candidates
-                if plan is candidates[0]
-                or (plan.ms_per_token <= allowed_ms and plan.patience_ms * (plan.fills + 1) <= STAKE * stake_ms)
-            ]
-        return min(candidates, key=cost_ms)
+            purse_ms = self._ahead_ms + CREDIT_STEPS * step_ms
+            dear = plans.ms_per_token > step_ms + purse_ms / HORIZON_TOKENS
+            dear |= plans.patience_ms * (plans.fills + 1) > STAKE * purse_ms
+            dear[0] = False
+            cost_ms[dear] = math.inf
+        cost_ms[0] *= 1.0 if self.patience_ms else 0.97  # hysteresis
+        return int(np.argmin(cost_ms))
 
     def _plan(self) -> None:
         """Choose how long the verifier is to wait where it has no guesses, after a line has ended; 0 for not at all."""
-        if self._resting_tokens > 0 or (
-            self.objective is Objective.LATENCY and self._ahead_ms < -4 * self.step.median_ms
-        ):
+        behind = self._ahead_ms < -CREDIT_STEPS * self.step.median_ms
+        measured = self.rtt.measured and self.draft.measured
+        if not measured or self._resting_tokens > 0 or (behind and self.objective is Objective.LATENCY):
             self.patience_ms = 0
             return
         depths = [self.calibration.at_depth(depth) for depth in range(self.max_depth)]
         now = Conditions(self.rtt.median_ms, self.step.median_ms, self.guess_ms, survival_curve(depths))
         blocks = (self._quick_block(now),) if self.objective is Objective.LATENCY else self._blocks()
-        plan = self._choose(plans(now, blocks, self.rtt.spread_ms + 1.0))
-        self._fills, self._block = plan.fills, plan.block_tokens
-        # Where nothing is filled meanwhile, a longer block than planned may be worth it: the device says when.
-        spare_ms = 0.0 if plan.fills else self._block * self.guess_ms + 0.2 * self.rtt.median_ms
-        patience_ms = min(MAX_PATIENCE_MS, math.ceil(plan.patience_ms + spare_ms) + 1) if plan.patience_ms else 0
+        plans = Plans.under(now, blocks, self.rtt.spread_ms + 1.0)
+        best = self._choose(plans)
+        self._fills, self._block = int(plans.fills[best]), int(plans.block_tokens[best])
+        patience_ms = 0
+        if best:
+            # Where nothing is filled meanwhile, a longer block than planned may be worth it: the device says when.
+            spare_ms = 0.0 if self._fills else self._block * self.guess_ms + 0.2 * self.rtt.median_ms
+            patience_ms = min(MAX_PATIENCE_MS, math.ceil(plans.patience_ms[best] + spare_ms) + 1)
         if not 0.8 * self.patience_ms < patience_ms <= 1.1 * self.patience_ms:  # a change costs a message
             self.patience_ms = patience_ms
 
@@ -265,8 +264,14 @@ class Adaptive(Pace):
             self._rest = self.rest_after_tokens
             return
         self._unused_tokens += news.new_tokens
-        if self._unused_tokens >= self.rest_after_tokens and self._drafts_since_used >= 8:
+        if self._drafts_since_used >= 8 and self._unused_tokens >= self._hopeless_tokens():
             self._resting_tokens = self._rest
             self._rest = min(512, self._rest * 2)
             self._unused_tokens = self.rest_after_tokens // 2
             self._drafts_since_used = 0
+
+    def _hopeless_tokens(self) -> float:
+        """Tokens without a used guess after which there is no hope: several times what is usual over a long lead."""
+        survival = self.calibration.typical**self.lead_tokens
+        usual = 3 * (self.lead_tokens + 1) / survival if survival > 0.02 else 0.0
+        return min(MAX_HOPE_TOKENS, max(self.rest_after_tokens, usual))

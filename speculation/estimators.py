@@ -27,6 +27,11 @@ class Window:
         self.late_ms = ordered[min(len(ordered) - 1, (len(ordered) * 19) // 20)]
 
     @property
+    def measured(self) -> bool:
+        """Whether there was a sample at all."""
+        return bool(self._samples)
+
+    @property
     def spread_ms(self) -> float:
         """How much later than usual a careful planner reckons with."""
         return self.late_ms - self.median_ms

@@ -6,7 +6,7 @@ verifier waits for its patience, then writes a token of its own (a fill), waits 
 from the block's guess ends the new line before it has landed. Once the block has landed, the line flows: while a step
 runs the device draws on, and the next step takes what has come. The cycle ends with the first wrong guess.
 
-With K right guesses before that one, everything is arithmetic; `forecast` averages it over K.
+With K right guesses before that one, everything is arithmetic; `Plans` averages it over K, for many plans at once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_FILLS = 8
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,70 +29,82 @@ class Conditions:
     rtt_ms: float
     step_ms: float
     draft_ms: float
-    survivals: NDArray[np.float64]
+    survivals: Floats
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A way of riding and what it costs.
+class Plans:
+    """Ways of riding and what they cost; entry 0 is the one without patience.
 
-    patience_ms: how long the verifier waits for guesses, 0 if not at all. fills: tokens it writes before a block lands.
-    block_tokens: guesses of a block.
+    patience_ms[i]: how long the verifier waits for guesses, 0 if not at all. fills[i]: tokens it writes before a block
+    lands. block_tokens[i]: guesses of a block. ms_per_token[i], forwards_per_token[i]: expected.
     """
 
-    patience_ms: float
-    fills: int
-    block_tokens: int
-    ms_per_token: float
-    forwards_per_token: float
+    patience_ms: Floats
+    fills: Floats
+    block_tokens: Floats
+    ms_per_token: Floats
+    forwards_per_token: Floats
+
+    @classmethod
+    def under(cls, now: Conditions, blocks: Sequence[int], margin_ms: float) -> Plans:
+        """The plan without patience, and those that wait for blocks of these sizes with fewer fills meanwhile.
+
+        margin_ms: how much later than planned a block may land.
+        """
+        fills, guesses = _unwaiting(now)
+        rows = [(0.0, float(fills), fills * now.step_ms, float(guesses))]
+        for block_tokens in blocks:
+            wait_ms = now.rtt_ms + block_tokens * now.draft_ms + margin_ms
+            rows += [
+                ((wait_ms - few * now.step_ms) / (few + 1), float(few), wait_ms, float(block_tokens))
+                for few in range(min(MAX_FILLS, block_tokens - 1, int(wait_ms // now.step_ms)) + 1)
+            ]
+        patience_ms, fill_count, lands_ms, block = np.array(rows).T
+        ms_per_token, forwards_per_token = _forecast(now, patience_ms, fill_count, lands_ms, block)
+        if not guesses:  # no guess is ever ahead of the log
+            ms_per_token[0], forwards_per_token[0] = now.step_ms, 1.0
+        return cls(patience_ms, fill_count, block, ms_per_token, forwards_per_token)
 
 
-def plans(now: Conditions, blocks: Sequence[int], margin_ms: float) -> list[Plan]:
-    """The plan without patience first, then those that wait for a block, by its size and the number of fills meanwhile.
+def _unwaiting(now: Conditions) -> tuple[int, int]:
+    """Fills before, and guesses in, the first block that a verifier which never waits finds ahead of its log.
 
-    blocks: sizes to consider, in guesses. margin_ms: how much later than planned a block may land.
+    Blocks land just before its steps begin. No guesses if it would take more than there are survivals.
     """
-    found = [_unwaiting(now)]
-    for block_tokens in blocks:
-        wait_ms = now.rtt_ms + block_tokens * now.draft_ms + margin_ms
-        for fills in range(min(MAX_FILLS, block_tokens - 1, int(wait_ms // now.step_ms)) + 1):
-            patience_ms = (wait_ms - fills * now.step_ms) / (fills + 1)
-            found.append(forecast(now, patience_ms, fills, wait_ms, block_tokens))
-    return found
-
-
-def _unwaiting(now: Conditions) -> Plan:
-    """Of a verifier that never waits, with blocks that land just before its steps begin."""
     limit = len(now.survivals) - 1
-    fills, guesses = math.ceil((now.rtt_ms + now.draft_ms) / now.step_ms), 0
-    while fills < limit:
+    for fills in range(math.ceil((now.rtt_ms + now.draft_ms) / now.step_ms), limit):
         guesses = int((fills * now.step_ms - now.rtt_ms) / now.draft_ms)
         if guesses > fills:
-            return forecast(now, 0.0, fills, fills * now.step_ms, min(guesses, limit))
+            return fills, min(guesses, limit)
         if now.draft_ms >= now.step_ms:
             break
-        fills += 1
-    return Plan(0.0, limit, 1, now.step_ms, 1.0)  # no guess is ever ahead of the log
+    return limit, 0
 
 
-def forecast(now: Conditions, patience_ms: float, fills: int, lands_ms: float, block_tokens: int) -> Plan:
-    """The mean cost per token of cycles whose first block of block_tokens guesses is taken after `fills` fills."""
+def _forecast(
+    now: Conditions, patience_ms: Floats, fills: Floats, lands_ms: Floats, block_tokens: Floats
+) -> tuple[Floats, Floats]:
+    """Mean milliseconds and forwards per token of cycles whose first block is taken after so many fills."""
     step_ms, survivals = now.step_ms, now.survivals
-    right = np.arange(len(survivals))  # K
+    right = np.arange(len(survivals), dtype=np.float64)  # K
     probability = survivals - np.append(survivals[1:], 0.0)
-    ended_early = right < fills
     # Guesses per step, and time per step, once the line flows.
-    flow_tokens = max(block_tokens if patience_ms else 1.0, step_ms / now.draft_ms)
-    flow_ms = max(step_ms, flow_tokens * now.draft_ms if patience_ms else step_ms)
-    later_steps = np.ceil(np.maximum(0, right - block_tokens) / flow_tokens)
-    time_ms = np.where(ended_early, (right + 1) * (step_ms + patience_ms), lands_ms + step_ms + later_steps * flow_ms)
-    forwards = np.where(ended_early, right + 1, fills + 1 + later_steps)
-    tokens = float(probability @ (right + 1))
-    return Plan(
-        patience_ms, fills, block_tokens, float(probability @ time_ms) / tokens, float(probability @ forwards) / tokens
+    waits = patience_ms > 0
+    flow_tokens = np.maximum(np.where(waits, block_tokens, 1.0), step_ms / now.draft_ms)
+    flow_ms = np.where(waits, np.maximum(step_ms, flow_tokens * now.draft_ms), step_ms)
+    later_steps = np.ceil(np.maximum(0.0, right - block_tokens[:, None]) / flow_tokens[:, None])
+    ended_early = right < fills[:, None]
+    time_ms = np.where(
+        ended_early,
+        (right + 1) * (step_ms + patience_ms)[:, None],
+        (lands_ms + step_ms)[:, None] + later_steps * flow_ms[:, None],
     )
+    forwards = np.where(ended_early, right + 1, fills[:, None] + 1 + later_steps)
+    tokens = float(probability @ (right + 1))
+    return time_ms @ probability / tokens, forwards @ probability / tokens
 
 
-def survival_curve(at_depth: Sequence[float]) -> NDArray[np.float64]:
+def survival_curve(at_depth: Sequence[float]) -> Floats:
     """Probabilities that the first 0, 1, 2... guesses are right, from those of each given all before it."""
     return np.asarray(np.cumprod([1.0, *at_depth]), dtype=np.float64)

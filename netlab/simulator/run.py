@@ -185,12 +185,8 @@ class _Ride:
 
     def _send_draft(self, draft: Draft) -> None:
         assert self.session is not None
-        # A confidence travels as a byte. They are those at the end of the line: what a draft sends is all there was.
-        confidences = self._device.line.confidences[-len(draft.tokens) :] if draft.tokens else []
-        draft = draft._replace(
-            confidences=[round(255 * confidence) / 255 for confidence in confidences],
-            patience_ms=None if self.rider.leaves_patience else draft.patience_ms,
-        )
+        if self.rider.leaves_patience:
+            draft = draft._replace(patience_ms=None)
         arrival_ms = self.rider.link.up.arrival_ms(self._env.now, draft.size_bytes)
         after(self._env, arrival_ms - self._env.now, partial(self._verifier.draft, self.session, draft))
 

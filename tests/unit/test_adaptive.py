@@ -1,8 +1,8 @@
 """Decisions of the adaptive pace, one at a time. How good they are together is measured in the simulator."""
 
-from speculation.adaptive import Adaptive
+from speculation.adaptive import Adaptive, Experience
 from speculation.line import Outcome
-from speculation.pace import Action, News
+from speculation.pace import Action, News, Objective
 from tests.unit.views import view
 
 
@@ -20,9 +20,9 @@ def news(**changes: object) -> News:
     return News(**(values | changes))  # type: ignore[arg-type]
 
 
-def settled(draft_ms: float = 2.0, **heard: object) -> Adaptive:
+def settled(draft_ms: float = 2.0, objective: Objective = Objective.LATENCY, **heard: object) -> Adaptive:
     """A pace that has heard the same for a while."""
-    pace = Adaptive()
+    pace = Adaptive(objective)
     for _ in range(40):
         pace.drafted(draft_ms, 0.9)
         pace.heard(news(outcomes=(Outcome(0, 0.9, True), Outcome(1, 0.9, False)), new_tokens=2, **heard))
@@ -91,3 +91,43 @@ def test_a_lost_drafter_takes_its_wish_for_patience_back() -> None:
     pace = settled(rtt_ms=0.5, forward_ms=100.0)
     pace.reset()
     assert pace.patience_ms == 0
+
+
+def test_what_a_session_measured_the_next_one_knows() -> None:
+    experience = Experience()
+    first = Adaptive(experience=experience)
+    for _ in range(40):
+        first.drafted(2.0, 0.9)
+        first.heard(news(outcomes=(Outcome(0, 0.9, False),), rtt_ms=80.0))
+    second = Adaptive(experience=experience)
+    assert second.rtt.median_ms == 80
+    assert second.calibration.typical < 0.4
+
+
+def test_the_verifier_waits_longer_the_more_a_forward_is_worth() -> None:
+    def patience_ms(objective: Objective) -> int:
+        return settled(objective=objective, rtt_ms=60.0, now_ms=1000.0).patience_ms
+
+    assert patience_ms(Objective.LATENCY) <= patience_ms(Objective.BALANCED) <= patience_ms(Objective.CAPACITY)
+    assert patience_ms(Objective.CAPACITY) > 60
+
+
+def test_an_answer_that_fell_behind_streaming_waits_for_nothing() -> None:
+    for objective in Objective:
+        pace = settled(objective=objective, rtt_ms=0.5, forward_ms=100.0)
+        assert pace.patience_ms > 0
+        pace.heard(news(now_ms=60_000.0, forward_ms=100.0, rtt_ms=0.5))
+        assert pace.patience_ms == 0
+
+
+def test_nothing_is_asked_of_the_verifier_before_anything_was_measured() -> None:
+    pace = Adaptive(Objective.CAPACITY)
+    pace.heard(news(rtt_ms=None))
+    assert pace.patience_ms == 0
+
+
+def test_a_slow_uplink_makes_guesses_dearer() -> None:
+    pace = settled(draft_ms=2.0)
+    for size in range(40, 140, 4):
+        pace.heard(news(rtt_ms=50 + size * 0.8, echoed_bytes=size))  # 10 kbps
+    assert pace.guess_ms > 2.0 + 2.0
