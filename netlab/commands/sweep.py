@@ -78,6 +78,8 @@ def sweep(grid: Path, simulate: bool, out: Path, jobs: int, yes: bool, allow_mix
 
 def _run(store: Store, jobs: int | None) -> None:
     """Under a progress bar, which is drawn on terminals only. jobs: None for the real programs."""
+    from concurrent.futures.process import BrokenProcessPool
+
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -115,7 +117,10 @@ def _run(store: Store, jobs: int | None) -> None:
         left = len(store.missing())
         console.print(f"{total - left} of {total} cells are finished and safe; the same command goes on from here")
         raise SystemExit(130) from None
-    except (DrafterError, SessionError, LinkProcessError, VerifierProcessError, PaceError) as error:
+    except (
+        *(DrafterError, SessionError, LinkProcessError, VerifierProcessError),
+        *(PaceError, BrokenProcessPool),
+    ) as error:
         raise click.ClickException(f"{error}\nFinished cells are safe; the same command goes on from there.") from error
     same_words = store.merge()
     console.print(f"{total} cells: {store.folder / 'results.parquet'}")

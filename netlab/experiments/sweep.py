@@ -16,7 +16,10 @@ OnCell = Callable[[], object]
 
 
 def simulate(store: Store, jobs: int, on_cell: OnCell) -> None:
-    """Simulate the missing cells in `jobs` processes; with one, in this one. Raises PaceError."""
+    """Simulate the missing cells in `jobs` processes; with one, in this one.
+
+    Raises PaceError, and BrokenProcessPool if a process died.
+    """
     from netlab.experiments import simulated
 
     run = partial(simulated.run, origin=Origin(SIMULATED, store.commit))
@@ -27,7 +30,7 @@ def simulate(store: Store, jobs: int, on_cell: OnCell) -> None:
         return
     # Fresh processes rather than forks: whatever threads this one has are not copied half-alive.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, initializer=_leave_interrupts) as pool:
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, initializer=_end_at_once) as pool:
         cells = {pool.submit(run, cell): cell for cell in store.missing()}
         try:
             for done in concurrent.futures.as_completed(cells):
@@ -55,6 +58,6 @@ def run_real(store: Store, on_cell: OnCell, on_answer: Callable[[str], object]) 
                 on_cell()
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches the whole group; the parent decides what becomes of the cells."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_at_once() -> None:
+    """Ctrl-C reaches the whole group: what a process has not finished by then is not worth waiting for."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
