@@ -1,17 +1,100 @@
-"""Do two models mean the same thing by a token id? The fingerprint of a vocabulary, and how to list one.
+"""Do two models mean the same thing by a token id? A vocabulary, its fingerprint, and what its tokens spell.
 
 Two vocabularies are the same when they give the same token string to every id. The strings are those that the
 tokenizer's own files hold (a byte-level BPE writes a space as "Ġ"), because tokenizer.json, GGUF and transformers all
 keep them in that form. Merges and pre-tokenization are left out: tokens travel between device and verifier, not text.
+What a token spells are the bytes it stands for, whatever its tokenizer's way of writing them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 _LENGTH_BYTES = 4
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a tokenizer in id order.
+
+    strings: as in its files. special: ids that stand for no text. opening: the token that the tokenizer itself puts
+    before every text, if any.
+    """
+
+    strings: tuple[str, ...]
+    special: frozenset[int] = frozenset()
+    opening: int | None = None
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Mapping[str, Any]) -> Vocabulary:
+        """That of a parsed tokenizer.json. Raises ValueError as `token_strings` does."""
+        strings = tuple(token_strings(tokenizer))
+        special = frozenset(added["id"] for added in tokenizer.get("added_tokens") or () if added.get("special"))
+        return cls(strings, special, _opening(tokenizer, strings))
+
+    @property
+    def fingerprint(self) -> str:
+        """See `fingerprint`."""
+        return fingerprint(self.strings)
+
+    @cached_property
+    def spellings(self) -> tuple[bytes, ...]:
+        """The bytes each token stands for; none for special ones.
+
+        Three ways of writing are told apart by their spaces: byte-level BPE ("Ġ", a printable character per byte),
+        SentencePiece ("▁", and ``<0x0A>`` for a byte), and plain text. Added tokens of a byte-level BPE are plain text.
+        """
+        spaces = {mark: sum(text.startswith(mark) for text in self.strings) for mark in "Ġ▁"}
+        if spaces["▁"] > spaces["Ġ"]:
+            spell = _spelled_by_sentencepiece
+        elif spaces["Ġ"]:
+            spell = _spelled_by_bytes
+        else:
+            spell = _plain
+        return tuple(b"" if i in self.special else spell(text) for i, text in enumerate(self.strings))
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable character for every byte, turned round: those that print stand for themselves."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in set(printable))
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_ALPHABET = _byte_alphabet()
+
+
+def _plain(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _spelled_by_bytes(text: str) -> bytes:
+    try:
+        return bytes([_ALPHABET[character] for character in text])
+    except KeyError:
+        return _plain(text)
+
+
+def _spelled_by_sentencepiece(text: str) -> bytes:
+    byte = _BYTE_TOKEN.fullmatch(text)
+    return bytes([int(byte[1], 16)]) if byte else _plain(text.replace("▁", " "))
+
+
+def _opening(tokenizer: Mapping[str, Any], strings: Sequence[str]) -> int | None:
+    """What the post-processor's template puts before a single text."""
+    processor = tokenizer.get("post_processor") or {}
+    for one in (processor, *(processor.get("processors") or ())):
+        for first in (one.get("single") or ())[:1]:
+            name = (first.get("SpecialToken") or {}).get("id")
+            if name in strings:
+                return strings.index(name)
+    return None
 
 
 def fingerprint(token_strings: Sequence[str]) -> str:

@@ -68,6 +68,22 @@ class GetModelInfoResponse(_message.Message):
     strict_report: str
     def __init__(self, model: _Optional[str] = ..., protocol_version: _Optional[int] = ..., noise_version: _Optional[int] = ..., vocabulary_fingerprint: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., context_limit: _Optional[int] = ..., max_lookahead: _Optional[int] = ..., target_fingerprint: _Optional[str] = ..., strict: _Optional[bool] = ..., strict_report: _Optional[str] = ...) -> None: ...
 
+class GetVocabularyRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class GetVocabularyResponse(_message.Message):
+    __slots__ = ("start", "tokens", "special_ids")
+    START_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SPECIAL_IDS_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    tokens: _containers.RepeatedScalarFieldContainer[bytes]
+    special_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, start: _Optional[int] = ..., tokens: _Optional[_Iterable[bytes]] = ..., special_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class GenerateRequest(_message.Message):
     __slots__ = ("open", "draft", "ping", "cancel")
     OPEN_FIELD_NUMBER: _ClassVar[int]

@@ -40,6 +40,11 @@ class VerifierServiceStub:
                 request_serializer=outrider_dot_v1_dot_verifier__pb2.GetModelInfoRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_verifier__pb2.GetModelInfoResponse.FromString,
                 _registered_method=True)
+        self.GetVocabulary = channel.unary_stream(
+                '/outrider.v1.VerifierService/GetVocabulary',
+                request_serializer=outrider_dot_v1_dot_verifier__pb2.GetVocabularyRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_verifier__pb2.GetVocabularyResponse.FromString,
+                _registered_method=True)
         self.Generate = channel.stream_stream(
                 '/outrider.v1.VerifierService/Generate',
                 request_serializer=outrider_dot_v1_dot_verifier__pb2.GenerateRequest.SerializeToString,
@@ -53,6 +58,13 @@ class VerifierServiceServicer:
 
     def GetModelInfo(self, request, context):
         """What the verifier serves and what it expects of devices.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetVocabulary(self, request, context):
+        """The token strings of the target's vocabulary in id order, in pieces: for a device whose drafter has another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +84,11 @@ def add_VerifierServiceServicer_to_server(servicer, server):
                     servicer.GetModelInfo,
                     request_deserializer=outrider_dot_v1_dot_verifier__pb2.GetModelInfoRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_verifier__pb2.GetModelInfoResponse.SerializeToString,
+            ),
+            'GetVocabulary': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetVocabulary,
+                    request_deserializer=outrider_dot_v1_dot_verifier__pb2.GetVocabularyRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_verifier__pb2.GetVocabularyResponse.SerializeToString,
             ),
             'Generate': grpc.stream_stream_rpc_method_handler(
                     servicer.Generate,
@@ -107,6 +124,33 @@ class VerifierService:
             '/outrider.v1.VerifierService/GetModelInfo',
             outrider_dot_v1_dot_verifier__pb2.GetModelInfoRequest.SerializeToString,
             outrider_dot_v1_dot_verifier__pb2.GetModelInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVocabulary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/outrider.v1.VerifierService/GetVocabulary',
+            outrider_dot_v1_dot_verifier__pb2.GetVocabularyRequest.SerializeToString,
+            outrider_dot_v1_dot_verifier__pb2.GetVocabularyResponse.FromString,
             options,
             channel_credentials,
             insecure,
