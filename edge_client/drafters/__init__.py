@@ -8,42 +8,53 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_client.drafters.base import Drafter, DrafterError
-from edge_client.drafters.spec import CHAIN, HubModel, LocalModel, NamedDrafter, Part, parse
+from edge_client.drafters.choosing import choose
+from edge_client.drafters.settings import DeviceSettings
+from edge_client.drafters.spec import CHAIN, LOOKUPS, HubModel, LocalModel, NamedDrafter, Part, parse
 
 _DEMO = Path(__file__).resolve().parents[2] / "models" / "demo" / "drafter-onnx"
 
 
-def load_drafter(spec: str | Path | None, *, threads: int = 1) -> Drafter | None:
+def load_drafter(
+    spec: str | Path | None, *, threads: int = 1, settings: DeviceSettings | None = None
+) -> Drafter | None:
     """Load what `spec` names: see `edge_client.drafters.spec`. None and "none" give None: no drafting.
 
-    threads: for the runtime. Raises DrafterError with what is accepted.
+    threads: for the runtime. settings: how the model uses the device. Raises DrafterError with what is accepted.
     """
     parts = parse(spec)
     if not parts:
         return None
     if len(parts) > 1:
         raise DrafterError(f"chains of drafters ({CHAIN}) are not known here; name one drafter")
-    return _load(parts[0], threads)
+    return _load(parts[0], threads, settings or DeviceSettings())
 
 
-def _load(part: Part, threads: int) -> Drafter:
+def _load(part: Part, threads: int, settings: DeviceSettings) -> Drafter:
     match part:
         case LocalModel(path):
-            return _load_model(path, threads)
+            return _load_model(path, threads, settings)
         case HubModel():
-            raise DrafterError(f"{part}: models of the hub cannot be fetched yet")
+            from edge_client.drafters.hub import fetch
+
+            return _load_model(fetch(part, offline=settings.offline), threads, settings)
         case NamedDrafter():
-            return _load_model(_demo(), threads)
+            return _load_model(_demo(), threads, settings)
 
 
-def _load_model(path: Path, threads: int) -> Drafter:
+def _load_model(path: Path, threads: int, settings: DeviceSettings) -> Drafter:
+    """path: a file, or a folder in which there is one to draft with."""
     if path.is_dir():
-        from edge_client.drafters.onnx import OnnxDrafter
+        patterns = ("*.gguf", "*.onnx", "*/*.onnx")
+        files = [file.relative_to(path).as_posix() for pattern in patterns for file in path.glob(pattern)]
+        path /= choose(files, None, f"the folder {path}", local=True)
+    if path.suffix == ".onnx":
+        from edge_client.drafters.onnx import open_onnx
 
-        return OnnxDrafter(path, threads=threads)
+        return open_onnx(path, threads=threads, settings=settings)
     from edge_client.drafters.llama_cpp import LlamaCppDrafter
 
-    return LlamaCppDrafter(path, threads=threads)
+    return LlamaCppDrafter(path, threads=threads, settings=settings)
 
 
 def _demo() -> Path:

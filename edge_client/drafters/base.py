@@ -20,22 +20,28 @@ class DrafterError(Exception):
     """A drafter that cannot be loaded or used. The message says what was wrong, what was expected and what to do."""
 
 
+ANY_VOCABULARY = ""
+
+
 @dataclass(frozen=True)
 class DrafterInfo:
     """What the rest of the device needs to know about a drafter.
 
     name: for people. vocabulary_size: ids are 0 <= id < vocabulary_size. vocabulary_fingerprint: see
-    `speculation.vocabulary`. context_tokens: longest sequence it can hold.
+    `speculation.vocabulary`; ANY_VOCABULARY for a drafter that only repeats ids it was fed and so speaks any.
+    context_tokens: longest sequence it can hold.
     """
 
     name: str
     vocabulary_size: int
     vocabulary_fingerprint: str
     context_tokens: int
+    runs_on: str = ""
+    notices: tuple[str, ...] = ()
 
 
 class Candidates(NamedTuple):
-    """Likely next tokens, likeliest first.
+    """Likely next tokens, likeliest first; n = 0 where the drafter has nothing to say.
 
     ids: shape [n], int64. log_probs: shape [n], float64, natural logarithm of q over the whole vocabulary (they need
     not sum to one: the tail is cut off).
@@ -72,6 +78,8 @@ class Drafter(ABC):
     def candidates(self) -> Candidates:
         """What may follow the last fed token: at most as many candidates as the drafter was made with.
 
+        None at all is an answer, too: whoever asked need not ask again until the sequence has changed.
+
         Raises DrafterError when nothing was fed since the drafter was made or rolled back: feed at least the last token
         again.
         """
@@ -82,6 +90,16 @@ class Drafter(ABC):
 
         A rollback that drops tokens forgets the candidates; the next call must be `feed`.
         """
+
+    def adopt_vocabulary(self, fingerprint: str, size: int) -> Sequence[str]:
+        """The target has this vocabulary; told at the start of every session, before any feed of it.
+
+        A drafter with a vocabulary of its own ignores it. Returns notices for people, such as a store that is damaged.
+        """
+        return ()
+
+    def learn(self, log: Sequence[int], prompt_tokens: int) -> None:  # noqa: B027 - optional
+        """An answer is complete: the log, prompt first. Leaves sequence and candidates as they are."""
 
     @abstractmethod
     def close(self) -> None:

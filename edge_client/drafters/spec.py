@@ -4,9 +4,11 @@
 
     none                          no drafting
     demo                          the demo pair's drafter
-    FILE.gguf, FOLDER             a model on this device
+    ngram                         no model: what followed these words earlier in the conversation
+    history                       no model: what followed them in this user's past answers, which it keeps
+    FILE.gguf, FILE.onnx, FOLDER  a model on this device
     hf:ORG/REPO[@REV][:CHOICE]    a model of the Hugging Face hub; CHOICE is a quantization (Q4_K_M, q4f16) or a file
-    A+B                           a chain: what A does not guess, B does
+    A+B                           a chain: what A does not guess, B does; ngram or history, before a model or alone
 
 A path that exists is a path, whatever signs it has in it.
 """
@@ -20,9 +22,10 @@ from pathlib import Path
 from edge_client.drafters.base import DrafterError
 
 CHAIN = "+"
-NAMES = ("demo",)  # drafters known by name; `NAME:ARGUMENT` gives one an argument
+LOOKUPS = ("ngram", "history")
+NAMES = ("demo", *LOOKUPS)  # drafters known by name; `NAME:ARGUMENT` gives one an argument
 ACCEPTED = (
-    "a .gguf file, a folder with a .onnx or .gguf file, hf:ORG/REPO[@REVISION][:QUANTIZATION or FILE], "
+    "a .gguf file, a .onnx file, a folder with one of them, hf:ORG/REPO[@REVISION][:QUANTIZATION or FILE], "
     f"{', '.join(NAMES)}, or none"
 )
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@]+))?(:(?P<choice>.+))?")
@@ -86,7 +89,6 @@ def _local(path: Path) -> LocalModel:
     if not path.exists():
         hint = f"; a model of the hub is written hf:{path}" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) else ""
         raise DrafterError(f"cannot draft with {str(path)!r}: it does not exist. Accepted are {ACCEPTED}{hint}.")
-    if path.is_file() and path.suffix != ".gguf":
-        hint = "; name the folder it lies in, with its tokenizer.json" if path.suffix == ".onnx" else ""
-        raise DrafterError(f"cannot draft with {str(path)!r}: it is not one of these. Accepted are {ACCEPTED}{hint}.")
+    if path.is_file() and path.suffix not in (".gguf", ".onnx"):
+        raise DrafterError(f"cannot draft with {str(path)!r}: it is not one of these. Accepted are {ACCEPTED}.")
     return LocalModel(path)
