@@ -25,9 +25,31 @@ def load_drafter(
     parts = parse(spec)
     if not parts:
         return None
-    if len(parts) > 1:
-        raise DrafterError(f"chains of drafters ({CHAIN}) are not known here; name one drafter")
-    return _load(parts[0], threads, settings or DeviceSettings())
+    lookups = [part for part in parts if isinstance(part, NamedDrafter) and part.name in LOOKUPS]
+    models = parts[len(lookups) :]
+    if parts[: len(lookups)] != lookups or len(models) > 1:
+        raise DrafterError(
+            f"cannot chain {spec}: a chain is {' or '.join(LOOKUPS)}, joined by {CHAIN}, before at most one model"
+        )
+    model = _load(models[0], threads, settings or DeviceSettings()) if models else None
+    if not lookups:
+        return model
+    opened = [_lookup(part) for part in lookups]
+    if len(opened) == 1 and model is None:
+        return opened[0]
+    from edge_client.drafters.chain import ChainDrafter
+
+    return ChainDrafter(opened, model)
+
+
+def _lookup(part: NamedDrafter) -> Drafter:
+    if part.name == "ngram":
+        from edge_client.drafters.ngram import NgramDrafter
+
+        return NgramDrafter()
+    from edge_client.drafters.history import HistoryDrafter
+
+    return HistoryDrafter()
 
 
 def _load(part: Part, threads: int, settings: DeviceSettings) -> Drafter:

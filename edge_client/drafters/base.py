@@ -29,7 +29,8 @@ class DrafterInfo:
 
     name: for people. vocabulary_size: ids are 0 <= id < vocabulary_size. vocabulary_fingerprint: see
     `speculation.vocabulary`; ANY_VOCABULARY for a drafter that only repeats ids it was fed and so speaks any.
-    context_tokens: longest sequence it can hold.
+    context_tokens: longest sequence it can hold. runs_on: what really runs where, for people; empty if it does not say.
+    notices: what a person should know, such as an accelerator that was missing.
     """
 
     name: str

@@ -8,6 +8,8 @@ in place.
 from __future__ import annotations
 
 import ctypes
+import glob
+import re
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -18,13 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.drafters.base import DrafterError, DrafterInfo
+from edge_client.drafters.gguf_header import GgufHeader, read_header
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
+from edge_client.drafters.memory import check_memory
+from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS, DeviceSettings, FlashAttention, KvType, Weights
 from speculation.vocabulary import fingerprint
 
 _BATCH_TOKENS = 256
 _SEQUENCE = 0
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
-_MAGIC = b"GGUF"
+_KV_BYTES = {KvType.F16: 2.0, KvType.Q8_0: 34 / 32, KvType.Q4_0: 18 / 32}  # per number, with the scales of blocks
 _INSTALL = (
     "drafting with .gguf needs llama-cpp-python: pip install llama-cpp-python "
     "(it compiles llama.cpp, which takes some minutes), or draft with an .onnx folder instead"
@@ -34,9 +39,9 @@ _INSTALL = (
 class LlamaCppDrafter(LanguageModelDrafter):
     """A GGUF file.
 
-    threads: llama.cpp's threads. top_candidates: most candidates to give. context_tokens: longest sequence, at most the
-    model's own limit. gpu_layers: layers to put on a GPU, -1 for all. verbose: let llama.cpp write its log to standard
-    error. Raises DrafterError if the file cannot be used or the model cannot roll back.
+    threads: llama.cpp's threads. top_candidates: most candidates to give. settings: what else llama.cpp is told.
+    verbose: let llama.cpp write its log to standard error. Raises DrafterError if the file cannot be used or the model
+    cannot roll back.
     """
 
     def __init__(
@@ -45,33 +50,38 @@ class LlamaCppDrafter(LanguageModelDrafter):
         *,
         threads: int = 1,
         top_candidates: int = 64,
-        context_tokens: int = 2048,
-        gpu_layers: int = 0,
+        settings: DeviceSettings = DeviceSettings(),  # noqa: B008 - frozen
         verbose: bool = False,
     ) -> None:
-        check_settings(threads, top_candidates, context_tokens)
+        check_settings(threads, top_candidates, settings.context_tokens)
         path = Path(path)
-        _check_file(path)
+        header = read_header(path)
         self._api = api = _load_api(verbose)
+        _check_types(api, header, path)
+        limit = header.number("context_length") or DEFAULT_CONTEXT_TOKENS
+        context = min(limit, settings.context_tokens or DEFAULT_CONTEXT_TOKENS)
+        if not settings.gpu_layers:
+            check_memory(str(path), _weights_bytes(path), header.cache_bytes(context, _KV_BYTES[settings.kv_type]))
         self._model: Any = None
         self._context: Any = None
         self._batch: Any = None
         try:
-            self._model = _load_model(api, path, gpu_layers)
+            self._model = _load_model(api, path, settings)
             vocabulary = api.llama_model_get_vocab(self._model)
             size = api.llama_vocab_n_tokens(vocabulary)
-            limit = api.llama_model_n_ctx_train(self._model)
             super().__init__(
                 DrafterInfo(
                     name=path.stem,
                     vocabulary_size=size,
                     vocabulary_fingerprint=fingerprint(_token_strings(api, vocabulary, size)),
-                    context_tokens=min(limit, context_tokens) if limit > 0 else context_tokens,
+                    context_tokens=context,
+                    runs_on=_runs_on(api, self._model, settings),
+                    notices=_notices(api, settings),
                 ),
                 top_candidates=top_candidates,
                 chunk_tokens=_BATCH_TOKENS,
             )
-            self._context = _open_context(api, self._model, path, self.info.context_tokens, threads)
+            self._context = _open_context(api, self._model, path, context, threads, settings)
             self._memory = api.llama_get_memory(self._context)
             self._make_batch()
             self._check_rollback(path)
@@ -139,34 +149,50 @@ class LlamaCppDrafter(LanguageModelDrafter):
 # --- loading ----------------------------------------------------------------------------------------------------
 
 
-def _check_file(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(_MAGIC))
-    except OSError as error:
-        raise DrafterError(f"cannot open the drafter {path}: {error.strerror}") from error
-    if magic != _MAGIC:
-        raise DrafterError(f"{path} is not a GGUF file: it begins with {magic!r}; expected {_MAGIC!r}")
+def _check_types(api: Any, header: GgufHeader, path: Path) -> None:
+    """An old llama.cpp reads a new quantization as damage; say what it is."""
+    unknown = sorted(kind for kind in header.tensor_types if kind >= api.GGML_TYPE_COUNT)
+    if unknown:
+        raise DrafterError(
+            f"{path} has tensors of type {unknown[0]}, a quantization that the installed llama.cpp does not know; "
+            "update llama-cpp-python or take another quantization"
+        )
 
 
-def _load_model(api: Any, path: Path, gpu_layers: int) -> Any:
+def _load_model(api: Any, path: Path, settings: DeviceSettings) -> Any:
     params = api.llama_model_default_params()
-    params.n_gpu_layers = gpu_layers
+    params.n_gpu_layers = settings.gpu_layers
+    params.load_mode = {
+        Weights.MAPPED: api.LLAMA_LOAD_MODE_MMAP,
+        Weights.LOCKED: api.LLAMA_LOAD_MODE_MMAP_MLOCK,
+        Weights.READ: api.LLAMA_LOAD_MODE_NONE,
+    }[settings.weights]
     model = api.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise DrafterError(f"llama.cpp cannot load {path}: {_LOG.last_error()}")
-    if api.llama_model_has_encoder(model):
+    if api.llama_model_has_encoder(model) or not api.llama_model_has_decoder(model):
         api.llama_model_free(model)
         raise DrafterError(f"the model in {path} has an encoder; expected a causal language model")
     return model
 
 
-def _open_context(api: Any, model: Any, path: Path, context_tokens: int, threads: int) -> Any:
+def _open_context(api: Any, model: Any, path: Path, context_tokens: int, threads: int, settings: DeviceSettings) -> Any:
     params = api.llama_context_default_params()
     params.n_ctx = context_tokens
     params.n_batch = params.n_ubatch = _BATCH_TOKENS
     params.n_seq_max = 1
     params.n_threads = params.n_threads_batch = threads
+    params.type_k = params.type_v = {
+        KvType.F16: api.GGML_TYPE_F16,
+        KvType.Q8_0: api.GGML_TYPE_Q8_0,
+        KvType.Q4_0: api.GGML_TYPE_Q4_0,
+    }[settings.kv_type]
+    params.flash_attn_type = {
+        FlashAttention.AUTO: api.LLAMA_FLASH_ATTN_TYPE_AUTO,
+        FlashAttention.ON: api.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        FlashAttention.OFF: api.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    }[settings.flash_attention]
+    params.swa_full = True  # a window that forgets could not roll back past its edge
     params.no_perf = True
     context = api.llama_init_from_model(model, params)
     if not context:
@@ -174,6 +200,31 @@ def _open_context(api: Any, model: Any, path: Path, context_tokens: int, threads
             f"llama.cpp cannot make a context of {context_tokens} tokens for {path}: {_LOG.last_error()}"
         )
     return context
+
+
+def _runs_on(api: Any, model: Any, settings: DeviceSettings) -> str:
+    """llama.cpp says no more than how many layers were asked to go where; -1 asks for all, and the output layer."""
+    layers = api.llama_model_n_layer(model)
+    offloaded = layers if settings.gpu_layers < 0 else min(settings.gpu_layers, layers)
+    if not offloaded or not api.llama_supports_gpu_offload():
+        return "llama.cpp, all layers on the CPU"
+    return f"llama.cpp, {offloaded} of {layers} layers on a GPU"
+
+
+def _notices(api: Any, settings: DeviceSettings) -> tuple[str, ...]:
+    if settings.gpu_layers and not api.llama_supports_gpu_offload():
+        return (
+            "the installed llama-cpp-python was built without a GPU backend; the drafter runs on the CPU "
+            "(rebuild it with CMAKE_ARGS=-DGGML_CUDA=ON, -DGGML_METAL=ON or -DGGML_VULKAN=ON)",
+        )
+    return ()
+
+
+def _weights_bytes(path: Path) -> int:
+    """Of the file, or of all its pieces."""
+    shard = re.search(r"-00001-of-(\d{5})\.gguf$", path.name)
+    pieces = path.parent.glob(f"{glob.escape(path.name[: shard.start()])}-*-of-{shard[1]}.gguf") if shard else [path]
+    return sum(piece.stat().st_size for piece in pieces)
 
 
 def _token_strings(api: Any, vocabulary: Any, size: int) -> list[str]:

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 from edge_client.drafters.base import Drafter
 from edge_client.drafters.llama_cpp import LlamaCppDrafter
 from edge_client.drafters.onnx import OnnxDrafter
+from edge_client.drafters.settings import DeviceSettings
 from models.demo.export_gguf import export_gguf
 from models.demo.export_onnx import export_onnx
 from tests.contract.tiny_models import save_growing_onnx, save_transformers
@@ -78,8 +79,8 @@ class Case:
     format: Format
     path: Path
 
-    def load(self, **settings: int) -> Drafter:
-        return self.format.load(self.path, **settings)
+    def load(self, *, context_tokens: int | None = None, **arguments: int) -> Drafter:
+        return self.format.load(self.path, settings=DeviceSettings(context_tokens=context_tokens), **arguments)
 
 
 @pytest.fixture(scope="module", params=list(FORMATS))

@@ -75,7 +75,7 @@ def test_onnx_without_a_folder(tmp_path: Path) -> None:
 
 def test_onnx_without_a_model(folder: Path) -> None:
     (folder / "model.onnx").unlink()
-    with pytest.raises(DrafterError, match=r"has no \.onnx file"):
+    with pytest.raises(DrafterError, match=r"has no \.gguf and no \.onnx file"):
         OnnxDrafter(folder)
 
 
@@ -89,7 +89,7 @@ def test_onnx_prefers_model_onnx_among_several(folder: Path) -> None:
 def test_onnx_with_several_models_and_no_favourite(folder: Path) -> None:
     (folder / "model.onnx").rename(folder / "a.onnx")
     shutil.copyfile(folder / "a.onnx", folder / "b.onnx")
-    with pytest.raises(DrafterError, match=r"a\.onnx, b\.onnx; rename"):
+    with pytest.raises(DrafterError, match=r"a\.onnx, b\.onnx; name one"):
         OnnxDrafter(folder)
 
 

@@ -1,0 +1,127 @@
+"""What a GGUF file says about itself before it is loaded: metadata and the types of its tensors.
+
+Reads the first part of the file only and skips the long lists (token strings, merges), which the `gguf` package would
+read into memory one by one. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from edge_client.drafters.base import DrafterError
+
+MAGIC = b"GGUF"
+_SCALARS = {0: "B", 1: "b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+_LONGEST_LIST = 4096  # layers have lists of this kind; vocabularies are longer and not wanted
+_MOST = 1 << 32  # no file has more of anything: a larger count means a damaged file
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """metadata: scalars, strings and short lists by key. tensor_types: the ggml type numbers that occur."""
+
+    metadata: Mapping[str, Any]
+    tensor_types: frozenset[int]
+
+    @property
+    def architecture(self) -> str:
+        """As llama.cpp calls it: llama, qwen2, gemma3, mamba..."""
+        return str(self.metadata.get("general.architecture", ""))
+
+    def number(self, key: str) -> int | None:
+        """One of the architecture's own numbers; of a number per layer, the largest."""
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        if isinstance(value, list):
+            value = max(value, default=None)
+        return value if isinstance(value, int) else None
+
+    def cache_bytes(self, context_tokens: int, bytes_per_number: float) -> int:
+        """Size of the key-value cache, 0 if the metadata do not tell."""
+        heads, width = self.number("attention.head_count"), self.number("embedding_length")
+        layers = self.number("block_count")
+        if not heads or not width or not layers:
+            return 0
+        kv_heads = self.number("attention.head_count_kv") or heads
+        head = self.number("attention.key_length") or width // heads
+        head += self.number("attention.value_length") or width // heads
+        return int(layers * kv_heads * head * context_tokens * bytes_per_number)
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Raises DrafterError if the file cannot be opened, is no GGUF file, or ends too early."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(MAGIC))
+            if magic != MAGIC:
+                raise DrafterError(f"{path} is not a GGUF file: it begins with {magic!r}; expected {MAGIC!r}")
+            return _read(file)
+    except OSError as error:
+        raise DrafterError(f"cannot open the drafter {path}: {error.strerror}") from error
+    except (struct.error, ValueError, OverflowError, MemoryError) as error:
+        raise DrafterError(f"{path} is damaged or incomplete: its header cannot be read; fetch it again") from error
+
+
+def _read(file: BinaryIO) -> GgufHeader:
+    _version, tensors, entries = _unpack(file, "<IQQ")
+    metadata = {}
+    for _ in range(_sane(entries)):
+        key = _string(file)
+        value = _value(file, _unpack(file, "<I")[0])
+        if value is not None:
+            metadata[key] = value
+    types = set()
+    for _ in range(_sane(tensors)):
+        _string(file)
+        (dimensions,) = _unpack(file, "<I")
+        _skip(file, 8 * dimensions)
+        types.add(_unpack(file, "<IQ")[0])
+    return GgufHeader(metadata, frozenset(types))
+
+
+def _value(file: BinaryIO, kind: int) -> Any:
+    if kind in _SCALARS:
+        return _unpack(file, _SCALARS[kind])[0]
+    if kind == _STRING:
+        return _string(file)
+    if kind != _ARRAY:
+        raise ValueError(f"a value of unknown kind {kind}")
+    element, count = _unpack(file, "<IQ")
+    if element in _SCALARS and count > _LONGEST_LIST:
+        _skip(file, _sane(count) * struct.calcsize(_SCALARS[element]))
+        return None
+    values = [_value(file, element) for _ in range(_sane(count))] if count <= _LONGEST_LIST else None
+    if values is None:
+        for _ in range(_sane(count)):
+            _skip(file, _sane(_unpack(file, "<Q")[0]))
+    return values
+
+
+def _string(file: BinaryIO) -> str:
+    (length,) = _unpack(file, "<Q")
+    return _exactly(file, _sane(length)).decode("utf-8", "replace")
+
+
+def _unpack(file: BinaryIO, shape: str) -> tuple[Any, ...]:
+    return struct.unpack(shape, _exactly(file, struct.calcsize(shape)))
+
+
+def _exactly(file: BinaryIO, count: int) -> bytes:
+    content = file.read(count)
+    if len(content) < count:
+        raise ValueError("the file ends too early")
+    return content
+
+
+def _skip(file: BinaryIO, count: int) -> None:
+    file.seek(count, 1)
+
+
+def _sane(count: int) -> int:
+    if count > _MOST:
+        raise ValueError(f"a count of {count}")
+    return count
