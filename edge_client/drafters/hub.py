@@ -31,6 +31,8 @@ def fetch(model: HubModel, *, offline: bool = False) -> Path:
     """
     try:
         import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
     except ImportError as error:
         raise DrafterError(_INSTALL) from error
     if offline or huggingface_hub.constants.HF_HUB_OFFLINE:
