@@ -4,11 +4,11 @@
 
     python -m models.demo.train_vocabularies --data DIALOGUES --target models/demo/target --out WORK --minutes 24
 
-`same` has the demo tokenizer; `other` has one of SentencePiece's kind (spaces as "▁", bytes as a fallback, digits one by
-one), trained on one of the sets only, so that the two split most longer words differently. Both are the demo drafter's
-shape, begin with the target's first and last layer and a random embedding, and take turns on the same dialogues, so that
-equal shares of one wall clock are equal work. They learn the text, not the target's distribution, which only a drafter
-of the same vocabulary could. `python -m benchmarks.vocabularies` compares them.
+`same` has the demo tokenizer; `other` has one of SentencePiece's kind (spaces as "▁", bytes as a fallback, digits one
+by one), trained on one of the sets only, so that the two split most longer words differently. Both are the demo
+drafter's shape, begin with the target's first and last layer and a random embedding, and take turns on the same
+dialogues, so that equal shares of one wall clock are equal work. They learn the text, not the target's distribution,
+which only a drafter of the same vocabulary could. `python -m benchmarks.vocabularies` compares them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,296 @@
+"""A drafter of another vocabulary, made to speak the target's tokens by way of what tokens spell.
+
+The wrapper holds the target's tokens, the model its own tokens of the same text, cut into words so that a word's tokens
+depend on nothing but the word: whatever was fed and rolled back before, the model reads the same. An unfinished
+character is held back until the rest of its bytes have come.
+
+What comes next is asked as a question about text: how likely is each continuation, given that the text so far is
+settled but the model's way of splitting its last word is not? If the target has written " rest" and the model has a
+token " restaurant", then the place to look is before that word, among the tokens that begin with " rest". So the last
+word is read token by token, and at each of its boundaries the candidates that spell the rest of it and more are
+counted with their probability (what others call token healing). Continuations become target tokens as the target's
+own tokenizer would split them; those of one target token are summed. Where the model's tokens are the shorter ones,
+its best guess is followed for a few tokens more, which costs nothing if the guess is right: they are drafted already.
+
+Guesses are drawn among the target's ids by the caller, so shared noise works as with a drafter of the same vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from edge_client.drafters.base import Candidates, Drafter
+from edge_client.drafters.wrapper import NOTHING, VocabularyWrapper
+from speculation.correspondence import Correspondence
+from speculation.segmenter import ends_word, unfinished, word_ends
+from speculation.vocabulary import Vocabulary
+
+NEGLIGIBLE = 0.02  # the model's own split is not looked into if it is so much less likely than its alternatives
+UNSEEN = 0.5  # a token that is not among the candidates counts as this share of the last of them
+FOLLOW_TOKENS = 3  # most tokens that a guess is followed beyond the text
+_LONGER_TOKENS = 256  # of the target's tokens that begin alike, so many are looked at
+
+
+class _Leaf(NamedTuple):
+    """A continuation: the model's tokens, what they spell, the first target token of it, and its probability."""
+
+    path: tuple[int, ...]
+    text: bytes
+    token: int
+    mass: float
+
+
+class TranslatedDrafter(VocabularyWrapper):
+    """Target tokens outside, the model's tokens of the same text inside."""
+
+    def __init__(
+        self, inner: Drafter, target: Vocabulary, size: int, tokens: Correspondence, opening: int | None = None
+    ) -> None:
+        """opening: the model's token before every text."""
+        self._common, self._opening = tokens, opening
+        self._spelled, self._written = tokens.drafter.spellings, tokens.target.spellings
+        self._text: list[int] = []  # bytes, and -1 - id for a special token of the model's
+        self._ends: list[int] = []  # length of the text after each target token
+        self._starts: list[int] = []  # of each word in the text
+        self._before: list[int] = []  # how many of `_wanted` stand before each word
+        self._wanted: list[int] = []  # the text in the model's tokens
+        self._pending = 0  # bytes at the end of the text that begin a character and are not in `_wanted`
+        self._held: list[int] = []  # what the model holds, which may go on past `_wanted` or differ from it
+        self._rows: list[Candidates | None] = []  # the model's candidates after each held token, where known
+        self._agreed = 0  # so many of `_held` are known to be those of `_wanted`
+        self._first: dict[bytes, int] = {}
+        self._open: dict[tuple[int, ...], bool] = {}
+        self._sorted: list[bytes] | None = None
+        super().__init__(inner, target, size)
+
+    # --- the text and its words --------------------------------------------------------------------------------------
+
+    def _append(self, tokens: Sequence[int]) -> None:
+        if self._inner.length != len(self._held):  # it served someone else
+            self._inner.rollback(0)
+            self._held, self._rows, self._agreed = [], [], 0
+        for token in tokens:
+            special = self._common.special(token)
+            self._text.extend(self._common.spelling(token) if special is None else (-1 - special,))
+            self._ends.append(len(self._text))
+        self._cut_words()
+        if self._before:
+            self._hold(self._before[-1])
+
+    def _cut(self, length: int) -> None:
+        del self._ends[length:]
+        del self._text[self._ends[-1] if self._ends else 0 :]
+        self._cut_words()
+
+    def _cut_words(self) -> None:
+        """Bring words and wanted tokens up to date with the text, from the last word on: the others stand."""
+        text, starts = self._text, self._starts
+        while starts and starts[-1] >= len(text):
+            starts.pop()
+            self._before.pop()
+        start = starts.pop() if starts else 0
+        del self._wanted[self._before.pop() if self._before else 0 :]
+        self._agreed = min(self._agreed, len(self._wanted))
+        self._pending = 0
+        if not text:
+            return
+        if start == 0 and self._opening is not None and text[0] != -1 - self._opening:
+            self._wanted[:] = [self._opening]
+            self._agreed = 0
+        for at in range(start + 1, len(text) + 1):
+            if at == len(text) or text[at] < 0 or text[at - 1] < 0 or ends_word(text, start, at):
+                starts.append(start)
+                self._before.append(len(self._wanted))
+                self._wanted += self._tokens_of(start, at)
+                start = at
+
+    def _tokens_of(self, start: int, end: int) -> tuple[int, ...]:
+        if self._text[start] < 0:
+            return (-1 - self._text[start],)
+        word = bytes(self._text[start:end])
+        if end == len(self._text):
+            self._pending = unfinished(word)
+            word = word[: len(word) - self._pending]
+        return self._common.drafter.segment(word)
+
+    # --- the model ---------------------------------------------------------------------------------------------------
+
+    def _agreement(self, count: int, beyond: Sequence[int]) -> int:
+        """How many of the first `count` tokens of `_wanted` and then `beyond` the model holds."""
+        wanted, held = self._wanted, self._held
+        inside = min(count, len(wanted), len(held))
+        agreed = min(self._agreed, inside)
+        while agreed < inside and held[agreed] == wanted[agreed]:
+            agreed += 1
+        self._agreed = max(self._agreed, agreed)
+        if agreed == len(wanted):
+            limit = min(count, len(held))
+            while agreed < limit and held[agreed] == beyond[agreed - len(wanted)]:
+                agreed += 1
+        return agreed
+
+    def _hold(self, count: int, beyond: Sequence[int] = (), *, again: bool = False) -> None:
+        """See that the model holds the first `count` tokens. again: evaluate the last of them in any case."""
+        keep = self._agreement(count, beyond)
+        if again:
+            keep = min(keep, count - 1)
+        if keep >= count:
+            return
+        if keep < len(self._held):
+            self._inner.rollback(keep)
+            del self._held[keep:], self._rows[keep:]
+            self._agreed = min(self._agreed, keep)
+        lacking = [*self._wanted, *beyond][keep:count] if beyond else self._wanted[keep:count]
+        self._inner.feed(lacking)
+        self._held += lacking
+        self._rows += [None] * (len(lacking) - 1)
+        self._rows.append(self._inner.candidates())
+
+    def _row(self, count: int, beyond: Sequence[int] = ()) -> Candidates:
+        """The model's candidates after the first `count` >= 1 tokens."""
+        self._hold(count, beyond)
+        row = self._rows[count - 1]
+        if row is None:
+            self._hold(count, beyond, again=True)
+            row = self._rows[count - 1]
+            assert row is not None
+        return row
+
+    # --- what comes next ---------------------------------------------------------------------------------------------
+
+    def _ask(self) -> Candidates:
+        if not self._starts or not self._wanted:
+            return NOTHING
+        leaves, whole = self._leaves()
+        leaves = self._followed(leaves)
+        masses: dict[int, float] = {}
+        for leaf in leaves:
+            if leaf.mass > 0.0:
+                masses[leaf.token] = masses.get(leaf.token, 0.0) + leaf.mass
+        if not masses:
+            return NOTHING
+        ids = sorted(masses, key=lambda token: (-masses[token], token))
+        log_probs = np.array([math.log(masses[token] / whole) for token in ids])
+        return Candidates(np.array(ids, dtype=np.int64), log_probs)
+
+    def _leaves(self) -> tuple[list[_Leaf], float]:
+        """Continuations of the text by one token of the model's, and the probability of all of them together."""
+        first, count = self._before[-1], len(self._wanted)
+        rest = self._last_word()
+        before = self._last_token()
+        leaves: list[_Leaf] = []
+        weight, longer = 1.0, 0.0
+        for at in range(first, count) if rest is not None else ():
+            own = self._wanted[at]
+            assert rest is not None
+            if at > 0:
+                row = self._row(at)
+                probs = np.exp(row.log_probs).tolist()
+                own_prob = UNSEEN * probs[-1] if probs else 0.0
+                for token, prob in zip(row.ids.tolist(), probs, strict=True):
+                    if token == own:
+                        own_prob = prob
+                        continue
+                    spelled = self._spelled[token] if token < len(self._spelled) else b""
+                    if len(spelled) > len(rest) and spelled.startswith(rest):
+                        leaf = self._leaf((), spelled[len(rest) :], weight * prob, before)
+                        if leaf is not None:
+                            leaves.append(leaf)
+                            longer += leaf.mass
+                weight *= own_prob
+                if weight <= NEGLIGIBLE * longer:
+                    return leaves, longer + weight
+            rest = rest[len(self._spelled[own]) :]
+        row = self._row(count)
+        pending = bytes(self._text[len(self._text) - self._pending :])
+        specials = self._common.target_of
+        for token, prob in zip(row.ids.tolist(), np.exp(row.log_probs).tolist(), strict=True):
+            spelled = self._spelled[token] if token < len(self._spelled) else b""
+            if spelled:
+                if not self._pending or (len(spelled) > self._pending and spelled.startswith(pending)):
+                    leaf = self._leaf((token,), spelled[self._pending :], weight * prob, before)
+                    if leaf is not None:
+                        leaves.append(leaf)
+            elif (
+                (special := specials.get(token, -1)) >= 0 and not self._pending and special < self.info.vocabulary_size
+            ):
+                leaves.append(_Leaf((token,), b"", special, weight * prob))
+        return leaves, longer + weight
+
+    def _last_word(self) -> bytes | None:
+        """The bytes of the last word; None for a special token, or if the model cannot spell all of it."""
+        start = self._starts[-1]
+        if self._text[start] < 0:
+            return None
+        word = bytes(self._text[start:])
+        spelled = sum(len(self._spelled[token]) for token in self._wanted[self._before[-1] :])
+        return word if spelled == len(word) - self._pending else None
+
+    def _last_token(self) -> bytes:
+        """What the last target token spells; nothing if it is special."""
+        last = len(self._ends) - 1
+        symbols = self._text[self._ends[last - 1] if last else 0 :]
+        return bytes(symbols) if symbols and symbols[0] >= 0 else b""
+
+    def _leaf(self, path: tuple[int, ...], text: bytes, mass: float, before: bytes) -> _Leaf | None:
+        """None if the target would not go on like this: it has one token for the last one and the next together."""
+        token = self._first_token(text)
+        if token < 0 or (before and before + self._written[token] in self._common.target.ids):
+            return None
+        return _Leaf(path, text, token, mass)
+
+    def _first_token(self, text: bytes) -> int:
+        """The first token of a text as the target would split it; -1 if it cannot write this."""
+        token = self._first.get(text)
+        if token is None:
+            ends = word_ends(text)
+            split = self._common.target.segment(text[: ends[0]]) if ends else ()
+            token = split[0] if split and split[0] < self.info.vocabulary_size else -1
+            if token >= 0 and not text.startswith(self._written[token]):
+                token = -1
+            self._first[text] = token
+        return token
+
+    def _followed(self, leaves: list[_Leaf]) -> list[_Leaf]:
+        """Put what follows in place of the best leaf, for as long as that decides how the target would split it."""
+        before = self._last_token()
+        for _ in range(FOLLOW_TOKENS):
+            best = max(leaves, key=lambda leaf: leaf.mass, default=None)
+            if best is None or not best.path or not self._is_open(best):
+                break
+            if len(self._wanted) + len(best.path) >= self._inner.info.context_tokens:
+                break
+            row = self._row(len(self._wanted) + len(best.path), best.path)
+            leaves = [leaf for leaf in leaves if leaf is not best]
+            for token, prob in zip(row.ids.tolist(), np.exp(row.log_probs).tolist(), strict=True):
+                spelled = self._spelled[token] if token < len(self._spelled) else b""
+                leaf = self._leaf((*best.path, token), best.text + spelled, best.mass * prob, before)
+                if leaf is not None:
+                    # What a special token follows is settled: an empty path is followed no further.
+                    leaves.append(leaf if spelled else leaf._replace(path=()))
+        return leaves
+
+    def _is_open(self, leaf: _Leaf) -> bool:
+        """Whether a longer target token may begin with this leaf, which the model would write beginning like it."""
+        found = self._open.get(leaf.path)
+        if found is None:
+            found = self._open[leaf.path] = self._has_longer(leaf)
+        return found and bool(leaf.text) and self._written[leaf.token] == leaf.text
+
+    def _has_longer(self, leaf: _Leaf) -> bool:
+        if self._sorted is None:
+            self._sorted = sorted(self._common.target.ids)
+        segment, own = self._common.drafter.segment, self._common.drafter.ids
+        text = b"".join(self._spelled[token] for token in leaf.path)
+        at = bisect_right(self._sorted, text)
+        for longer in self._sorted[at : at + _LONGER_TOKENS] if text else ():
+            if not longer.startswith(text):
+                return False
+            if longer not in own and segment(longer)[: len(leaf.path)] == leaf.path:
+                return True
+        return False
