@@ -17,9 +17,11 @@ from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
 from edge_client.errors import SessionError
 from edge_client.link import Channel, LinkSettings, SessionLink
-from edge_client.session import DrafterSeat, Progress, RidingLoop
+from edge_client.seat import DrafterSeat
+from edge_client.session import Progress, RidingLoop
 from edge_client.types import Prompt, RequestMetrics, RequestOutput, StreamChunk, TokenLogprob
 from speculation import policies
+from speculation.duty import DutyCycle
 from speculation.pace import Objective, Pace, Streaming
 from speculation.sampling import SamplingParams
 
@@ -52,6 +54,7 @@ class EdgeClient:
         pace: str | Callable[[], Pace] = policies.DEFAULT,
         objective: Objective = Objective.LATENCY,
         threads: int = 1,
+        max_draft_duty: float = 1.0,
         tls: bool = False,
         ca_certificate: Path | None = None,
         insecure: bool = False,
@@ -60,27 +63,29 @@ class EdgeClient:
         """verifier: HOST:PORT. drafter: a GGUF file, an ONNX folder, "demo", or a Drafter; None streams plainly.
 
         pace: a policy by name, see `speculation.policies`, or what makes one pace per session; objective is for the
-        adaptive one. threads: CPU threads of the drafter. Raises ValueError for a bad address or policy. A drafter that
-        cannot be loaded is no error: `notices` says so and answers stream plainly.
+        adaptive one. threads: CPU threads of the drafter. max_draft_duty: most of the time, from 0 to 1, that it may
+        draft. Raises ValueError for a bad address, policy or share. A drafter that cannot be loaded is no error:
+        `notices` says so and answers stream plainly.
         """
         self.notices: list[str] = []
         self._model = model
         self._pace = policies.find(pace, objective) if isinstance(pace, str) else pace
+        duty = DutyCycle(max_draft_duty) if max_draft_duty != 1.0 else None
         # Without a drafter nothing will ever be drafted: the verifier need not wait for it.
         self._pace_without_drafter = Streaming if isinstance(pace, str) else pace
         self._channel = Channel(
             verifier, tls=tls, ca_certificate=ca_certificate, insecure=insecure, settings=link or LinkSettings()
         )
-        self._seat = self._load(drafter, threads)
+        self._seat = self._load(drafter, threads, duty)
         self._seat_lock = threading.Lock()
 
-    def _load(self, drafter: str | Path | Drafter | None, threads: int) -> DrafterSeat | None:
+    def _load(self, drafter: str | Path | Drafter | None, threads: int, duty: DutyCycle | None) -> DrafterSeat | None:
         try:
             loaded = drafter if isinstance(drafter, Drafter) else load_drafter(drafter, threads=threads)
         except Exception as error:  # whatever a runtime does with a broken file, answers must still come
             self.notices.append(f"no drafter: {error}; answers stream from the verifier alone")
             return None
-        return DrafterSeat(loaded) if loaded is not None else None
+        return DrafterSeat(loaded, duty) if loaded is not None else None
 
     def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from outrider.v1 import verifier_pb2 as pb
 
-from edge_client.drafters.base import Drafter, DrafterError
+from edge_client.drafters.base import DrafterError
 from edge_client.errors import SessionError
 from edge_client.link import Failed, Heard, Message, Reconnected, SessionLink, now_us
+from edge_client.seat import DrafterSeat
 from speculation.line import DeviceLine, LineError
 from speculation.noise import NOISE_VERSION
 from speculation.pace import Action, News, Pace, View
@@ -26,35 +28,6 @@ from speculation.sampling import Guess, SamplingParams
 log = logging.getLogger(__name__)
 
 FEED_TOKENS = 64  # a prompt is fed in pieces, so that reading it stays interruptible
-
-
-@dataclass
-class DrafterSeat:
-    """A drafter and the tokens it holds, so that a next turn of the same conversation need not be read again."""
-
-    drafter: Drafter
-    tokens: list[int] = field(default_factory=list)
-
-    def sit(self, tokens: Sequence[int]) -> None:
-        """Keep what the drafter holds of `tokens`, drop the rest."""
-        agreed = 0
-        for held, wanted in zip(self.tokens, tokens, strict=False):
-            if held != wanted:
-                break
-            agreed += 1
-        # The candidates after the last token are only known once it is fed again.
-        self.rollback(min(agreed, len(tokens) - 1))
-
-    def rollback(self, length: int) -> None:
-        """Drop everything from `length` on."""
-        if length < len(self.tokens):
-            self.drafter.rollback(length)
-            del self.tokens[length:]
-
-    def feed(self, tokens: Sequence[int]) -> None:
-        """Append and evaluate."""
-        self.drafter.feed(tokens)
-        self.tokens.extend(tokens)
 
 
 @dataclass
@@ -96,6 +69,7 @@ class RidingLoop:
         self._told_patience_ms: int | None = pace.patience_ms
         self._unsent_since_s = 0.0
         self._budget = 0
+        self._silent_at: int | None = None  # position for which the drafter had no candidates
         self._draft_bytes: dict[int, int] = {}  # by the clock reading that its echo will bring
         self.ride = Ride()
         self.opened: pb.Opened | None = None
@@ -109,16 +83,49 @@ class RidingLoop:
         while True:
             while not inbox.empty():
                 if (finished := self._handle(inbox.get(), emit)) is not None:
-                    self.ride.total_ms = self._elapsed_ms()
-                    return finished
-            action = self._pace.next(self._view()) if self.opened else Action.WAIT
+                    return self._end(finished)
+            view = self._view()
+            action = self._pace.next(view) if self.opened else Action.WAIT
             if action is Action.DRAFT and not self._more_patience():
                 self._draft()
-            elif action is Action.FLUSH or self._pace.patience_ms != self._told_patience_ms:
+            elif (
+                action is Action.FLUSH
+                or self._pace.patience_ms != self._told_patience_ms
+                or self._waited_for_in_vain(view)
+            ):
                 self._flush()
-            elif (finished := self._handle(inbox.get(), emit)) is not None:
-                self.ride.total_ms = self._elapsed_ms()
-                return finished
+            elif (message := self._next_message()) is not None and (
+                finished := self._handle(message, emit)
+            ) is not None:
+                return self._end(finished)
+
+    def _next_message(self) -> Message | None:
+        """Waits for a message, or None when a drafter that has used up its share of the time may go on."""
+        rest_ms = self._rest_ms()
+        if not rest_ms:
+            return self._link.inbox.get()
+        try:
+            return self._link.inbox.get(timeout=rest_ms / 1e3)
+        except queue.Empty:
+            return None
+
+    def _rest_ms(self) -> float:
+        duty = self._seat.duty if self._seat is not None else None
+        return duty.wait_ms(time.perf_counter() * 1e3) if duty is not None else 0.0
+
+    def _waited_for_in_vain(self, view: View) -> bool:
+        """Whether a patient verifier waits for guesses that will not come: it should go on by itself."""
+        idle = self._seat is not None and not view.can_draft and not view.depth and not view.in_flight
+        return idle and self.opened is not None and self._pace.patience_ms > 0
+
+    def _end(self, finished: pb.Finished) -> pb.Finished:
+        self.ride.total_ms = self._elapsed_ms()
+        if self._seat is not None and self.opened is not None:
+            try:
+                self._seat.drafter.learn(self._line.log, self.opened.prompt_length)
+            except Exception as error:  # the answer is complete, whatever becomes of the memory of it
+                self._notice(f"the drafter could not learn from the answer ({type(error).__name__}: {error})")
+        return finished
 
     def _more_patience(self) -> bool:
         """Whether the verifier should wait longer than it knows: it has to be told before the guesses come."""
@@ -142,7 +149,7 @@ class RidingLoop:
             unsent_age_ms=(now_s - self._unsent_since_s) * 1e3 if line.unsent else 0.0,
             survival=line.survival(),
             in_flight=self._in_flight,
-            can_draft=seat is not None and line.end < seat.drafter.info.context_tokens,
+            can_draft=seat is not None and self._silent_at != line.end and not self._rest_ms(),
             budget=self._budget,
         )
 
@@ -175,7 +182,7 @@ class RidingLoop:
         if again:
             return
         if self._seat is not None:
-            if not opened.vocabulary_matches:
+            if not (opened.vocabulary_matches or self._seat.speaks_any_vocabulary):
                 self._lose_drafter("the drafter's vocabulary is not the target's")
             elif opened.model_info.noise_version != NOISE_VERSION and not self._greedy:
                 self._lose_drafter(f"the verifier uses version {opened.model_info.noise_version} of the shared noise")
@@ -183,6 +190,9 @@ class RidingLoop:
         self._line.log = list(opened.prompt_ids) or [0] * opened.prompt_length
         if self._seat is not None:
             with self._losing_drafter():
+                info = opened.model_info
+                for notice in self._seat.adopt_vocabulary(info.vocabulary_fingerprint, info.vocabulary_size):
+                    self._notice(notice)
                 self._seat.sit(self._line.log)
 
     def _commit(self, commit: pb.Commit, heard: Heard, emit: Callable[[Progress], None]) -> None:
@@ -191,9 +201,11 @@ class RidingLoop:
             new, agreed, outcomes = line.commit(commit.start, commit.tokens)
         except LineError as error:
             raise SessionError("DATA_LOSS", "LOG_CHANGED", str(error)) from error
-        if self._seat is not None and agreed < len(new):
-            with self._losing_drafter():
-                self._seat.rollback(known + agreed)
+        if agreed < len(new):
+            self._silent_at = None
+            if self._seat is not None:
+                with self._losing_drafter():
+                    self._seat.rollback(known + agreed)
         self._in_flight = False
         self._budget = commit.draft_budget
         if not new:
@@ -228,27 +240,41 @@ class RidingLoop:
         seat, line = self._seat, self._line
         assert seat is not None
         began_s = time.perf_counter()
+        guess = None
         with self._losing_drafter():
-            held, log_length = len(seat.tokens), line.length
-            if held < log_length:
-                lacking = line.log[held : held + FEED_TOKENS] + line.guesses[: max(0, FEED_TOKENS - log_length + held)]
-            else:
-                lacking = line.guesses[held - log_length :]
-            seat.feed(lacking)
-            if held + len(lacking) < line.end:
-                return
-            candidates = seat.drafter.candidates()
-            token, confidence = self._guess(line.end, candidates.ids, candidates.log_probs)
-            self._check(token, confidence)
-        if self._seat is None:
+            guess = self._draw(seat)
+        now_s = time.perf_counter()
+        if seat.duty is not None:
+            seat.duty.spend(began_s * 1e3, now_s * 1e3)
+        if guess is None or self._seat is None:
             return
         if not line.unsent:
-            self._unsent_since_s = time.perf_counter()
-        line.extend(token, confidence)
-        draft_ms = (time.perf_counter() - began_s) * 1e3
-        self._pace.drafted(draft_ms, confidence)
+            self._unsent_since_s = now_s
+        line.extend(*guess)
+        draft_ms = (now_s - began_s) * 1e3
+        self._pace.drafted(draft_ms, guess[1])
         self.ride.drafted_tokens += 1
         self.ride.drafting_ms += draft_ms
+
+    def _draw(self, seat: DrafterSeat) -> tuple[int, float] | None:
+        """A guess and its confidence; None while the drafter still reads, or if it has nothing to say."""
+        line = self._line
+        seat.reach(line.end)
+        held, log_length = seat.end, line.length
+        if held < log_length:
+            lacking = line.log[held : held + FEED_TOKENS] + line.guesses[: max(0, FEED_TOKENS - log_length + held)]
+        else:
+            lacking = line.guesses[held - log_length :]
+        seat.feed(lacking)
+        if held + len(lacking) < line.end:
+            return None
+        candidates = seat.drafter.candidates()
+        if not len(candidates.ids):
+            self._silent_at = line.end
+            return None
+        token, confidence = self._guess(line.end, candidates.ids, candidates.log_probs)
+        self._check(token, confidence)
+        return token, confidence
 
     def _check(self, token: int, confidence: float) -> None:
         """The verifier would end the session over a guess that cannot be one. Raises DrafterError."""
@@ -289,6 +315,8 @@ class RidingLoop:
         self._seat = None
         self._line.erase()
         self._pace.reset()
-        notice = f"{reason}; the answer goes on as plain streaming"
+        self._notice(f"{reason}; the answer goes on as plain streaming")
+
+    def _notice(self, notice: str) -> None:
         self.ride.notices.append(notice)
         log.warning("%s", notice)

@@ -141,7 +141,8 @@ class Guess:
 
         ids, log_probs: shape [n], n >= 1, likeliest first. The confidence is the share of the winner in the softmax of
         the scores that competed, noise included: under shared noise that is what tells a clear win from a close one.
-        Penalties are left to the verifier; they only cost acceptance.
+        Times the probability that q gives to all n: a lookup's only candidate has won nothing yet. Penalties are left
+        to the verifier; they only cost acceptance.
         """
         scores = log_probs
         if self._bias:
@@ -150,5 +151,6 @@ class Guess:
             scores = scores / self._params.temperature if self._plain else filtered(scores, self._params)
             scores = scores + self._noise.gumbel(position, ids)
         best = int(scores.argmax())
-        confidence = 1.0 / float(np.exp(scores - scores[best]).sum())
+        given = min(1.0, float(np.exp(log_probs).sum()))
+        confidence = given / float(np.exp(scores - scores[best]).sum())
         return int(ids[best]), confidence

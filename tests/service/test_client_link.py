@@ -518,13 +518,11 @@ class Failing(MockDrafter):
             return Candidates(np.array([-1]), np.array([-0.1]))
         if self._fails("NaN"):
             return Candidates(np.array([5, 6]), np.array([np.nan, np.nan]))
-        if self._fails("nothing"):
-            return Candidates(np.array([], dtype=np.int64), np.array([]))
         return super().candidates()
 
 
 @pytest.mark.parametrize("pace", ["sync", "server-led"])
-@pytest.mark.parametrize("way", ["feed", "rollback", "id", "negative id", "NaN", "nothing", "vocabulary"])
+@pytest.mark.parametrize("way", ["feed", "rollback", "id", "negative id", "NaN", "vocabulary"])
 def test_a_drafter_that_fails_costs_speed_and_one_notice(way: str, pace: str) -> None:
     failing: Drafter = Failing(way)
     with (

@@ -144,3 +144,9 @@ def test_penalties() -> None:
 def test_parameters_out_of_range_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(SamplingError, match=field):
         SamplingParams(**{field: value})  # type: ignore[arg-type]
+
+
+def test_an_only_candidate_is_as_sure_as_its_drafter() -> None:
+    ids, log_q = np.array([9]), np.log(np.array([0.6]))
+    for temperature in (0.0, 0.8):
+        assert Guess(SamplingParams(temperature=temperature), seed=1)(0, ids, log_q) == (9, pytest.approx(0.6))

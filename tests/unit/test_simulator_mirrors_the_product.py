@@ -21,6 +21,7 @@ from cloud_verifier.text import AnswerText
 from edge_client import session as riding
 from edge_client.drafters.base import Candidates, Drafter, DrafterInfo
 from edge_client.link import Heard
+from edge_client.seat import DrafterSeat
 from netlab.simulator.device import Device, DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.messages import Commit, Draft
@@ -149,7 +150,7 @@ def test_the_riding_loop_sends_what_the_simulated_device_sends(
         arrivals.append((at_ms, Heard(pb.GenerateResponse(commit=message), at_ms, rtt_ms)))
     arrivals.append((heard[-1][0], Heard(pb.GenerateResponse(finished=pb.Finished()), heard[-1][0], None)))
     link: Any = FakeLink(clock, Inbox(clock, arrivals))
-    seat = riding.DrafterSeat(DescribedDrafter(clock, answer, truth))
+    seat = DrafterSeat(DescribedDrafter(clock, answer, truth))
     loop = riding.RidingLoop(link, seat, make(), SamplingParams(temperature=0.0), 1)
     written: list[int] = []
     loop.run(lambda progress: written.extend(progress.tokens))

@@ -1,0 +1,188 @@
+"""The riding loop with drafters that say nothing, may draft for a part of the time only, or forget the beginning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from cloud_verifier.engines.base import Block, Choices
+from edge_client.client import EdgeClient
+from edge_client.drafters.base import Candidates, Drafter
+from edge_client.drafters.chain import ChainDrafter
+from edge_client.drafters.history import HistoryDrafter
+from edge_client.drafters.history_store import HistoryStore
+from edge_client.drafters.ngram import NgramDrafter
+from edge_client.types import RequestOutput
+from speculation.adaptive import Adaptive
+from speculation.pace import Action, BoundedLookahead, FixedLookahead, Pace, Pipelined, Synchronous, View
+from speculation.sampling import SamplingParams
+from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
+from tests.mock_engine import MockEngine, answer
+from tests.service.raw import PROMPT, SEED
+
+COUNT = 60
+PARAMS = SamplingParams(max_tokens=COUNT)
+WORDS = tuple(answer(PROMPT, SEED, COUNT))
+PACES: dict[str, Callable[[], Pace]] = {
+    "sync": lambda: Synchronous(4),
+    "server-led": BoundedLookahead,
+    "patient": lambda: FixedLookahead(4, patience_ms=5000),
+    "pipelined": Pipelined,
+    "adaptive": Adaptive,
+}
+TEXT = [2 + (i * i + 3 * (i // 7)) % 60 for i in range(40)]  # no pair of tokens stands in it twice in a misleading way
+
+
+class Repeating(MockEngine):
+    """A target that says its prompt again and again."""
+
+    def __init__(self, period: int) -> None:
+        super().__init__()
+        self._period = period
+
+    def _evaluate(self, block: Block) -> Choices:
+        count = len(super()._evaluate(block).tokens)
+        tokens = self.sequences[block.sequence]
+        return Choices([tokens[n - self._period] for n in range(len(tokens) - count + 1, len(tokens) + 1)])
+
+
+class Silent(MockDrafter):
+    """Speaks up only at every fourth position."""
+
+    def __init__(self) -> None:
+        super().__init__(3, SEED, 1.0)
+        self.asked: list[int] = []
+
+    def candidates(self) -> Candidates:
+        self.asked.append(self.length)
+        if self.length % 4:
+            return Candidates(np.zeros(0, np.int64), np.zeros(0))
+        return super().candidates()
+
+
+def ask(drafter: Drafter, pace: Callable[[], Pace], prompt: Sequence[int] = PROMPT) -> RequestOutput:
+    with InProcessVerifier(MockEngine()) as verifier, EdgeClient(verifier.address, drafter, pace=pace) as client:
+        return client.generate(prompt, PARAMS, seed=SEED)
+
+
+@pytest.mark.parametrize("pace", PACES)
+def test_a_silent_drafter_is_not_asked_twice(pace: str) -> None:
+    drafter = Silent()
+    began_s = time.perf_counter()
+    output = ask(drafter, PACES[pace])
+    assert output.token_ids == WORDS
+    assert not output.metrics.notices
+    assert time.perf_counter() - began_s < 4.0  # a verifier that waits is told that nothing comes
+    assert all(first != second for first, second in zip(drafter.asked, drafter.asked[1:], strict=False))
+    if pace in ("sync", "patient", "pipelined"):
+        assert output.metrics.accepted_tokens > COUNT // 8
+
+
+@pytest.mark.parametrize("pace", PACES)
+@pytest.mark.parametrize("kind", ["ngram", "ngram+model", "ngram+garbage"])
+def test_free_drafters_need_no_vocabulary_and_change_no_word(pace: str, kind: str) -> None:
+    drafter: Drafter = NgramDrafter()
+    if kind != "ngram":
+        drafter = ChainDrafter([drafter], MockDrafter(3, SEED, 0.8 if kind == "ngram+model" else 0.0))
+    output = ask(drafter, PACES[pace])
+    assert output.token_ids == WORDS
+    assert not output.metrics.notices
+    if kind == "ngram+model" and pace == "sync":
+        assert output.metrics.accepted_tokens > COUNT // 4
+
+
+@pytest.mark.parametrize("pace", ["sync", "server-led", "adaptive"])
+def test_ngram_finds_what_repeats(pace: str) -> None:
+    with (
+        InProcessVerifier(Repeating(len(TEXT))) as verifier,
+        EdgeClient(verifier.address, NgramDrafter(), pace=PACES[pace]) as client,
+    ):
+        output = client.generate(TEXT, PARAMS, seed=SEED)
+    assert output.token_ids == tuple((TEXT * 3)[:COUNT])
+    if pace == "sync":
+        assert output.metrics.target_forwards < COUNT // 3
+
+
+def test_what_was_answered_once_is_known(tmp_path_factory: pytest.TempPathFactory) -> None:
+    store = HistoryStore(tmp_path_factory.mktemp("history"))
+    with InProcessVerifier(MockEngine()) as verifier:
+        forwards = []
+        for _ in range(2):
+            with EdgeClient(verifier.address, HistoryDrafter(store), pace=PACES["sync"]) as client:
+                output = client.generate(PROMPT, PARAMS, seed=SEED)
+                assert output.token_ids == WORDS
+                assert not output.metrics.notices
+                forwards.append(output.metrics.target_forwards)
+    assert store.load(LetterCodec.fingerprint).answers == [list(WORDS)] * 2
+    assert forwards[1] < forwards[0] / 2
+
+
+def test_an_answer_that_cannot_be_kept_is_a_notice(tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("history") / "file"
+    file.touch()
+    output = ask(HistoryDrafter(HistoryStore(file / "below")), PACES["sync"])
+    assert output.token_ids == WORDS
+    assert "could not learn" in output.metrics.notices[-1]
+
+
+class Slow(MockDrafter):
+    """Takes its time for every token."""
+
+    def candidates(self) -> Candidates:
+        time.sleep(0.004)
+        return super().candidates()
+
+
+class Eager(Pace):
+    """Drafts whenever it may, of a verifier that waits for it; counts how often it is asked."""
+
+    name = "eager"
+    patience_ms = 60_000
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def next(self, view: View) -> Action:
+        self.asked += 1
+        if view.can_draft and view.depth < 4:
+            return Action.DRAFT
+        return Action.FLUSH if view.unsent else Action.WAIT
+
+
+def test_the_duty_cycle_holds_and_nobody_polls() -> None:
+    pace = Eager()
+    began_s = time.perf_counter()
+    with (
+        InProcessVerifier(MockEngine()) as verifier,
+        EdgeClient(verifier.address, Slow(3, SEED, 1.0), pace=lambda: pace, max_draft_duty=0.25) as client,
+    ):
+        assert client._seat is not None
+        assert client._seat.duty is not None
+        now_ms = time.perf_counter() * 1e3
+        client._seat.duty.spend(now_ms - 400.0, now_ms)  # 100 ms are left of what is saved up
+        output = client.generate(PROMPT, PARAMS, seed=SEED)
+    elapsed_ms = (time.perf_counter() - began_s) * 1e3
+    assert output.token_ids == WORDS
+    assert output.metrics.drafting_ms <= 100.0 + 0.25 * elapsed_ms + 30.0
+    assert pace.asked < 20 * COUNT
+
+
+@pytest.mark.parametrize("pace", ["sync", "server-led", "adaptive"])
+def test_a_drafter_may_forget_the_beginning(pace: str) -> None:
+    """A target that repeats what stands 40 tokens before, a lookup that holds at most 96."""
+    period = len(TEXT)
+    with InProcessVerifier(Repeating(period)) as verifier:
+        drafter = NgramDrafter(context_tokens=96)
+        with EdgeClient(verifier.address, drafter, pace=PACES[pace]) as client:
+            output = client.generate(TEXT, SamplingParams(max_tokens=400), seed=SEED)
+            assert drafter.length <= 96
+            again = client.generate([*TEXT, *output.token_ids], PARAMS, seed=SEED)
+    assert output.token_ids == tuple((TEXT * 11)[:400])
+    assert again.token_ids == output.token_ids[:COUNT]
+    assert not output.metrics.notices
+    if pace == "sync":
+        assert output.metrics.target_forwards < 250
+        assert again.metrics.accepted_tokens > COUNT // 3
