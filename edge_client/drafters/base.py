@@ -8,12 +8,14 @@ noise) is the caller's business, so that every drafter guesses by the same rule.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from speculation.vocabulary import Vocabulary
 
 
 class DrafterError(Exception):
@@ -101,6 +103,17 @@ class Drafter(ABC):
 
     def learn(self, log: Sequence[int], prompt_tokens: int) -> None:  # noqa: B027 - optional
         """An answer is complete: the log, prompt first. Leaves sequence and candidates as they are."""
+
+    def vocabulary(self) -> Vocabulary | None:
+        """The model's own tokens, for a target that has others; None if they are not known or there are none.
+
+        Raises what reading them raises. Called at most once for each target, on any thread.
+        """
+        return None
+
+    def with_model(self, wrap: Callable[[Drafter], Drafter]) -> Drafter:
+        """This drafter with `wrap` around its model, which is most often the whole of it."""
+        return wrap(self)
 
     @abstractmethod
     def close(self) -> None:

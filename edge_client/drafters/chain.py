@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from edge_client.drafters.base import Candidates, Drafter, DrafterError
 from edge_client.drafters.lookup import NOTHING, check_feed
+from speculation.vocabulary import Vocabulary
 
 MIN_PROBABILITY = 0.75
 MAX_LAG_TOKENS = 64
@@ -112,6 +113,14 @@ class ChainDrafter(Drafter):
     def learn(self, log: Sequence[int], prompt_tokens: int) -> None:
         for member in self._members:
             member.learn(log, prompt_tokens)
+
+    def vocabulary(self) -> Vocabulary | None:
+        return self._model.vocabulary() if self._model is not None else None
+
+    def with_model(self, wrap: Callable[[Drafter], Drafter]) -> Drafter:
+        if self._model is None:
+            return self
+        return ChainDrafter(self._lookups, self._model.with_model(wrap), min_probability=math.exp(self._min_log_prob))
 
     def close(self) -> None:
         if not self._closed:

@@ -24,7 +24,7 @@ from edge_client.drafters.gguf_header import GgufHeader, read_header
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
 from edge_client.drafters.memory import check_memory
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS, DeviceSettings, FlashAttention, KvType, Weights
-from speculation.vocabulary import fingerprint
+from speculation.vocabulary import Vocabulary
 
 _BATCH_TOKENS = 256
 _SEQUENCE = 0
@@ -73,7 +73,7 @@ class LlamaCppDrafter(LanguageModelDrafter):
                 DrafterInfo(
                     name=path.stem,
                     vocabulary_size=size,
-                    vocabulary_fingerprint=fingerprint(_token_strings(api, vocabulary, size)),
+                    vocabulary_fingerprint=_vocabulary(api, vocabulary, size).fingerprint,
                     context_tokens=context,
                     runs_on=_runs_on(api, self._model, settings),
                     notices=_notices(api, settings),
@@ -88,6 +88,9 @@ class LlamaCppDrafter(LanguageModelDrafter):
         except BaseException:
             self._free()
             raise
+
+    def vocabulary(self) -> Vocabulary:
+        return _vocabulary(self._api, self._api.llama_model_get_vocab(self._model), self.info.vocabulary_size)
 
     def _make_batch(self) -> None:
         """One batch for all evaluations, seen as NumPy arrays; every entry belongs to the one sequence."""
@@ -227,12 +230,20 @@ def _weights_bytes(path: Path) -> int:
     return sum(piece.stat().st_size for piece in pieces)
 
 
-def _token_strings(api: Any, vocabulary: Any, size: int) -> list[str]:
-    """Token strings in id order, without the unused ones at the end that pad the vocabulary to the embedding."""
-    while size and api.llama_vocab_get_attr(vocabulary, size - 1) & api.LLAMA_TOKEN_ATTR_UNUSED:
+def _vocabulary(api: Any, vocabulary: Any, size: int) -> Vocabulary:
+    """The tokens in id order, without the unused ones at the end that pad the vocabulary to the embedding."""
+
+    def has(token_id: int, attribute: int) -> bool:
+        return bool(api.llama_vocab_get_attr(vocabulary, token_id) & attribute)
+
+    while size and has(size - 1, api.LLAMA_TOKEN_ATTR_UNUSED):
         size -= 1
     text = api.llama_vocab_get_text
-    return [text(vocabulary, token_id).decode("utf-8", "surrogateescape") for token_id in range(size)]
+    return Vocabulary(
+        tuple(text(vocabulary, token_id).decode("utf-8", "surrogateescape") for token_id in range(size)),
+        frozenset(token_id for token_id in range(size) if has(token_id, api.LLAMA_TOKEN_ATTR_CONTROL)),
+        api.llama_vocab_bos(vocabulary) if api.llama_vocab_get_add_bos(vocabulary) else None,
+    )
 
 
 # --- llama.cpp's log is one callback per process ----------------------------------------------------------------

@@ -20,7 +20,7 @@ from edge_client.drafters.base import Drafter, DrafterError, DrafterInfo
 from edge_client.drafters.choosing import choose
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
 from edge_client.drafters.memory import check_memory
-from edge_client.drafters.onnx_graph import read_folder_config, read_graph, read_token_strings
+from edge_client.drafters.onnx_graph import read_folder_config, read_graph, read_vocabulary
 from edge_client.drafters.providers import (
     AUTO,
     CPU,
@@ -31,7 +31,7 @@ from edge_client.drafters.providers import (
     parse_provider,
 )
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS, DeviceSettings
-from speculation.vocabulary import fingerprint
+from speculation.vocabulary import Vocabulary
 
 _CHUNK_TOKENS = 256
 _CHUNK_LOGITS_BYTES = 64 << 20  # graphs that give logits for every row get smaller chunks
@@ -56,7 +56,7 @@ class OnnxDrafter(LanguageModelDrafter):
     ) -> None:
         check_settings(threads, top_candidates, settings.context_tokens)
         file = model_file(Path(path))
-        vocabulary_fingerprint = fingerprint(read_token_strings(file))
+        vocabulary_fingerprint = read_vocabulary(file).fingerprint
         config = read_folder_config(file)
         context = min(
             config.context_tokens or DEFAULT_CONTEXT_TOKENS, settings.context_tokens or DEFAULT_CONTEXT_TOKENS
@@ -78,7 +78,11 @@ class OnnxDrafter(LanguageModelDrafter):
             top_candidates=top_candidates,
             chunk_tokens=_CHUNK_TOKENS if graph.last_row_only else min(_CHUNK_TOKENS, rows_per_chunk),
         )
+        self._file = file
         self._make_buffers(opened)
+
+    def vocabulary(self) -> Vocabulary:
+        return read_vocabulary(self._file)
 
     def _make_buffers(self, opened: Opened) -> None:
         graph, chunk, context = self._graph, self._chunk_tokens, self.info.context_tokens

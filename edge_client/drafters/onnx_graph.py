@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.drafters.base import DrafterError
-from speculation.vocabulary import token_strings
+from speculation.vocabulary import Vocabulary
 
 TOKENIZER_FILE = "tokenizer.json"
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -200,7 +200,7 @@ def _mentions_group_query_attention(file: Path) -> bool:
 # --- the files beside the graph ---------------------------------------------------------------------------------
 
 
-def read_token_strings(file: Path) -> list[str]:
+def read_vocabulary(file: Path) -> Vocabulary:
     """The vocabulary beside a .onnx file, or one folder above it, as the hub has it. Raises DrafterError."""
     tokenizer = beside(file, TOKENIZER_FILE)
     if tokenizer is None:
@@ -209,7 +209,7 @@ def read_token_strings(file: Path) -> list[str]:
             "without it nobody can tell whether drafter and target share a vocabulary"
         )
     try:
-        return token_strings(_read_json(tokenizer))
+        return Vocabulary.of_tokenizer(_read_json(tokenizer))
     except ValueError as error:
         raise DrafterError(f"{tokenizer}: {error}") from error
 

@@ -31,8 +31,10 @@ from speculation.segmenter import ends_word, unfinished, word_ends
 from speculation.vocabulary import Vocabulary
 
 NEGLIGIBLE = 0.02  # the model's own split is not looked into if it is so much less likely than its alternatives
-UNSEEN = 0.5  # a token that is not among the candidates counts as this share of the last of them
+UNSEEN = 0.5  # a token that is not among them counts as this share of the least likely one
+IGNORED = 1e-4  # candidates less likely than this are left out: they cost time and win next to nothing
 FOLLOW_TOKENS = 3  # most tokens that a guess is followed beyond the text
+FOLLOW_SHARE = 0.25  # of all continuations' probability: less likely guesses are not followed
 _LONGER_TOKENS = 256  # of the target's tokens that begin alike, so many are looked at
 
 
@@ -167,7 +169,7 @@ class TranslatedDrafter(VocabularyWrapper):
         if not self._starts or not self._wanted:
             return NOTHING
         leaves, whole = self._leaves()
-        leaves = self._followed(leaves)
+        leaves = self._followed(leaves, whole)
         masses: dict[int, float] = {}
         for leaf in leaves:
             if leaf.mass > 0.0:
@@ -189,28 +191,22 @@ class TranslatedDrafter(VocabularyWrapper):
             own = self._wanted[at]
             assert rest is not None
             if at > 0:
-                row = self._row(at)
-                probs = np.exp(row.log_probs).tolist()
-                own_prob = UNSEEN * probs[-1] if probs else 0.0
-                for token, prob in zip(row.ids.tolist(), probs, strict=True):
+                own_prob, likely = 0.0, self._likely(self._row(at))
+                for token, prob, spelled in likely:
                     if token == own:
                         own_prob = prob
-                        continue
-                    spelled = self._spelled[token] if token < len(self._spelled) else b""
-                    if len(spelled) > len(rest) and spelled.startswith(rest):
+                    elif len(spelled) > len(rest) and spelled.startswith(rest):
                         leaf = self._leaf((), spelled[len(rest) :], weight * prob, before)
                         if leaf is not None:
                             leaves.append(leaf)
                             longer += leaf.mass
-                weight *= own_prob
+                weight *= own_prob or (UNSEEN * likely[-1][1] if likely else 0.0)
                 if weight <= NEGLIGIBLE * longer:
                     return leaves, longer + weight
             rest = rest[len(self._spelled[own]) :]
-        row = self._row(count)
         pending = bytes(self._text[len(self._text) - self._pending :])
         specials = self._common.target_of
-        for token, prob in zip(row.ids.tolist(), np.exp(row.log_probs).tolist(), strict=True):
-            spelled = self._spelled[token] if token < len(self._spelled) else b""
+        for token, prob, spelled in self._likely(self._row(count)):
             if spelled:
                 if not self._pending or (len(spelled) > self._pending and spelled.startswith(pending)):
                     leaf = self._leaf((token,), spelled[self._pending :], weight * prob, before)
@@ -221,6 +217,14 @@ class TranslatedDrafter(VocabularyWrapper):
             ):
                 leaves.append(_Leaf((token,), b"", special, weight * prob))
         return leaves, longer + weight
+
+    def _likely(self, row: Candidates) -> list[tuple[int, float, bytes]]:
+        """The candidates worth a look: token, probability, and what it spells."""
+        probs = np.exp(row.log_probs)
+        count = max(1, int((probs >= IGNORED).sum()))
+        ids, spelled = row.ids[:count].tolist(), self._spelled
+        texts = (spelled[token] if token < len(spelled) else b"" for token in ids)
+        return list(zip(ids, probs[:count].tolist(), texts, strict=True))
 
     def _last_word(self) -> bytes | None:
         """The bytes of the last word; None for a special token, or if the model cannot spell all of it."""
@@ -256,19 +260,18 @@ class TranslatedDrafter(VocabularyWrapper):
             self._first[text] = token
         return token
 
-    def _followed(self, leaves: list[_Leaf]) -> list[_Leaf]:
+    def _followed(self, leaves: list[_Leaf], whole: float) -> list[_Leaf]:
         """Put what follows in place of the best leaf, for as long as that decides how the target would split it."""
         before = self._last_token()
         for _ in range(FOLLOW_TOKENS):
             best = max(leaves, key=lambda leaf: leaf.mass, default=None)
-            if best is None or not best.path or not self._is_open(best):
+            if best is None or best.mass < FOLLOW_SHARE * whole or not best.path or not self._is_open(best):
                 break
             if len(self._wanted) + len(best.path) >= self._inner.info.context_tokens:
                 break
             row = self._row(len(self._wanted) + len(best.path), best.path)
             leaves = [leaf for leaf in leaves if leaf is not best]
-            for token, prob in zip(row.ids.tolist(), np.exp(row.log_probs).tolist(), strict=True):
-                spelled = self._spelled[token] if token < len(self._spelled) else b""
+            for token, prob, spelled in self._likely(row):
                 leaf = self._leaf((*best.path, token), best.text + spelled, best.mass * prob, before)
                 if leaf is not None:
                     # What a special token follows is settled: an empty path is followed no further.
