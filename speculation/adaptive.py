@@ -30,6 +30,8 @@ MAX_PATIENCE_MS = 2000
 GUESS_BYTES = 4  # on the wire: an id and a confidence
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 PRICES = {Objective.LATENCY: 0.0, Objective.BALANCED: 1.0, Objective.CAPACITY: 8.0}  # of a forward, in steps
+JITTER_BLOCK_TOKENS = 8
+LAST_MOMENT_MS = 1.0
 MAX_HOPE_TOKENS = 256
 HORIZON_TOKENS = 64
 CREDIT_STEPS = 5.0
@@ -72,6 +74,7 @@ class Adaptive(Pace):
         self._survivals: list[float] = []  # of each guess on the line, from the log up to it
         self._sent = 0  # of the guesses on the line
         self._free_ms = 0.0  # the device's clock when the verifier ends its present step, as far as is known
+        self._flushed_for_ms = 0.0  # the step of a verifier that never waits which the last block was to catch
         self._taken_next = False  # whether something will have landed by then
         self._fills = 0  # steps of its own that a patient verifier takes before a first block lands
         self._block = 1  # guesses of a block as planned
@@ -127,6 +130,7 @@ class Adaptive(Pace):
         action = self._decide(view)
         if action is Action.FLUSH:
             self._sent = view.depth
+            self._flushed_for_ms = self._next_step_ms(view.now_ms)
             lands_ms = view.now_ms + self.rtt.median_ms / 2
             self._taken_next = lands_ms < self._free_ms
             if self.patience_ms and not self._taken_next:
@@ -171,10 +175,18 @@ class Adaptive(Pace):
             return True
         if self.patience_ms:
             return False  # the block is complete when one more guess is not worth its time
-        step_ms, margin_ms = self.step.median_ms, self._margin_ms()
-        lands_ms = view.now_ms + self.rtt.median_ms / 2 - self._free_ms
-        left_ms = step_ms - lands_ms % step_ms  # until the verifier takes what has arrived
-        return left_ms < margin_ms + self.guess_ms or view.unsent_age_ms > step_ms
+        step_ms = self.step.median_ms
+        if self.rtt.spread_ms > step_ms / 3:  # nobody knows when a block will land
+            return view.unsent >= JITTER_BLOCK_TOKENS or view.unsent_age_ms > step_ms / 6
+        begins_ms = self._next_step_ms(view.now_ms)
+        left_ms = begins_ms - view.now_ms - self.rtt.median_ms / 2 - self.guess_ms  # if we draw on
+        first = begins_ms > self._flushed_for_ms + step_ms / 2
+        return left_ms < (self._margin_ms() if first else LAST_MOMENT_MS + self.rtt.spread_ms / 2) or view.unsent_age_ms > step_ms
+
+    def _next_step_ms(self, now_ms: float) -> float:
+        """When a verifier that never waits takes what is sent now, by the device's clock."""
+        lands_ms, step_ms = now_ms + self.rtt.median_ms / 2, self.step.median_ms
+        return lands_ms + step_ms - (lands_ms - self._free_ms) % step_ms
 
     @property
     def guess_ms(self) -> float:

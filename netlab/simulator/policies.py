@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from netlab.simulator import rivals
-from speculation.adaptive import Adaptive
-from speculation.pace import BoundedLookahead, FixedLookahead, Pace, Pipelined, Streaming, Synchronous
+from speculation.adaptive import Adaptive, Experience
+from speculation.pace import BoundedLookahead, FixedLookahead, Objective, Pace, Pipelined, Streaming, Synchronous
 from speculation.policies import PolicyError
 from speculation.stopping import OptimalRounds
 
@@ -55,6 +55,10 @@ def _ucb() -> dict[str, Callable[[], Pace]]:
     return {"ucb": lambda: rivals.UcbStop(arms)}
 
 
+def _adaptive(name: str, objective: Objective) -> Callable[[], dict[str, Callable[[], Pace]]]:
+    return lambda: {name: partial(Adaptive, objective, Experience())}  # its answers are one client's
+
+
 def _one(name: str, make: Callable[[], Pace]) -> Callable[[], dict[str, Callable[[], Pace]]]:
     return lambda: {name: make}
 
@@ -73,7 +77,9 @@ _PLAIN: dict[str, Callable[[], dict[str, Callable[[], Pace]]]] = {
     "sync": _sync,
     "pipelined": lambda: {f"pipelined:{d}/4": partial(Pipelined, d, 4) for d in (8, 16, 32, 64)},
     "server-led": _one("server-led", BoundedLookahead),
-    "adaptive": _one("adaptive", Adaptive),
+    "adaptive": _adaptive("adaptive", Objective.LATENCY),
+    "adaptive-balanced": _adaptive("adaptive-balanced", Objective.BALANCED),
+    "adaptive-capacity": _adaptive("adaptive-capacity", Objective.CAPACITY),
     "best-server-led": lambda: {name: make for name, make in _fixed().items() if "@0/" in name},
     "best-pipelined": _pipelined,
     "best-fixed": _best_fixed,
