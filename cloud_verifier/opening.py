@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from grpc import StatusCode
@@ -19,14 +19,17 @@ from speculation.line import VerifierLine
 from speculation.noise import NOISE_VERSION
 from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
 from speculation.sampling import SamplingError, SamplingParams
+from speculation.vocabulary import Vocabulary
 
 PROTOCOL_VERSION = 1
+_TOKEN_OVERHEAD_BYTES = 8  # of an entry of a message, id included
 MAX_PATIENCE_MS = 60_000  # of any that ends at all
 OBJECTIVES: dict[int, Objective] = {
     pb.OBJECTIVE_LATENCY: Objective.LATENCY,
     pb.OBJECTIVE_BALANCED: Objective.BALANCED,
     pb.OBJECTIVE_CAPACITY: Objective.CAPACITY,
 }
+VOCABULARY_PIECE_BYTES = 1 << 18
 SENTENCE_CHARACTERS = 500  # a template may quote the prompt; gRPC drops a status whose metadata exceed 8 kB
 
 
@@ -60,6 +63,22 @@ class Served:
             strict=self.engine.strict,
             strict_report=self.engine.strict_report,
         )
+
+
+def vocabulary_pieces(vocabulary: Vocabulary) -> Iterator[pb.GetVocabularyResponse]:
+    """A vocabulary as messages well below the limit."""
+    piece = pb.GetVocabularyResponse()
+    size = 0
+    for token_id, text in enumerate(vocabulary.strings):
+        encoded = text.encode("utf-8", "surrogateescape")
+        if size + len(encoded) > VOCABULARY_PIECE_BYTES:
+            yield piece
+            piece, size = pb.GetVocabularyResponse(start=token_id), 0
+        piece.tokens.append(encoded)
+        if token_id in vocabulary.special:
+            piece.special_ids.append(token_id)
+        size += len(encoded) + _TOKEN_OVERHEAD_BYTES
+    yield piece
 
 
 def check_version(request: pb.Open) -> None:

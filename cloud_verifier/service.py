@@ -28,6 +28,7 @@ from cloud_verifier.opening import (
     check_model,
     check_version,
     new_session,
+    vocabulary_pieces,
 )
 from cloud_verifier.scheduler import Scheduler
 from cloud_verifier.sessions import Echo, FinishReason, Session
@@ -77,6 +78,14 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         except VerifierError as error:
             await _refuse(context, error)
         return self._served.model_info()
+
+    async def GetVocabulary(self, request: pb.GetVocabularyRequest, context: Any) -> None:  # type: ignore[override]
+        try:
+            check_model(request.model, self._served)
+        except VerifierError as error:
+            await _refuse(context, error)
+        for piece in vocabulary_pieces(self._served.codec.vocabulary):
+            await context.write(piece)  # which waits for a slow reader, so one piece at a time is in memory
 
     async def Generate(self, _requests: Any, context: Context) -> None:  # type: ignore[override]
         session: Session | None = None

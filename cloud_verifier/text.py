@@ -9,7 +9,7 @@ from typing import Protocol
 from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from speculation.vocabulary import fingerprint
+from speculation.vocabulary import Vocabulary
 
 
 class TextError(ValueError):
@@ -29,7 +29,11 @@ class Codec:
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise TextError(f"{model} has no fast tokenizer (tokenizer.json), which incremental decoding needs")
         self._tokenizer = tokenizer
-        self.fingerprint = fingerprint(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+        self.vocabulary = Vocabulary(
+            tuple(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))),
+            frozenset(token_id for token_id, added in tokenizer.added_tokens_decoder.items() if added.special),
+        )
+        self.fingerprint = self.vocabulary.fingerprint
 
     def encode_text(self, text: str) -> list[int]:
         """Tokens of plain text, with the special tokens that the tokenizer itself puts before a text."""

@@ -17,6 +17,7 @@ from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
 from edge_client.errors import SessionError
 from edge_client.link import Channel, LinkSettings, SessionLink
+from edge_client.matching import Matching
 from edge_client.seat import DrafterSeat
 from edge_client.session import Progress, RidingLoop
 from edge_client.types import Prompt, RequestMetrics, RequestOutput, StreamChunk, TokenLogprob
@@ -78,6 +79,8 @@ class EdgeClient:
         )
         self._seat = self._load(drafter, threads, duty)
         self._seat_lock = threading.Lock()
+        matched = self._seat is not None and not self._seat.speaks_any_vocabulary
+        self._matching = Matching(self._channel, self._seat.drafter, self.notices) if self._seat and matched else None
 
     def _load(self, drafter: str | Path | Drafter | None, threads: int, duty: DutyCycle | None) -> DrafterSeat | None:
         try:
@@ -127,6 +130,8 @@ class EdgeClient:
     def close(self) -> None:
         """Close the channel and free the drafter. Running sessions end with an error."""
         self._channel.close()
+        if self._matching is not None:
+            self._matching.close()
         if self._seat is not None:
             with self._seat_lock:
                 self._seat.drafter.close()
@@ -154,7 +159,7 @@ class EdgeClient:
             pace = self._pace() if seat else self._pace_without_drafter()
             request = self._open_request(prompt, params, seed, pace, seat)
             link = SessionLink(self._channel, request)
-            loop = RidingLoop(link, seat, pace, params, seed)
+            loop = RidingLoop(link, seat, pace, params, seed, self._matching.ask if self._matching else None)
         except BaseException:
             if seat is not None:
                 self._seat_lock.release()

@@ -13,11 +13,11 @@ import ipaddress
 import queue
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import tenacity
@@ -38,8 +38,11 @@ CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+VOCABULARY_TIMEOUT_S = 120.0  # some megabytes, once
 FAREWELL_S = 1.0  # how long to wait for a verifier to hear that it is no longer needed
 RETIREMENT_S = 300.0  # how long streams that are well may stay on a connection that is no longer used for new ones
+
+T = TypeVar("T")
 
 
 def now_us() -> int:
@@ -83,7 +86,14 @@ class Failed:
     error: SessionError
 
 
-Message = Heard | Reconnected | Failed
+@dataclass(frozen=True)
+class Errand:
+    """Something that another thread wants done on the session's own."""
+
+    run: Callable[[], None]
+
+
+Message = Heard | Reconnected | Failed | Errand
 
 
 class Channel:
@@ -155,6 +165,27 @@ class Channel:
 
         try:
             answer: pb.GetModelInfoResponse = self.call(ask()).result()
+        except grpc.aio.AioRpcError as error:
+            raise self._explain(error) from error
+        except CancelledError as error:
+            raise closed() from error
+        return answer
+
+    def vocabulary(self, model: str, collect: Callable[[AsyncIterator[Any]], Coroutine[Any, Any, T]]) -> T:
+        """Ask for the target's vocabulary; `collect` makes something of its pieces, on the link's loop.
+
+        Raises SessionError, and what `collect` raises.
+        """
+
+        async def ask() -> T:
+            call: Any = self.stub.GetVocabulary(pb.GetVocabularyRequest(model=model), timeout=VOCABULARY_TIMEOUT_S)
+            try:
+                return await collect(call)
+            finally:
+                call.cancel()
+
+        try:
+            answer: T = self.call(ask()).result()
         except grpc.aio.AioRpcError as error:
             raise self._explain(error) from error
         except CancelledError as error:

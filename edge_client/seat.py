@@ -40,6 +40,10 @@ class DrafterSeat:
         self._vocabulary = fingerprint, size
         return self.drafter.adopt_vocabulary(fingerprint, size)
 
+    def seat(self, drafter: Drafter) -> None:
+        """Another drafter from now on, which holds nothing."""
+        self.drafter, self.tokens, self.start, self._vocabulary = drafter, [], 0, None
+
     def sit(self, tokens: Sequence[int]) -> None:
         """Keep what the drafter holds of a conversation that begins with `tokens`, drop the rest."""
         agreed = self.start

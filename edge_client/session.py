@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.drafters.base import DrafterError
+from edge_client.drafters.matching import Match
 from edge_client.errors import SessionError
-from edge_client.link import Failed, Heard, Message, Reconnected, SessionLink, now_us
+from edge_client.link import Errand, Failed, Heard, Message, Reconnected, SessionLink, now_us
 from edge_client.seat import DrafterSeat
 from speculation.line import DeviceLine, LineError
 from speculation.noise import NOISE_VERSION
@@ -58,9 +59,16 @@ class RidingLoop:
     """Runs one session to its end. Not reusable."""
 
     def __init__(
-        self, link: SessionLink, seat: DrafterSeat | None, pace: Pace, params: SamplingParams, seed: int
+        self,
+        link: SessionLink,
+        seat: DrafterSeat | None,
+        pace: Pace,
+        params: SamplingParams,
+        seed: int,
+        match: Callable[[pb.GetModelInfoResponse, Callable[[Match], None]], None] | None = None,
     ) -> None:
-        self._link, self._seat, self._pace = link, seat, pace
+        """match: finds out how the drafter can speak another vocabulary and calls back, at once or from any thread."""
+        self._link, self._seat, self._pace, self._match = link, seat, pace, match
         self._guess = Guess(params, seed)
         self._greedy = params.greedy
         self._line = DeviceLine([])
@@ -163,6 +171,9 @@ class RidingLoop:
             self._in_flight = False
             self._told_patience_ms = None  # it may be another verifier, which knows Open's only
             return None
+        if isinstance(message, Errand):
+            message.run()
+            return None
         response = message.response
         kind = response.WhichOneof("message")
         if kind == "opened":
@@ -181,19 +192,38 @@ class RidingLoop:
         self._budget = opened.max_lookahead
         if again:
             return
-        if self._seat is not None:
-            if not (opened.vocabulary_matches or self._seat.speaks_any_vocabulary):
-                self._lose_drafter("the drafter's vocabulary is not the target's")
-            elif opened.model_info.noise_version != NOISE_VERSION and not self._greedy:
-                self._lose_drafter(f"the verifier uses version {opened.model_info.noise_version} of the shared noise")
         # Without a drafter nobody looks at the prompt: only its length counts.
         self._line.log = list(opened.prompt_ids) or [0] * opened.prompt_length
-        if self._seat is not None:
-            with self._losing_drafter():
-                info = opened.model_info
-                for notice in self._seat.adopt_vocabulary(info.vocabulary_fingerprint, info.vocabulary_size):
-                    self._notice(notice)
-                self._seat.sit(self._line.log)
+        seat = self._seat
+        if seat is None:
+            return
+        if opened.model_info.noise_version != NOISE_VERSION and not self._greedy:
+            self._lose_drafter(f"the verifier uses version {opened.model_info.noise_version} of the shared noise")
+        elif opened.vocabulary_matches or seat.speaks_any_vocabulary:
+            self._begin_drafting(seat, opened.model_info)
+        elif self._match is None:
+            self._lose_drafter("the drafter's vocabulary is not the target's")
+        else:  # which is no reason to wait: words come meanwhile
+            self._seat = None
+            inbox, matched = self._link.inbox, self._matched
+            self._match(opened.model_info, lambda found: inbox.put(Errand(lambda: matched(seat, found))))
+
+    def _matched(self, seat: DrafterSeat, found: Match) -> None:
+        """The drafter of another vocabulary can now draft, or not."""
+        assert self.opened is not None
+        if found.speaking is None:
+            self._lose_drafter(found.sentence)
+            return
+        with self._losing_drafter():
+            seat.seat(found.speaking())
+            self._begin_drafting(seat, self.opened.model_info)
+
+    def _begin_drafting(self, seat: DrafterSeat, info: pb.GetModelInfoResponse) -> None:
+        self._seat, self._silent_at = seat, None
+        with self._losing_drafter():
+            for notice in seat.adopt_vocabulary(info.vocabulary_fingerprint, info.vocabulary_size):
+                self._notice(notice)
+            seat.sit(self._line.log)
 
     def _commit(self, commit: pb.Commit, heard: Heard, emit: Callable[[Progress], None]) -> None:
         line, known = self._line, self._line.length

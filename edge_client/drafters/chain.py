@@ -120,6 +120,7 @@ class ChainDrafter(Drafter):
     def with_model(self, wrap: Callable[[Drafter], Drafter]) -> Drafter:
         if self._model is None:
             return self
+        self.rollback(0)
         return ChainDrafter(self._lookups, self._model.with_model(wrap), min_probability=math.exp(self._min_log_prob))
 
     def close(self) -> None:

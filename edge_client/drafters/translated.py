@@ -81,7 +81,7 @@ class TranslatedDrafter(VocabularyWrapper):
             self._text.extend(self._common.spelling(token) if special is None else (-1 - special,))
             self._ends.append(len(self._text))
         self._cut_words()
-        if self._before:
+        if self._before and self._before[-1] <= self._inner.info.context_tokens:
             self._hold(self._before[-1])
 
     def _cut(self, length: int) -> None:
@@ -166,8 +166,8 @@ class TranslatedDrafter(VocabularyWrapper):
     # --- what comes next ---------------------------------------------------------------------------------------------
 
     def _ask(self) -> Candidates:
-        if not self._starts or not self._wanted:
-            return NOTHING
+        if not self._starts or not 0 < len(self._wanted) <= self._inner.info.context_tokens:
+            return NOTHING  # also when the model would need more of its own tokens than it can hold
         leaves, whole = self._leaves()
         leaves = self._followed(leaves, whole)
         masses: dict[int, float] = {}
