@@ -19,7 +19,7 @@ class Turnaround:
 
     @property
     def late_ms(self) -> float:
-        """The 90th percentile, and not more than twice the median: a device that rested once is no slow device.
+        """The 95th percentile, and not more than twice the median: a device that rested once is no slow device.
 
         0 before the first sample.
         """

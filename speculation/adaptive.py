@@ -93,7 +93,7 @@ class Adaptive(Pace):
             if news.echoed_bytes:
                 self.uplink.add(news.echoed_bytes, news.rtt_ms)
         if news.forward_ms > 0:
-            self.step.add(news.forward_ms)
+            self.step.add(news.forward_ms + news.queue_ms)  # a full verifier serves a session every other step or so
         if self._began_ms is not None:
             self._ahead_ms += news.new_tokens * self.step.median_ms - (news.now_ms - self._began_ms)
         self._began_ms = news.now_ms
