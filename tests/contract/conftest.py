@@ -14,8 +14,8 @@ from edge_client.drafters.base import Drafter
 from edge_client.drafters.llama_cpp import LlamaCppDrafter
 from edge_client.drafters.onnx import OnnxDrafter
 from edge_client.drafters.settings import DeviceSettings
-from models.demo.export_gguf import export_gguf
-from models.demo.export_onnx import export_onnx
+from models.export.gguf_file import export_gguf
+from models.export.onnx_builder import export_onnx
 from tests.contract.tiny_models import save_growing_onnx, save_transformers
 
 

@@ -13,10 +13,11 @@ import pytest
 from llama_cpp import llama_cpp
 from transformers import AutoTokenizer
 
-from models.demo.agreement import DIALOGUES
 from models.demo.data import render
-from models.demo.export import check, export, size_bytes
-from models.demo.export_gguf import export_gguf
+from models.demo.dialogues import DIALOGUES
+from models.export.agreement import sequences
+from models.export.exporting import check, export, size_bytes
+from models.export.gguf_file import export_gguf
 
 
 @pytest.mark.parametrize(
@@ -34,8 +35,8 @@ from models.demo.export_gguf import export_gguf
 def test_an_export_agrees_with_its_source(
     source: Path, tmp_path: Path, kind: str, quantize: str, least_argmax: float, least_overlap: float
 ) -> None:
-    load = export(kind, source, tmp_path / "drafter", quantize)
-    found = check(source, load, None)
+    path = export(kind, source, tmp_path / "drafter", quantize)
+    found = check(source, path, sequences(source, map(render, DIALOGUES)))
     assert found.tokens > 200
     assert found.argmax >= least_argmax
     assert found.overlap >= least_overlap
@@ -81,11 +82,13 @@ def test_llama_cpp_reads_text_as_transformers_does(source: Path, made: Callable[
 @pytest.mark.parametrize(
     ("file", "change", "complaint"),
     [
-        ("config.json", {"attention_bias": True}, "with a bias are not exported"),
+        ("config.json", {"mlp_bias": True}, "with a bias is not exported"),
+        ("config.json", {"attention_bias": True}, "lacks weights that its config.json promises"),
+        ("config.json", {"model_type": "olmo"}, "'olmo' are not exported to GGUF; known are llama"),
         (
             "config.json",
-            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-            "type 'linear' are not exported",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}},
+            "type 'yarn' are not exported",
         ),
         ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "expected a byte-level BPE"),
     ],

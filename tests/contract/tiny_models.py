@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.cache_utils import DynamicCache
 
-from models.demo.agreement import DIALOGUES
 from models.demo.data import train_tokenizer
+from models.demo.dialogues import DIALOGUES
+from models.export.onnx_traced import export_traced
 
 CONTEXT_TOKENS = 640  # more than two chunks of 256
 UNUSED_IDS = 21  # embedding rows past the tokenizer's last token, as many published models have
@@ -40,57 +39,10 @@ def save_transformers(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-class _WithExplicitCache(torch.nn.Module):
-    """A transformers Llama whose cache goes in and comes out as plain tensors."""
-
-    def __init__(self, model: LlamaForCausalLM) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, *past: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        cache = DynamicCache(config=self.model.config)
-        for layer in range(len(past) // 2):
-            cache.update(past[2 * layer], past[2 * layer + 1], layer)
-        before, new = past[0].shape[2], input_ids.shape[1]
-        visible = torch.arange(before + new)[None] <= torch.arange(new)[:, None] + before
-        out = self.model(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            past_key_values=cache,
-            attention_mask=visible[None, None] & (attention_mask[:, None, None, :] > 0),
-            use_cache=True,
-        )
-        layers: list[Any] = cache.layers
-        return (out.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
-
-
 def save_growing_onnx(source: Path, folder: Path) -> None:
     """The graph of `torch.onnx.export`: plain attention, position ids, logits for every row, no config beside it."""
-    model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa").eval()
-    new, before = 3, 5
-    past = [torch.zeros(1, KV_HEADS, before, HIDDEN // HEADS) for _ in range(2 * LAYERS)]
-    names = [f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
-    dynamic = torch.export.Dim.DYNAMIC
-    folder.mkdir()
-    program = torch.onnx.export(
-        _WithExplicitCache(model).eval(),
-        (
-            torch.zeros(1, new, dtype=torch.long),
-            torch.ones(1, before + new, dtype=torch.long),
-            torch.arange(before, before + new)[None],
-            *past,
-        ),
-        input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)],
-        output_names=["logits", *(f"present.{name}" for name in names)],
-        dynamic_shapes=({1: dynamic}, {1: dynamic}, {1: dynamic}, tuple({2: dynamic} for _ in past)),
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    program.save(folder / "model.onnx")
-    (folder / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    export_traced(source, folder, all_rows=True)
+    (folder / "config.json").unlink()
 
 
 def save_recurrent_gguf(path: Path) -> None:

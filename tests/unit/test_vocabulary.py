@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
 from transformers import AutoTokenizer
 
-from models.demo.agreement import DIALOGUES
+from models.demo.dialogues import DIALOGUES
 from models.demo.data import train_tokenizer
 from speculation.vocabulary import fingerprint, token_strings
 
