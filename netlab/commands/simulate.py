@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 )
 @click.option("--answers", default=24, help="Answers per policy and condition.")
 @click.option("--tokens", default=128, help="Tokens of an answer.")
-@click.option("--devices", default=1, help="How many of the answers share one verifier at a time.")
+@click.option("--devices", default=1, help="How many answers run at a time.")
+@click.option("--verifiers", default=1, help="How many verifiers they share.")
 @click.option("--seed", default=1, help="Same seed, same figures.")
 @click.option("--json", "json_file", type=FILE_OUT, help="Write the figures here.")
 def simulate(json_file: Path | None, **options: Any) -> None:
@@ -83,6 +84,7 @@ def simulate(json_file: Path | None, **options: Any) -> None:
             network=network,
             per_position_ms=options["per_position_ms"],
             devices=options["devices"],
+            verifiers=options["verifiers"],
         )
     except (RecordingError, ValueError) as error:
         raise click.UsageError(f"{error}.") from error

@@ -18,7 +18,7 @@ from netlab.simulator import policies, recording
 from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.pair import Answer, Pair
-from netlab.simulator.run import Result, Rider, simulate
+from netlab.simulator.run import Result, Rider, simulate_in_groups
 from netlab.simulator.verifier import StepTime, VerifierSettings
 from speculation.pace import Pace, Streaming
 
@@ -100,26 +100,17 @@ class _Stage:
         cell = self.cell
         verifier = VerifierSettings(StepTime(cell.step_ms, cell.per_position_ms, cell.per_session_ms))
         diaries = [Diary() for _ in self.answers]
-        results: list[Result] = []
-        steps, busy_ms = 0, 0.0
-        for first in range(0, len(self.answers), cell.devices):
-            company = range(first, min(first + cell.devices, len(self.answers)))
-            played = simulate(
-                [
-                    Rider(
-                        self.answers[index],
-                        Link.of_settings(self.condition.for_answer(index), seed=cell.seed * cell.answers + index),
-                        Observed(make(), diaries[index]),
-                        DeviceSettings(cell.draft_ms),
-                        starts_ms=(index - first) * cell.step_ms / cell.devices,
-                    )
-                    for index in company
-                ],
-                verifier,
+        riders = [
+            Rider(
+                answer,
+                Link.of_settings(self.condition.for_answer(index), seed=cell.seed * cell.answers + index),
+                Observed(make(), diaries[index]),
+                DeviceSettings(cell.draft_ms),
             )
-            results += played.results
-            steps, busy_ms = steps + played.steps, busy_ms + played.busy_ms
-        return _Played(candidate, results, diaries, steps, busy_ms)
+            for index, answer in enumerate(self.answers)
+        ]
+        played = simulate_in_groups(riders, cell.devices, cell.step_ms / cell.devices, verifier)
+        return _Played(candidate, played.results, diaries, played.steps, played.busy_ms)
 
     def rows(self, origin: Origin, policy: str, played: _Played, streaming: _Played) -> list[Row]:
         """One per answer."""

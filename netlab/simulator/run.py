@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 
@@ -136,6 +136,25 @@ class _House:
             index = min(range(len(self.verifiers)), key=lambda i: self.verifiers[i].running)
         self.sessions[index] += 1
         return self.verifiers[index]
+
+
+def simulate_in_groups(
+    riders: Sequence[Rider], size: int, apart_ms: float, settings: VerifierSettings, verifiers: int = 1
+) -> Played:
+    """Play so many riders at a time, opened apart_ms after one another, group by group; as `simulate`."""
+    played = [
+        simulate(
+            [replace(rider, starts_ms=number * apart_ms) for number, rider in enumerate(riders[first : first + size])],
+            settings,
+            verifiers,
+        )
+        for first in range(0, len(riders), size)
+    ]
+    return Played(
+        [result for group in played for result in group.results],
+        sum(group.steps for group in played),
+        sum(group.busy_ms for group in played),
+    )
 
 
 class _Ride:

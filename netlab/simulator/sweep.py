@@ -17,7 +17,7 @@ from netlab.simulator.link import Link
 from netlab.simulator.oracle import Bound, oracle
 from netlab.simulator.pair import Answer, Pair
 from netlab.simulator.policies import ORACLE, Policy
-from netlab.simulator.run import Played, Result, Rider, simulate
+from netlab.simulator.run import Played, Result, Rider, simulate_in_groups
 from netlab.simulator.verifier import StepTime, VerifierSettings
 from speculation.pace import Pace, Streaming
 
@@ -45,8 +45,8 @@ class Grid:
 
     network: how the links of all cells behave beyond their round trip; each answer has its own seed and begins at
     another place in traces and outages. rtts_ms: None for the network's own round trip. answers: per cell and policy,
-    of `tokens` tokens each. devices: so many answers at a time share one verifier, opened evenly over a step. Raises
-    GridError for what cannot be simulated and PolicyError for unknown policies.
+    of `tokens` tokens each. devices: so many answers at a time, opened evenly over a step, share so many verifiers.
+    Raises GridError for what cannot be simulated and PolicyError for unknown policies.
     """
 
     pairs: Sequence[Pair]
@@ -60,6 +60,7 @@ class Grid:
     network: LinkSettings = field(default_factory=LinkSettings)
     per_position_ms: float = 0.0
     devices: int = 1
+    verifiers: int = 1
 
     def __post_init__(self) -> None:
         """Refuse before anything runs."""
@@ -85,6 +86,7 @@ class Grid:
             ("answers", self.answers, 1),
             ("tokens", self.tokens, 2),
             ("devices", self.devices, 1),
+            ("verifiers", self.verifiers, 1),
         ):
             if number < least_number:
                 raise GridError(f"a grid needs at least {least_number} {name}, not {number}")
@@ -200,27 +202,10 @@ class _Stage:
 
     def play(self, make: Callable[[], Pace]) -> Played:
         """Every answer with a fresh pace and a fresh link, alone or in company."""
-        device = DeviceSettings(self.cell.draft_ms)
-        played = []
-        devices = self.grid.devices
-        for first in range(0, len(self.answers), devices):
-            company = range(first, min(first + devices, len(self.answers)))
-            riders = [
-                Rider(
-                    self.answers[index],
-                    self._link(index),
-                    make(),
-                    device,
-                    starts_ms=(index - first) * self.cell.step_ms / devices,
-                )
-                for index in company
-            ]
-            played.append(simulate(riders, self.settings))
-        return Played(
-            [result for one in played for result in one.results],
-            sum(one.steps for one in played),
-            sum(one.busy_ms for one in played),
-        )
+        device, grid = DeviceSettings(self.cell.draft_ms), self.grid
+        riders = [Rider(answer, self._link(index), make(), device) for index, answer in enumerate(self.answers)]
+        apart_ms = self.cell.step_ms / grid.devices
+        return simulate_in_groups(riders, grid.devices, apart_ms, self.settings, grid.verifiers)
 
     def bounds(self) -> list[Bound]:
         """The oracle's."""
