@@ -47,7 +47,9 @@ def _option(*names: str, **settings: Any) -> Any:
 
 connection_options = _options(
     _option("--verifier", default="127.0.0.1:50051", help="HOST:PORT of the verifier."),
-    _option("--drafter", default="none", help="A GGUF file, an ONNX folder, demo, or none."),
+    _option(
+        "--drafter", default="none", help="A GGUF file, an ONNX folder, demo, ngram, history, ngram+FILE, or none."
+    ),
     _option("--model", default="", help="Model to ask for.  [default: the verifier's]"),
     _option("--threads", default=1, type=click.IntRange(1), help="CPU threads of the drafter."),
     _option("--tls", is_flag=True, help="Use TLS with the system's certificates."),
@@ -63,6 +65,12 @@ pace_options = _options(
         default="latency",
         type=click.Choice([objective.value for objective in Objective]),
         help="Least time, least work for the verifier, or between the two.",
+    ),
+    _option(
+        "--max-draft-duty",
+        default=1.0,
+        type=click.FloatRange(0.0, 1.0, min_open=True),
+        help="Most of the time that may go into drafting; less saves battery.",
     ),
 )
 sampling_options = _options(
@@ -89,6 +97,7 @@ def _client(options: dict[str, Any]) -> EdgeClient:
             pace=options["pace"],
             objective=Objective(options["objective"]),
             threads=options["threads"],
+            max_draft_duty=options["max_draft_duty"],
             tls=options["tls"],
             ca_certificate=options["ssl_ca_certs"],
             insecure=options["insecure"],
@@ -206,3 +215,53 @@ def doctor(as_json: bool, **options: Any) -> None:
             click.echo(f"{'ok     ' if finding.ok else 'MISSING'}  {finding.what}: {finding.detail}")
     if not all(finding.ok for finding in findings):
         sys.exit(1)
+
+
+@main.command()
+@_option("--drafter", required=True, help="As for the other commands.")
+@_option("--threads", default=1, type=click.IntRange(1), help="CPU threads of the drafter.")
+@click.option("--tokens", default=48, type=click.IntRange(8), help="Single tokens per context.")
+@click.option(
+    "--against", default="none", type=click.Choice(["none", "bare"]), help="Compare with the runtime's own loop."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def bench(drafter: str, threads: int, tokens: int, against: str, as_json: bool) -> None:
+    """Measure a drafter alone: load time, prefill, ms per token and per block, rollback, memory."""
+    from edge_client import bench_report
+    from edge_client.drafters.base import DrafterError
+
+    try:
+        report = bench_report.run(drafter, threads=threads, tokens=tokens, against_bare=against == "bare")
+    except DrafterError as error:
+        raise CommandError(str(error)) from error
+    bench_report.show(report, as_json=as_json)
+
+
+@main.group()
+def history() -> None:
+    """Past answers that `--drafter history` keeps on this device, for drafting."""
+
+
+@history.command("show")
+def show_history() -> None:
+    """Where they are kept, and how much."""
+    from edge_client.drafters.history_store import HistoryStore
+
+    store = HistoryStore()
+    for file in store.files():
+        click.echo(f"{file}: {file.stat().st_size / 1024:.0f} KiB of at most {store.limit_bytes // 1024}")
+    if not store.files():
+        click.echo(f"No past answers in {store.folder}.")
+
+
+@history.command("erase")
+def erase_history() -> None:
+    """Delete all of them."""
+    from edge_client.drafters.history_store import HistoryStore
+
+    store = HistoryStore()
+    try:
+        count = store.erase()
+    except OSError as error:
+        raise CommandError(f"past answers in {store.folder} could not be deleted: {error}") from error
+    click.echo(f"Deleted {count} file{'' if count == 1 else 's'} of past answers in {store.folder}.")

@@ -8,6 +8,9 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edge_client.drafters.base import ANY_VOCABULARY, Drafter
+from edge_client.drafters.spec import CHAIN, LOOKUPS
+
 RUNTIMES = {
     "onnxruntime": ("ONNX drafters", "pip install '.[edge]' in a clone of Outrider"),
     "llama_cpp": (
@@ -39,10 +42,12 @@ def examine(
     """Look at runtimes, the drafter and the way to the verifier. A runtime is only missed if the drafter needs it."""
     findings = [_runtime(module, drafter) for module in RUNTIMES]
     findings.append(Finding("threads", True, f"{threads} of {os.cpu_count()} CPUs for the drafter"))
-    fingerprint, finding = _drafter(drafter, threads)
+    loaded, finding = _drafter(drafter, threads)
     if finding:
         findings.append(finding)
-    findings += _verifier(verifier, model, fingerprint, tls=tls, ca_certificate=ssl_ca_certs, insecure=insecure)
+    findings += _verifier(verifier, model, loaded, tls=tls, ca_certificate=ssl_ca_certs, insecure=insecure)
+    if loaded is not None:
+        loaded.close()
     return findings
 
 
@@ -51,13 +56,14 @@ def _runtime(module: str, drafter: str) -> Finding:
     purpose, remedy = RUNTIMES[module]
     if importlib.util.find_spec(module):
         return Finding(name, True, f"{importlib.metadata.version(name)}, {purpose}")
-    gguf = drafter.endswith(".gguf")
-    needed = drafter not in ("none", "") and gguf == (module == "llama_cpp")
+    model = drafter.rsplit(CHAIN, 1)[-1]  # the last of a chain; what comes before needs no runtime
+    gguf = model.endswith(".gguf")
+    needed = model not in ("none", "", *LOOKUPS) and gguf == (module == "llama_cpp")
     return Finding(name, not needed, f"not installed; for {purpose}: {remedy}")
 
 
-def _drafter(spec: str, threads: int) -> tuple[str, Finding | None]:
-    """Load the drafter and time a few tokens."""
+def _drafter(spec: str, threads: int) -> tuple[Drafter | None, Finding | None]:
+    """Load the drafter and time a few tokens. Whoever gets it closes it."""
     import time
 
     from edge_client.drafters import load_drafter
@@ -66,25 +72,28 @@ def _drafter(spec: str, threads: int) -> tuple[str, Finding | None]:
     try:
         drafter = load_drafter(spec, threads=threads)
     except DrafterError as error:
-        return "", Finding("drafter", False, str(error))
+        return None, Finding("drafter", False, str(error))
     if drafter is None:
-        return "", Finding("drafter", True, "none; answers stream from the verifier alone")
+        return None, Finding("drafter", True, "none; answers stream from the verifier alone")
     drafter.feed([0])
     began = time.perf_counter()
     for _ in range(16):
-        drafter.feed([int(drafter.candidates().ids[0])])
+        likely = drafter.candidates().ids
+        drafter.feed([int(likely[0]) if len(likely) else 0])
     ms = (time.perf_counter() - began) * 1000 / 16
     info = drafter.info
-    drafter.close()
+    drafter.rollback(0)
     detail = f"{info.name}, {ms:.1f} ms per token, context of {info.context_tokens} tokens"
-    return info.vocabulary_fingerprint, Finding("drafter", True, detail)
+    return drafter, Finding("drafter", True, detail)
 
 
-def _verifier(verifier: str, model: str, fingerprint: str, **connection: Any) -> list[Finding]:
+def _verifier(verifier: str, model: str, drafter: Drafter | None, **connection: Any) -> list[Finding]:
     import time
 
     from edge_client.errors import SessionError
     from edge_client.link import Channel
+    from edge_client.matching import Matching
+    from speculation.correspondence import Way
 
     try:
         channel = Channel(verifier, **connection)
@@ -95,14 +104,12 @@ def _verifier(verifier: str, model: str, fingerprint: str, **connection: Any) ->
         began = time.perf_counter()
         channel.model_info(model, timeout_s=5.0)
         rtt_ms = (time.perf_counter() - began) * 1000
+        findings = [Finding("verifier", True, f"{info.model} at {verifier}, round trip {rtt_ms:.1f} ms")]
+        if drafter is not None and drafter.info.vocabulary_fingerprint != ANY_VOCABULARY:
+            found = Matching(channel, drafter, []).find(info)
+            findings.append(Finding("vocabulary", found.way is not Way.NONE, found.sentence))
+        return findings
     except SessionError as error:
         return [Finding("verifier", False, str(error))]
     finally:
         channel.close()
-    findings = [Finding("verifier", True, f"{info.model} at {verifier}, round trip {rtt_ms:.1f} ms")]
-    if fingerprint:
-        same = fingerprint == info.vocabulary_fingerprint
-        findings.append(
-            Finding("vocabulary", same, "drafter and target have the same" if same else "drafter and target differ")
-        )
-    return findings

@@ -21,11 +21,9 @@ class NgramDrafter(LookupDrafter):
     takes that entry away again, so that nothing remains of what was only guessed.
     """
 
-    def __init__(
-        self, *, threads: int = 1, top_candidates: int = 16, context_tokens: int | None = None, name: str = "ngram"
-    ) -> None:
+    def __init__(self, *, threads: int = 1, top_candidates: int = 16, context_tokens: int | None = None) -> None:
         super().__init__(
-            name,
+            "ngram",
             threads=threads,
             top_candidates=top_candidates,
             context_tokens=_CONTEXT_TOKENS if context_tokens is None else context_tokens,
