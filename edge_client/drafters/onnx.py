@@ -95,10 +95,10 @@ class OnnxDrafter(LanguageModelDrafter):
         self._row = np.zeros(graph.vocabulary_size, graph.logits_dtype)
         self._cached = 0  # positions laid out in self._caches[0]; at least self._length between calls
         self._bound_count = 0
-        place = _PLACES.get(opened.provider, CPU)
+        place = _PLACES.get(opened.provider)
         self._device_caches: list[Any] = []
         self._caches: list[list[npt.NDArray[Any]]] = []
-        if graph.shared and place != CPU:
+        if graph.shared and place is not None:
             self._bind_device_cache(place)
             return
         kept = 1 if graph.shared else 2

@@ -125,7 +125,12 @@ def read_graph(session: Any, config: FolderConfig, file: Path) -> Graph:
             "(text-generation-with-past, or the onnxruntime-genai model builder)"
         )
     caches = [_cache(inputs[past], present, config, file) for past, present in pairs.items()]
-    growing = not all(cache.positions for cache in caches)
+    in_place = _mentions_group_query_attention(file)
+    if any(cache.positions for cache in caches) and not in_place:
+        raise DrafterError(
+            f"{file} has a cache of a fixed {caches[0].positions} positions without GroupQueryAttention; "
+            "expected one that grows, or one that is written in place"
+        )
     return Graph(
         ids=ids,
         mask=named["attention_mask"] if named["attention_mask"] in inputs else None,
@@ -135,7 +140,7 @@ def read_graph(session: Any, config: FolderConfig, file: Path) -> Graph:
         scalars=[_scalar(inputs[name], file) for name in scalars],
         vocabulary_size=_number(outputs[logits].shape[-1], "vocabulary_size", config, file),
         last_row_only=outputs[logits].shape[1] == 1 or "num_logits_to_keep" in scalars,
-        shared=not growing or (config.share_buffer and _mentions_group_query_attention(file)),
+        shared=in_place and (config.share_buffer or any(cache.positions for cache in caches)),
         logits_dtype=_dtype(outputs[logits], _FLOATS, file),
         dtypes={
             name: _dtype(inputs[name], _INTEGERS, file)

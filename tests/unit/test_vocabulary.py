@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
 from transformers import AutoTokenizer
 
-from models.demo.dialogues import DIALOGUES
 from models.demo.data import train_tokenizer
+from models.demo.dialogues import DIALOGUES
 from speculation.vocabulary import fingerprint, token_strings
 
 Strings = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=8)
