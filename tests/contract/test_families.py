@@ -11,11 +11,16 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cloud_verifier.engines.torch_engine import load as load_target
+from cloud_verifier.text import Codec
+from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
 from models.export.exporting import check, export
+from speculation.sampling import SamplingParams
 from speculation.vocabulary import fingerprint
 from tests.contract.families import CONTEXT_TOKENS, FAMILIES, TEXTS, save_family
+from tests.harness import InProcessVerifier
 
 FORMATS = {"onnx": 2e-4, "gguf": 3e-2}  # tolerance of a log-probability; llama.cpp keeps its cache in float16
 
@@ -152,3 +157,26 @@ def test_quantization_costs_what_it_says(
     assert least_overlap <= found.overlap <= 1.0
     assert found.sampled > 0.5
     assert found.max_difference > 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_same_words_with_a_drafter_of_every_family(
+    family: Callable[[str], Path], exported: Callable[[str, str], Path], name: str
+) -> None:
+    """The family's own model as the target: words are streaming's, and the drafters' guesses are mostly taken."""
+    source = str(family(name))
+    engine, prompt = load_target(source, threads=1), list(range(3, 40))
+    with InProcessVerifier(engine, Codec(source)) as verifier:
+        for temperature in (0.0, 0.8):
+            params = SamplingParams(temperature=temperature, max_tokens=24, ignore_eos=True)
+            with EdgeClient(verifier.address) as client:
+                words = client.generate(prompt, params, seed=11).token_ids
+            assert len(set(words)) > 1
+            for kind in FORMATS:
+                with EdgeClient(verifier.address, exported(name, kind), pace="sync") as client:
+                    assert not client.notices
+                    output = client.generate(prompt, params, seed=11)
+                assert output.token_ids == words
+                assert not output.metrics.notices
+                assert output.metrics.accepted_tokens >= 6
+                assert (output.metrics.acceptance or 0) > 0.7
