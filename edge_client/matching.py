@@ -8,7 +8,7 @@ from collections.abc import Callable
 from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.drafters.base import Drafter
-from edge_client.drafters.matching import Match, match
+from edge_client.drafters.matching import Match, match, same_vocabulary
 from edge_client.errors import SessionError
 from edge_client.link import Channel
 from edge_client.vocabularies import VocabularyCache, VocabularyError
@@ -54,7 +54,7 @@ class Matching:
             thread.join()
 
     def _find(self, info: pb.GetModelInfoResponse) -> None:
-        found, lasting = self._match(info)
+        found, lasting = self._look(info)
         key = info.vocabulary_fingerprint
         with self._lock:
             if lasting:
@@ -65,9 +65,15 @@ class Matching:
         for ready in waiting:
             ready(found)
 
-    def _match(self, info: pb.GetModelInfoResponse) -> tuple[Match, bool]:
+    def find(self, info: pb.GetModelInfoResponse) -> Match:
+        """The match, once it is known."""
+        return self._look(info)[0]
+
+    def _look(self, info: pb.GetModelInfoResponse) -> tuple[Match, bool]:
         """The match, and whether it is worth remembering: the network may do better next time."""
         try:
+            if info.vocabulary_fingerprint == self._drafter.info.vocabulary_fingerprint:
+                return same_vocabulary(self._drafter), True  # with nothing to be asked for
             target = self._cache.get(self._channel, info)
             return match(self._drafter, target, info.vocabulary_size), True
         except SessionError as error:

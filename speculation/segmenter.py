@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 LONGEST_WORD_BYTES = 24  # scripts without spaces are cut at a character after so many bytes
-_SPACES = b" \n\r\t"
+_SPACES = b" \t"
 _CACHED_WORDS = 1 << 14
 
 
@@ -22,8 +22,9 @@ class Segmenter:
         self.spellings = spellings
         self.ids: dict[bytes, int] = {}
         for token_id, spelling in enumerate(spellings):
-            if spelling:
-                self.ids.setdefault(spelling, token_id)
+            # Of two tokens for one byte the first is the byte as a fallback, the second the character itself.
+            if spelling and (len(spelling) == 1 or spelling not in self.ids):
+                self.ids[spelling] = token_id
         self.segment = lru_cache(_CACHED_WORDS)(self._segment)
 
     def tokens(self, text: bytes) -> list[int]:
@@ -87,7 +88,8 @@ def _length(first: int) -> int:
 def word_ends(text: bytes) -> list[int]:
     """Where the words of `text` end. More text never moves an end, except the last.
 
-    A word begins with its spaces, as tokens do, and never inside of a character.
+    A word begins with its spaces, as tokens do, and never inside of a character. Line ends belong to what comes before:
+    many vocabularies have tokens such as ".\\n".
     """
     ends = []
     start = 0

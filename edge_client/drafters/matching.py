@@ -24,6 +24,11 @@ class Match(NamedTuple):
     speaking: Callable[[], Drafter] | None
 
 
+def same_vocabulary(drafter: Drafter) -> Match:
+    """Nothing is to be done."""
+    return Match(Way.EQUAL, f"{drafter.info.name} has {Way.EQUAL.value} as the target", lambda: drafter)
+
+
 def match(drafter: Drafter, target: Vocabulary, size: int) -> Match:
     """The drafter as seen by a target with this vocabulary and `size` ids, padding included.
 
@@ -31,7 +36,7 @@ def match(drafter: Drafter, target: Vocabulary, size: int) -> Match:
     """
     name = drafter.info.name
     if drafter.info.vocabulary_fingerprint == target.fingerprint:
-        return Match(Way.EQUAL, f"{name} has {Way.EQUAL.value} as the target", lambda: drafter)
+        return same_vocabulary(drafter)
     own = drafter.vocabulary()
     if own is None:
         return Match(Way.NONE, f"{name} has another vocabulary than the target and does not tell which", None)

@@ -39,12 +39,18 @@ _LONGER_TOKENS = 256  # of the target's tokens that begin alike, so many are loo
 
 
 class _Leaf(NamedTuple):
-    """A continuation: the model's tokens, what they spell, the first target token of it, and its probability."""
+    """A continuation of the text.
 
+    base, path: the model's tokens of it are the first `base` of the text's and then these. text: what they spell beyond
+    the text. token: the first target token of that. mass: its probability. closed: whatever follows, it begins so.
+    """
+
+    base: int
     path: tuple[int, ...]
     text: bytes
     token: int
     mass: float
+    closed: bool = False
 
 
 class TranslatedDrafter(VocabularyWrapper):
@@ -66,7 +72,7 @@ class TranslatedDrafter(VocabularyWrapper):
         self._rows: list[Candidates | None] = []  # the model's candidates after each held token, where known
         self._agreed = 0  # so many of `_held` are known to be those of `_wanted`
         self._first: dict[bytes, int] = {}
-        self._open: dict[tuple[int, ...], bool] = {}
+        self._open: dict[tuple[bytes, tuple[int, ...]], bool] = {}
         self._sorted: list[bytes] | None = None
         super().__init__(inner, target, size)
 
@@ -122,44 +128,41 @@ class TranslatedDrafter(VocabularyWrapper):
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
-    def _agreement(self, count: int, beyond: Sequence[int]) -> int:
-        """How many of the first `count` tokens of `_wanted` and then `beyond` the model holds."""
+    def _agreement(self, base: int, path: Sequence[int]) -> int:
+        """How many of the first `base` wanted tokens and then `path` the model holds."""
         wanted, held = self._wanted, self._held
-        inside = min(count, len(wanted), len(held))
-        agreed = min(self._agreed, inside)
-        while agreed < inside and held[agreed] == wanted[agreed]:
+        limit = min(base, len(held))
+        agreed = min(self._agreed, limit)
+        while agreed < limit and held[agreed] == wanted[agreed]:
             agreed += 1
         self._agreed = max(self._agreed, agreed)
-        if agreed == len(wanted):
-            limit = min(count, len(held))
-            while agreed < limit and held[agreed] == beyond[agreed - len(wanted)]:
-                agreed += 1
+        while base <= agreed < min(len(held), base + len(path)) and held[agreed] == path[agreed - base]:
+            agreed += 1
         return agreed
 
-    def _hold(self, count: int, beyond: Sequence[int] = (), *, again: bool = False) -> None:
-        """See that the model holds the first `count` tokens. again: evaluate the last of them in any case."""
-        keep = self._agreement(count, beyond)
-        if again:
-            keep = min(keep, count - 1)
+    def _hold(self, base: int, path: Sequence[int] = (), *, again: bool = False) -> None:
+        """See that the model holds these tokens. again: evaluate the last of them in any case."""
+        count = base + len(path)
+        keep = min(self._agreement(base, path), count - again)
         if keep >= count:
             return
         if keep < len(self._held):
             self._inner.rollback(keep)
             del self._held[keep:], self._rows[keep:]
             self._agreed = min(self._agreed, keep)
-        lacking = [*self._wanted, *beyond][keep:count] if beyond else self._wanted[keep:count]
+        lacking = [*self._wanted[keep:base], *path[max(0, keep - base) :]]
         self._inner.feed(lacking)
         self._held += lacking
         self._rows += [None] * (len(lacking) - 1)
         self._rows.append(self._inner.candidates())
 
-    def _row(self, count: int, beyond: Sequence[int] = ()) -> Candidates:
-        """The model's candidates after the first `count` >= 1 tokens."""
-        self._hold(count, beyond)
-        row = self._rows[count - 1]
+    def _row(self, base: int, path: Sequence[int] = ()) -> Candidates:
+        """The model's candidates after these tokens, of which there is at least one."""
+        self._hold(base, path)
+        row = self._rows[base + len(path) - 1]
         if row is None:
-            self._hold(count, beyond, again=True)
-            row = self._rows[count - 1]
+            self._hold(base, path, again=True)
+            row = self._rows[base + len(path) - 1]
             assert row is not None
         return row
 
@@ -196,7 +199,7 @@ class TranslatedDrafter(VocabularyWrapper):
                     if token == own:
                         own_prob = prob
                     elif len(spelled) > len(rest) and spelled.startswith(rest):
-                        leaf = self._leaf((), spelled[len(rest) :], weight * prob, before)
+                        leaf = self._leaf(at, (token,), spelled[len(rest) :], weight * prob, before)
                         if leaf is not None:
                             leaves.append(leaf)
                             longer += leaf.mass
@@ -209,13 +212,13 @@ class TranslatedDrafter(VocabularyWrapper):
         for token, prob, spelled in self._likely(self._row(count)):
             if spelled:
                 if not self._pending or (len(spelled) > self._pending and spelled.startswith(pending)):
-                    leaf = self._leaf((token,), spelled[self._pending :], weight * prob, before)
+                    leaf = self._leaf(count, (token,), spelled[self._pending :], weight * prob, before)
                     if leaf is not None:
                         leaves.append(leaf)
             elif (
                 (special := specials.get(token, -1)) >= 0 and not self._pending and special < self.info.vocabulary_size
             ):
-                leaves.append(_Leaf((token,), b"", special, weight * prob))
+                leaves.append(_Leaf(count, (token,), b"", special, weight * prob, closed=True))
         return leaves, longer + weight
 
     def _likely(self, row: Candidates) -> list[tuple[int, float, bytes]]:
@@ -241,12 +244,12 @@ class TranslatedDrafter(VocabularyWrapper):
         symbols = self._text[self._ends[last - 1] if last else 0 :]
         return bytes(symbols) if symbols and symbols[0] >= 0 else b""
 
-    def _leaf(self, path: tuple[int, ...], text: bytes, mass: float, before: bytes) -> _Leaf | None:
+    def _leaf(self, base: int, path: tuple[int, ...], text: bytes, mass: float, before: bytes) -> _Leaf | None:
         """None if the target would not go on like this: it has one token for the last one and the next together."""
         token = self._first_token(text)
         if token < 0 or (before and before + self._written[token] in self._common.target.ids):
             return None
-        return _Leaf(path, text, token, mass)
+        return _Leaf(base, path, text, token, mass)
 
     def _first_token(self, text: bytes) -> int:
         """The first token of a text as the target would split it; -1 if it cannot write this."""
@@ -265,35 +268,37 @@ class TranslatedDrafter(VocabularyWrapper):
         before = self._last_token()
         for _ in range(FOLLOW_TOKENS):
             best = max(leaves, key=lambda leaf: leaf.mass, default=None)
-            if best is None or best.mass < FOLLOW_SHARE * whole or not best.path or not self._is_open(best):
+            if best is None or best.mass < FOLLOW_SHARE * whole or not self._is_open(best):
                 break
-            if len(self._wanted) + len(best.path) >= self._inner.info.context_tokens:
+            if best.base + len(best.path) >= self._inner.info.context_tokens:
                 break
-            row = self._row(len(self._wanted) + len(best.path), best.path)
+            row = self._row(best.base, best.path)
             leaves = [leaf for leaf in leaves if leaf is not best]
             for token, prob, spelled in self._likely(row):
-                leaf = self._leaf((*best.path, token), best.text + spelled, best.mass * prob, before)
+                leaf = self._leaf(best.base, (*best.path, token), best.text + spelled, best.mass * prob, before)
                 if leaf is not None:
-                    # What a special token follows is settled: an empty path is followed no further.
-                    leaves.append(leaf if spelled else leaf._replace(path=()))
+                    leaves.append(leaf if spelled else leaf._replace(closed=True))
         return leaves
 
     def _is_open(self, leaf: _Leaf) -> bool:
         """Whether a longer target token may begin with this leaf, which the model would write beginning like it."""
-        found = self._open.get(leaf.path)
+        if leaf.closed:
+            return False
+        spelled = b"".join(self._spelled[token] for token in leaf.path)
+        known = spelled[: len(spelled) - len(leaf.text)]  # of the text, which the path spells again
+        found = self._open.get((known, leaf.path))
         if found is None:
-            found = self._open[leaf.path] = self._has_longer(leaf)
-        return found and bool(leaf.text) and self._written[leaf.token] == leaf.text
+            found = self._open[known, leaf.path] = self._has_longer(known, leaf)
+        return found
 
-    def _has_longer(self, leaf: _Leaf) -> bool:
+    def _has_longer(self, known: bytes, leaf: _Leaf) -> bool:
         if self._sorted is None:
             self._sorted = sorted(self._common.target.ids)
         segment, own = self._common.drafter.segment, self._common.drafter.ids
-        text = b"".join(self._spelled[token] for token in leaf.path)
-        at = bisect_right(self._sorted, text)
-        for longer in self._sorted[at : at + _LONGER_TOKENS] if text else ():
-            if not longer.startswith(text):
+        at = bisect_right(self._sorted, leaf.text)
+        for longer in self._sorted[at : at + _LONGER_TOKENS]:
+            if not longer.startswith(leaf.text):
                 return False
-            if longer not in own and segment(longer)[: len(leaf.path)] == leaf.path:
+            if known + longer not in own and segment(known + longer)[: len(leaf.path)] == leaf.path:
                 return True
         return False
