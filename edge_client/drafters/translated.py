@@ -32,10 +32,15 @@ from speculation.vocabulary import Vocabulary
 
 NEGLIGIBLE = 0.02  # the model's own split is not looked into if it is so much less likely than its alternatives
 UNSEEN = 0.5  # a token that is not among them counts as this share of the least likely one
-IGNORED = 1e-4  # candidates less likely than this are left out: they cost time and win next to nothing
+IGNORED = 1e-3  # candidates less likely than this are left out: they cost time and win next to nothing
+_AT_LEAST = 8  # candidates are looked at, however unlikely
+KEPT_ROWS = 256  # so many of the model's answers are remembered
 FOLLOW_TOKENS = 3  # most tokens that a guess is followed beyond the text
 FOLLOW_SHARE = 0.25  # of all continuations' probability: less likely guesses are not followed
 _LONGER_TOKENS = 256  # of the target's tokens that begin alike, so many are looked at
+
+
+_Likely = tuple[int, float, bytes]  # a token of the model's, its probability, and what it spells
 
 
 class _Leaf(NamedTuple):
@@ -69,7 +74,7 @@ class TranslatedDrafter(VocabularyWrapper):
         self._wanted: list[int] = []  # the text in the model's tokens
         self._pending = 0  # bytes at the end of the text that begin a character and are not in `_wanted`
         self._held: list[int] = []  # what the model holds, which may go on past `_wanted` or differ from it
-        self._rows: list[Candidates | None] = []  # the model's candidates after each held token, where known
+        self._rows: dict[int, list[_Likely]] = {}  # what may follow so many of the held tokens, where known
         self._agreed = 0  # so many of `_held` are known to be those of `_wanted`
         self._first: dict[bytes, int] = {}
         self._open: dict[tuple[bytes, tuple[int, ...]], bool] = {}
@@ -81,7 +86,7 @@ class TranslatedDrafter(VocabularyWrapper):
     def _append(self, tokens: Sequence[int]) -> None:
         if self._inner.length != len(self._held):  # it served someone else
             self._inner.rollback(0)
-            self._held, self._rows, self._agreed = [], [], 0
+            self._held, self._rows, self._agreed = [], {}, 0
         for token in tokens:
             special = self._common.special(token)
             self._text.extend(self._common.spelling(token) if special is None else (-1 - special,))
@@ -148,23 +153,31 @@ class TranslatedDrafter(VocabularyWrapper):
             return
         if keep < len(self._held):
             self._inner.rollback(keep)
-            del self._held[keep:], self._rows[keep:]
+            for stale in range(keep + 1, len(self._held) + 1):
+                self._rows.pop(stale, None)
+            del self._held[keep:]
             self._agreed = min(self._agreed, keep)
         lacking = [*self._wanted[keep:base], *path[max(0, keep - base) :]]
         self._inner.feed(lacking)
         self._held += lacking
-        self._rows += [None] * (len(lacking) - 1)
-        self._rows.append(self._inner.candidates())
+        if len(self._rows) >= KEPT_ROWS:  # nobody rolls back so far in one answer
+            self._rows = {at: row for at, row in self._rows.items() if at > count - KEPT_ROWS // 2}
+        self._rows[count] = self._likely(self._inner.candidates())
 
-    def _row(self, base: int, path: Sequence[int] = ()) -> Candidates:
-        """The model's candidates after these tokens, of which there is at least one."""
+    def _row(self, base: int, path: Sequence[int] = ()) -> list[_Likely]:
+        """What may follow these tokens, of which there is at least one."""
         self._hold(base, path)
-        row = self._rows[base + len(path) - 1]
-        if row is None:
+        if base + len(path) not in self._rows:
             self._hold(base, path, again=True)
-            row = self._rows[base + len(path) - 1]
-            assert row is not None
-        return row
+        return self._rows[base + len(path)]
+
+    def _likely(self, found: Candidates) -> list[_Likely]:
+        """The candidates worth a look."""
+        probs = np.exp(found.log_probs)
+        count = max(_AT_LEAST, int((probs >= IGNORED).sum()))
+        ids, spelled = found.ids[:count].tolist(), self._spelled
+        texts = [spelled[token] if token < len(spelled) else b"" for token in ids]
+        return list(zip(ids, probs[:count].tolist(), texts, strict=True))
 
     # --- what comes next ---------------------------------------------------------------------------------------------
 
@@ -194,7 +207,7 @@ class TranslatedDrafter(VocabularyWrapper):
             own = self._wanted[at]
             assert rest is not None
             if at > 0:
-                own_prob, likely = 0.0, self._likely(self._row(at))
+                own_prob, likely = 0.0, self._row(at)
                 for token, prob, spelled in likely:
                     if token == own:
                         own_prob = prob
@@ -203,13 +216,13 @@ class TranslatedDrafter(VocabularyWrapper):
                         if leaf is not None:
                             leaves.append(leaf)
                             longer += leaf.mass
-                weight *= own_prob or (UNSEEN * likely[-1][1] if likely else 0.0)
+                weight *= own_prob or (UNSEEN * likely[-1][1] if likely else IGNORED)
                 if weight <= NEGLIGIBLE * longer:
                     return leaves, longer + weight
             rest = rest[len(self._spelled[own]) :]
         pending = bytes(self._text[len(self._text) - self._pending :])
         specials = self._common.target_of
-        for token, prob, spelled in self._likely(self._row(count)):
+        for token, prob, spelled in self._row(count):
             if spelled:
                 if not self._pending or (len(spelled) > self._pending and spelled.startswith(pending)):
                     leaf = self._leaf(count, (token,), spelled[self._pending :], weight * prob, before)
@@ -220,14 +233,6 @@ class TranslatedDrafter(VocabularyWrapper):
             ):
                 leaves.append(_Leaf(count, (token,), b"", special, weight * prob, closed=True))
         return leaves, longer + weight
-
-    def _likely(self, row: Candidates) -> list[tuple[int, float, bytes]]:
-        """The candidates worth a look: token, probability, and what it spells."""
-        probs = np.exp(row.log_probs)
-        count = max(1, int((probs >= IGNORED).sum()))
-        ids, spelled = row.ids[:count].tolist(), self._spelled
-        texts = (spelled[token] if token < len(spelled) else b"" for token in ids)
-        return list(zip(ids, probs[:count].tolist(), texts, strict=True))
 
     def _last_word(self) -> bytes | None:
         """The bytes of the last word; None for a special token, or if the model cannot spell all of it."""
@@ -274,7 +279,7 @@ class TranslatedDrafter(VocabularyWrapper):
                 break
             row = self._row(best.base, best.path)
             leaves = [leaf for leaf in leaves if leaf is not best]
-            for token, prob, spelled in self._likely(row):
+            for token, prob, spelled in row:
                 leaf = self._leaf(best.base, (*best.path, token), best.text + spelled, best.mass * prob, before)
                 if leaf is not None:
                     leaves.append(leaf if spelled else leaf._replace(closed=True))
