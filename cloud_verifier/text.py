@@ -76,7 +76,14 @@ class _FastStream:
 
     def push(self, token: int) -> str:
         self._tokens.append(token)
-        text = self._decode.step(self._backend, token) or ""
+        try:
+            text = self._decode.step(self._backend, token) or ""
+        except Exception:
+            # A byte that has been given out as a letter turns out to begin no character with what follows, and the
+            # decoder takes it back. Words cannot be taken back: what follows is text of its own.
+            self._decode = DecodeStream(skip_special_tokens=True)
+            self._tokens, self._emitted = [token], 0
+            text = self._decode.step(self._backend, token) or ""
         self._emitted += len(text)
         return text
 
