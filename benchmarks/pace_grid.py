@@ -29,7 +29,8 @@ from netlab.simulator.oracle import oracle
 from netlab.simulator.pair import heavy_headed
 from netlab.simulator.run import Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
-from speculation.adaptive import Adaptive, Experience
+from speculation.adaptive import Adaptive
+from speculation.experience import Experience
 from speculation.pace import FixedLookahead, Objective, Pace, Pipelined, Streaming, Synchronous
 
 ACCEPTANCES = (0.5, 0.7, 0.85, 0.95)

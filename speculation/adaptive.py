@@ -22,29 +22,19 @@ import math
 
 import numpy as np
 
-from speculation.estimators import Calibration, TransferTime, Window
+from speculation.experience import Experience
 from speculation.pace import Action, News, Objective, Pace, View
 from speculation.plan import Conditions, Plans, survival_curve
+from speculation.rest import Rest
+from speculation.step_clock import StepClock
 
 MAX_PATIENCE_MS = 2000
-GUESS_BYTES = 4  # on the wire: an id and a confidence
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 PRICES = {Objective.LATENCY: 0.0, Objective.BALANCED: 1.0, Objective.CAPACITY: 8.0}  # of a forward, in steps
+HORIZON_TOKENS = 64  # within which an answer that fell behind streaming is to catch up
+CREDIT_STEPS = 5.0  # that an answer may be behind from the start
 JITTER_BLOCK_TOKENS = 8
 LAST_MOMENT_MS = 1.0
-MAX_HOPE_TOKENS = 256
-HORIZON_TOKENS = 64
-CREDIT_STEPS = 5.0
-STAKE = 1.0
-
-
-class Experience:
-    """What a device has measured. Answers of one client share it, so that only the first begins with guesswork."""
-
-    def __init__(self) -> None:
-        self.rtt, self.step, self.draft = Window(16, 50.0), Window(16, 30.0), Window(32, 5.0)
-        self.uplink = TransferTime()
-        self.calibration = Calibration()
 
 
 class Adaptive(Pace):
@@ -66,39 +56,24 @@ class Adaptive(Pace):
         block_tokens: most guesses in a message. rest_after_tokens: tokens that must come without one used guess before
         the pace rests."""
         self.objective = objective
-        self.max_depth, self.min_survival = max_depth, min_survival
-        self.block_tokens, self.rest_after_tokens = block_tokens, rest_after_tokens
-        experience = experience or Experience()
-        self.rtt, self.step, self.draft = experience.rtt, experience.step, experience.draft
-        self.uplink, self.calibration = experience.uplink, experience.calibration
+        self.max_depth, self.min_survival, self.block_tokens = max_depth, min_survival, block_tokens
+        self.known = experience or Experience()
+        self._clock, self._rest = StepClock(), Rest(rest_after_tokens)
         self._survivals: list[float] = []  # of each guess on the line, from the log up to it
         self._sent = 0  # of the guesses on the line
-        self._free_ms = 0.0  # the device's clock when the verifier ends its present step, as far as is known
-        self._flushed_for_ms = 0.0  # the step of a verifier that never waits which the last block was to catch
-        self._taken_next = False  # whether something will have landed by then
         self._fills = 0  # steps of its own that a patient verifier takes before a first block lands
         self._block = 1  # guesses of a block as planned
-        self._began_ms: float | None = None
+        self._heard_ms: float | None = None
         self._ahead_ms = 0.0  # of plain streaming, since the first commit
-        self._unused_tokens = 0
-        self._drafts_since_used = 0
-        self._resting_tokens = 0
-        self._rest = rest_after_tokens
 
     # -- what it hears --------------------------------------------------------------------------------------------
 
     def heard(self, news: News) -> None:
-        if news.rtt_ms is not None:
-            self.rtt.add(news.rtt_ms)
-            if news.echoed_bytes:
-                self.uplink.add(news.echoed_bytes, news.rtt_ms)
-        if news.forward_ms > 0:
-            self.step.add(news.forward_ms + news.queue_ms)  # a full verifier serves a session every other step or so
-        if self._began_ms is not None:
-            self._ahead_ms += news.new_tokens * self.step.median_ms - (news.now_ms - self._began_ms)
-        self._began_ms = news.now_ms
-        for outcome in news.outcomes:
-            self.calibration.learn(outcome)
+        known = self.known
+        known.heard(news)
+        if self._heard_ms is not None:
+            self._ahead_ms += news.new_tokens * known.step.median_ms - (news.now_ms - self._heard_ms)
+        self._heard_ms = news.now_ms
         stands = len(news.outcomes) == news.new_tokens and all(outcome.right for outcome in news.outcomes)
         if stands:
             spent = self._survivals[news.new_tokens - 1] if news.new_tokens else 1.0
@@ -107,18 +82,16 @@ class Adaptive(Pace):
         else:
             self._survivals.clear()
             self._sent = 0
-        self._taken_next = False
-        self._free_ms = news.now_ms - self.rtt.median_ms / 2  # the verifier's present step began then, if one did
-        self._consider_rest(news)
+        self._rest.heard(news.new_tokens, news.used, known.calibration.typical, self.lead_tokens)
         self._plan()
-        if not self.patience_ms or self._sent:
-            self._free_ms += self.step.median_ms
+        goes_on = not self.patience_ms or self._sent > 0
+        self._clock.heard(news.now_ms, known.rtt.median_ms, known.step.median_ms, goes_on=goes_on)
 
     def drafted(self, draft_ms: float, confidence: float) -> None:
-        self.draft.add(draft_ms)
-        self._drafts_since_used += 1
+        self.known.draft.add(draft_ms)
+        self._rest.drafted()
         before = self._survivals[-1] if self._survivals else 1.0
-        self._survivals.append(before * self.calibration.probability(confidence, len(self._survivals)))
+        self._survivals.append(before * self.known.calibration.probability(confidence, len(self._survivals)))
 
     def reset(self) -> None:
         self._survivals.clear()
@@ -129,20 +102,10 @@ class Adaptive(Pace):
     def next(self, view: View) -> Action:
         action = self._decide(view)
         if action is Action.FLUSH:
+            known = self.known
             self._sent = view.depth
-            self._flushed_for_ms = self._next_step_ms(view.now_ms)
-            lands_ms = view.now_ms + self.rtt.median_ms / 2
-            self._taken_next = lands_ms < self._free_ms
-            if self.patience_ms and not self._taken_next:
-                self._free_ms = lands_ms + self.step.median_ms
+            self._clock.sent(view.now_ms, known.rtt.median_ms, known.step.median_ms, waits=self.patience_ms > 0)
         return action
-
-    def _boundary_ms(self, lands_ms: float) -> float:
-        """When the verifier next takes what has landed, or when it began to wait."""
-        if lands_ms > self._free_ms and self._taken_next:
-            self._free_ms += self.step.median_ms
-            self._taken_next = False
-        return self._free_ms
 
     def _decide(self, view: View) -> Action:
         if view.unsent and self._must_send(view):
@@ -154,20 +117,21 @@ class Adaptive(Pace):
     @property
     def lead_tokens(self) -> float:
         """n0: tokens the verifier will have written past the log as known when a guess drawn now lands."""
-        return self._fills if self.patience_ms else self.rtt.median_ms / self.step.median_ms
+        return self._fills if self.patience_ms else self.known.rtt.median_ms / self.known.step.median_ms
 
     def _worth_drafting(self, view: View) -> bool:
-        if not view.can_draft or view.depth >= min(self.max_depth, view.budget) or self._resting_tokens > 0:
+        if not view.can_draft or view.depth >= min(self.max_depth, view.budget) or self._rest.resting:
             return False
-        survival = self._survivals[-1] if self._survivals else 1.0
+        known = self.known
         if self.patience_ms and view.unsent:  # the verifier waits for what is not sent, or soon will
-            lands_ms = view.now_ms + self.guess_ms + self.rtt.median_ms / 2
-            late_ms = lands_ms - self._boundary_ms(lands_ms)
-            if late_ms > -self._margin_ms() and not self._worth_holding(view, late_ms):
+            lands_ms = view.now_ms + known.guess_ms + known.rtt.median_ms / 2
+            waited_ms = self._clock.waited_ms(lands_ms, known.step.median_ms)
+            if waited_ms > -self._margin_ms() and not self._worth_holding(view, waited_ms):
                 return False
+        survival = self._survivals[-1] if self._survivals else 1.0
         ahead = max(0.0, self.lead_tokens - view.depth)
-        # A line is always begun: what is not tried is not learned. Whether it ever pays is for `_consider_rest`.
-        reached = survival * max(self.calibration.typical, 0.9) ** ahead
+        # A line is always begun: what is not tried is not learned. Whether it ever pays is for `Rest`.
+        reached = survival * max(known.calibration.typical, 0.9) ** ahead
         return view.depth == 0 or reached >= self.min_survival
 
     def _must_send(self, view: View) -> bool:
@@ -175,29 +139,20 @@ class Adaptive(Pace):
             return True
         if self.patience_ms:
             return False  # the block is complete when one more guess is not worth its time
-        step_ms = self.step.median_ms
-        if self.rtt.spread_ms > step_ms / 3:  # nobody knows when a block will land
+        rtt, step_ms = self.known.rtt, self.known.step.median_ms
+        if rtt.spread_ms > step_ms / 3:  # nobody knows when a block will land
             return view.unsent >= JITTER_BLOCK_TOKENS or view.unsent_age_ms > step_ms / 6
-        begins_ms = self._next_step_ms(view.now_ms)
-        left_ms = begins_ms - view.now_ms - self.rtt.median_ms / 2 - self.guess_ms  # if we draw on
-        first = begins_ms > self._flushed_for_ms + step_ms / 2
-        return left_ms < (self._margin_ms() if first else LAST_MOMENT_MS + self.rtt.spread_ms / 2) or view.unsent_age_ms > step_ms
-
-    def _next_step_ms(self, now_ms: float) -> float:
-        """When a verifier that never waits takes what is sent now, by the device's clock."""
-        lands_ms, step_ms = now_ms + self.rtt.median_ms / 2, self.step.median_ms
-        return lands_ms + step_ms - (lands_ms - self._free_ms) % step_ms
-
-    @property
-    def guess_ms(self) -> float:
-        """What one more guess takes: to draw it, and to send it."""
-        return self.draft.median_ms + GUESS_BYTES * self.uplink.ms_per_byte
+        begins_ms = self._clock.next_step_ms(view.now_ms, rtt.median_ms, step_ms)
+        left_ms = begins_ms - view.now_ms - rtt.median_ms / 2 - self.known.guess_ms  # if we draw on
+        first = self._clock.first_for(begins_ms, step_ms)
+        spare_ms = self._margin_ms() if first else LAST_MOMENT_MS + rtt.spread_ms / 2
+        return left_ms < spare_ms or view.unsent_age_ms > step_ms
 
     def _margin_ms(self) -> float:
-        return 1.5 + 0.15 * self.step.median_ms + self.rtt.spread_ms / 2
+        return 1.5 + 0.15 * self.known.step.median_ms + self.known.rtt.spread_ms / 2
 
-    def _worth_holding(self, view: View, late_ms: float) -> bool:
-        """Whether a verifier that has waited for late_ms by then should be kept waiting for one more guess.
+    def _worth_holding(self, view: View, waited_ms: float) -> bool:
+        """Whether a verifier that will have waited so long should be kept waiting for one more guess.
 
         A guess that comes later is checked one step later. That costs a step only if it is the one that ends the line:
         with probability survival * (1 - alpha), alpha being that of its depth, and survival given that all that was
@@ -205,60 +160,60 @@ class Adaptive(Pace):
 
         Where forwards cost more than their time, blocks are as long as planned, unless the guess would hardly count.
         """
-        if not self._fills and late_ms > self.patience_ms - self.rtt.spread_ms - 1.0:
+        if not self._fills and waited_ms > self.patience_ms - self.known.rtt.spread_ms - 1.0:
             return False  # it will not wait any longer
         given = self._survivals[self._sent - 1] if self._sent else 1.0
         survival = self._survivals[-1] / given if self._survivals else 1.0
         if self.objective is not Objective.LATENCY:
             return view.unsent < self._block and survival > 0.1
-        return self._gain_ms(survival, view.depth) > self.guess_ms
+        return self._gain_ms(survival, view.depth) > self.known.guess_ms
 
     def _gain_ms(self, survival: float, depth: int) -> float:
-        return survival * (1 - self.calibration.at_depth(depth)) * self.step.median_ms
+        return survival * (1 - self.known.calibration.at_depth(depth)) * self.known.step.median_ms
+
+    def _plan(self) -> None:
+        """Choose how long the verifier is to wait where it has no guesses, after a line has ended; 0 for not at all."""
+        known = self.known
+        behind = self._ahead_ms < -CREDIT_STEPS * known.step.median_ms
+        if not known.measured or self._rest.resting or (behind and self.objective is Objective.LATENCY):
+            self.patience_ms = 0
+            return
+        depths = [known.calibration.at_depth(depth) for depth in range(self.max_depth)]
+        now = Conditions(known.rtt.median_ms, known.step.median_ms, known.guess_ms, survival_curve(depths))
+        blocks = (self._quick_block(now),) if self.objective is Objective.LATENCY else self._blocks()
+        plans = Plans.under(now, blocks, known.rtt.spread_ms + 1.0)
+        best = self._choose(plans)
+        self._fills, self._block = int(plans.fills[best]), int(plans.block_tokens[best])
+        patience_ms = 0
+        if best:
+            # Where nothing is filled meanwhile, a longer block than planned may be worth it: the device says when.
+            spare_ms = 0.0 if self._fills else self._block * known.guess_ms + 0.2 * known.rtt.median_ms
+            patience_ms = min(MAX_PATIENCE_MS, math.ceil(plans.patience_ms[best] + spare_ms) + 1)
+        if not 0.8 * self.patience_ms < patience_ms <= 1.1 * self.patience_ms:  # a change costs a message
+            self.patience_ms = patience_ms
 
     def _choose(self, plans: Plans) -> int:
         """Which plan is the best for the objective; the one without patience has the benefit of the doubt.
 
         `latency` wants the least time. `balanced` pays as much for a target forward as for its time, `capacity` more.
         Both must not be slower than plain streaming: what the answer is ahead of it, or behind, may be spent, or must
-        be made up for, within the next tokens; and no single wait may stake much more than that.
+        be made up for, within the next tokens; and no single wait may stake more than that.
         """
-        step_ms = self.step.median_ms
+        step_ms = self.known.step.median_ms
         cost_ms = plans.ms_per_token + PRICES[self.objective] * step_ms * plans.forwards_per_token
         if self.objective is not Objective.LATENCY:
             purse_ms = self._ahead_ms + CREDIT_STEPS * step_ms
             dear = plans.ms_per_token > step_ms + purse_ms / HORIZON_TOKENS
-            dear |= plans.patience_ms * (plans.fills + 1) > STAKE * purse_ms
+            dear |= plans.patience_ms * (plans.fills + 1) > purse_ms
             dear[0] = False
             cost_ms[dear] = math.inf
         cost_ms[0] *= 1.0 if self.patience_ms else 0.97  # hysteresis
         return int(np.argmin(cost_ms))
 
-    def _plan(self) -> None:
-        """Choose how long the verifier is to wait where it has no guesses, after a line has ended; 0 for not at all."""
-        behind = self._ahead_ms < -CREDIT_STEPS * self.step.median_ms
-        measured = self.rtt.measured and self.draft.measured
-        if not measured or self._resting_tokens > 0 or (behind and self.objective is Objective.LATENCY):
-            self.patience_ms = 0
-            return
-        depths = [self.calibration.at_depth(depth) for depth in range(self.max_depth)]
-        now = Conditions(self.rtt.median_ms, self.step.median_ms, self.guess_ms, survival_curve(depths))
-        blocks = (self._quick_block(now),) if self.objective is Objective.LATENCY else self._blocks()
-        plans = Plans.under(now, blocks, self.rtt.spread_ms + 1.0)
-        best = self._choose(plans)
-        self._fills, self._block = int(plans.fills[best]), int(plans.block_tokens[best])
-        patience_ms = 0
-        if best:
-            # Where nothing is filled meanwhile, a longer block than planned may be worth it: the device says when.
-            spare_ms = 0.0 if self._fills else self._block * self.guess_ms + 0.2 * self.rtt.median_ms
-            patience_ms = min(MAX_PATIENCE_MS, math.ceil(plans.patience_ms[best] + spare_ms) + 1)
-        if not 0.8 * self.patience_ms < patience_ms <= 1.1 * self.patience_ms:  # a change costs a message
-            self.patience_ms = patience_ms
-
     def _blocks(self) -> list[int]:
         """Sizes of a block for which the verifier would wait."""
-        room_ms = MAX_PATIENCE_MS - 1.2 * self.rtt.median_ms - self.rtt.spread_ms
-        return [block for block in BLOCKS if block == 1 or 2 * block * self.guess_ms < room_ms]
+        room_ms = MAX_PATIENCE_MS - 1.2 * self.known.rtt.median_ms - self.known.rtt.spread_ms
+        return [block for block in BLOCKS if block == 1 or 2 * block * self.known.guess_ms < room_ms]
 
     def _quick_block(self, now: Conditions) -> int:
         """Guesses worth waiting for where only time counts, see `_worth_holding`."""
@@ -266,24 +221,3 @@ class Adaptive(Pace):
         while block < self.block_tokens and self._gain_ms(float(now.survivals[block]), block) > now.draft_ms:
             block += 1
         return block
-
-    def _consider_rest(self, news: News) -> None:
-        if self._resting_tokens > 0:
-            self._resting_tokens -= news.new_tokens
-            return
-        if news.used:
-            self._unused_tokens = self._drafts_since_used = 0
-            self._rest = self.rest_after_tokens
-            return
-        self._unused_tokens += news.new_tokens
-        if self._drafts_since_used >= 8 and self._unused_tokens >= self._hopeless_tokens():
-            self._resting_tokens = self._rest
-            self._rest = min(512, self._rest * 2)
-            self._unused_tokens = self.rest_after_tokens // 2
-            self._drafts_since_used = 0
-
-    def _hopeless_tokens(self) -> float:
-        """Tokens without a used guess after which there is no hope: several times what is usual over a long lead."""
-        survival = self.calibration.typical**self.lead_tokens
-        usual = 3 * (self.lead_tokens + 1) / survival if survival > 0.02 else 0.0
-        return min(MAX_HOPE_TOKENS, max(self.rest_after_tokens, usual))

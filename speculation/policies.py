@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from speculation.adaptive import Adaptive, Experience
+from speculation.adaptive import Adaptive
+from speculation.experience import Experience
 from speculation.pace import BoundedLookahead, FixedLookahead, Objective, Pace, Pipelined, Streaming, Synchronous
 from speculation.stopping import OptimalRounds
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from netlab.simulator import rivals
-from speculation.adaptive import Adaptive, Experience
+from speculation.adaptive import Adaptive
+from speculation.experience import Experience
 from speculation.pace import BoundedLookahead, FixedLookahead, Objective, Pace, Pipelined, Streaming, Synchronous
 from speculation.policies import PolicyError
 from speculation.stopping import OptimalRounds

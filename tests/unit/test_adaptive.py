@@ -1,6 +1,7 @@
 """Decisions of the adaptive pace, one at a time. How good they are together is measured in the simulator."""
 
-from speculation.adaptive import Adaptive, Experience
+from speculation.adaptive import Adaptive
+from speculation.experience import Experience
 from speculation.line import Outcome
 from speculation.pace import Action, News, Objective
 from tests.unit.views import view
@@ -100,8 +101,8 @@ def test_what_a_session_measured_the_next_one_knows() -> None:
         first.drafted(2.0, 0.9)
         first.heard(news(outcomes=(Outcome(0, 0.9, False),), rtt_ms=80.0))
     second = Adaptive(experience=experience)
-    assert second.rtt.median_ms == 80
-    assert second.calibration.typical < 0.4
+    assert second.known.rtt.median_ms == 80
+    assert second.known.calibration.typical < 0.4
 
 
 def test_the_verifier_waits_longer_the_more_a_forward_is_worth() -> None:
@@ -130,4 +131,4 @@ def test_a_slow_uplink_makes_guesses_dearer() -> None:
     pace = settled(draft_ms=2.0)
     for size in range(40, 140, 4):
         pace.heard(news(rtt_ms=50 + size * 0.8, echoed_bytes=size))  # 10 kbps
-    assert pace.guess_ms > 2.0 + 2.0
+    assert pace.known.guess_ms > 2.0 + 2.0

@@ -1,0 +1,38 @@
+"""What a device has measured. Answers of one client share it, so that only the first begins with guesswork."""
+
+from __future__ import annotations
+
+from speculation.estimators import Calibration, TransferTime, Window
+from speculation.pace import News
+
+GUESS_BYTES = 4  # on the wire: an id and a confidence
+
+
+class Experience:
+    """rtt: round trips. step: of the verifier, queueing included. draft: to draw a guess. Times in milliseconds."""
+
+    def __init__(self) -> None:
+        self.rtt, self.step, self.draft = Window(16, 50.0), Window(16, 30.0), Window(32, 5.0)
+        self.uplink = TransferTime()
+        self.calibration = Calibration()
+
+    def heard(self, news: News) -> None:
+        """Take what a commit tells."""
+        if news.rtt_ms is not None:
+            self.rtt.add(news.rtt_ms)
+            if news.echoed_bytes:
+                self.uplink.add(news.echoed_bytes, news.rtt_ms)
+        if news.forward_ms > 0:
+            self.step.add(news.forward_ms + news.queue_ms)  # a full verifier serves a session every other step or so
+        for outcome in news.outcomes:
+            self.calibration.learn(outcome)
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is more than priors."""
+        return self.rtt.measured and self.draft.measured
+
+    @property
+    def guess_ms(self) -> float:
+        """What one more guess takes: to draw it, and to send it."""
+        return self.draft.median_ms + GUESS_BYTES * self.uplink.ms_per_byte
