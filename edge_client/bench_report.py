@@ -24,9 +24,9 @@ class Report:
     against_bare: tuple[Overhead, ...] = ()
 
 
-def run(spec: str, *, threads: int, tokens: int, against_bare: bool) -> Report:
+def run(spec: str, *, threads: int, tokens: int, against_bare: bool, settings: DeviceSettings | None = None) -> Report:
     """Measure what `spec` names. Raises DrafterError."""
-    settings = DeviceSettings()
+    settings = settings or DeviceSettings()
 
     def load() -> Drafter:
         drafter = load_drafter(spec, threads=threads, settings=settings)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_client.drafters.settings import DeviceSettings, FlashAttention, KvType, Weights
 from speculation.pace import Objective
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ def _option(*names: str, **settings: Any) -> Any:
 connection_options = _options(
     _option("--verifier", default="127.0.0.1:50051", help="HOST:PORT of the verifier."),
     _option(
-        "--drafter", default="none", help="A GGUF file, an ONNX folder, demo, ngram, history, ngram+FILE, or none."
+        "--drafter",
+        default="none",
+        help="A GGUF or ONNX file or folder, hf:ORG/REPO[@REVISION][:QUANTIZATION], demo, ngram, history, ngram+FILE, "
+        "or none.",
     ),
     _option("--model", default="", help="Model to ask for.  [default: the verifier's]"),
     _option("--threads", default=1, type=click.IntRange(1), help="CPU threads of the drafter."),
@@ -57,6 +61,35 @@ connection_options = _options(
         "--ssl-ca-certs", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Use TLS; trust these."
     ),
     _option("--insecure", is_flag=True, help="Allow plaintext to another machine."),
+)
+device_options = _options(
+    _option("--context-tokens", default=None, type=click.IntRange(1), help="Longest sequence.  [default: up to 4096]"),
+    _option("--offline", is_flag=True, help="Take models of the hub from its cache only."),
+    _option(
+        "--provider",
+        default="cpu",
+        metavar="NAME[:KEY=VALUE,...]",
+        help="ONNX Runtime's: cpu, cuda, tensorrt, qnn, coreml, directml, openvino, xnnpack; auto measures.",
+    ),
+    _option("--gpu-layers", default=0, type=click.IntRange(-1), help="llama.cpp's layers on a GPU; -1 for all."),
+    _option(
+        "--weights",
+        default=Weights.MAPPED.value,
+        type=click.Choice([weights.value for weights in Weights]),
+        help="llama.cpp's: mapped from the file, locked in memory, or read at once.",
+    ),
+    _option(
+        "--kv-type",
+        default=KvType.F16.value,
+        type=click.Choice([kind.value for kind in KvType]),
+        help="llama.cpp's key-value cache.",
+    ),
+    _option(
+        "--flash-attention",
+        default=FlashAttention.AUTO.value,
+        type=click.Choice([choice.value for choice in FlashAttention]),
+        help="llama.cpp's.",
+    ),
 )
 pace_options = _options(
     _option("--pace", default="adaptive", help="How far to ride ahead, and when; unknown names list all."),
@@ -86,6 +119,19 @@ sampling_options = _options(
 )
 
 
+def _take_device(options: dict[str, Any]) -> DeviceSettings:
+    """The settings of `device_options`, which are taken out of the command's."""
+    return DeviceSettings(
+        context_tokens=options.pop("context_tokens"),
+        offline=options.pop("offline"),
+        gpu_layers=options.pop("gpu_layers"),
+        weights=Weights(options.pop("weights")),
+        kv_type=KvType(options.pop("kv_type")),
+        flash_attention=FlashAttention(options.pop("flash_attention")),
+        provider=options.pop("provider"),
+    )
+
+
 def _client(options: dict[str, Any]) -> EdgeClient:
     from edge_client.client import EdgeClient
 
@@ -97,6 +143,7 @@ def _client(options: dict[str, Any]) -> EdgeClient:
             pace=options["pace"],
             objective=Objective(options["objective"]),
             threads=options["threads"],
+            device=_take_device(options),
             max_draft_duty=options["max_draft_duty"],
             tls=options["tls"],
             ca_certificate=options["ssl_ca_certs"],
@@ -130,6 +177,7 @@ def _params(options: dict[str, Any]) -> SamplingParams:
 @click.option("--message", default=None, help="A user's message, put into the target's chat template.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole output as JSON when it is complete.")
 @connection_options
+@device_options
 @pace_options
 @sampling_options
 def generate(prompt: str | None, message: str | None, as_json: bool, **options: Any) -> None:
@@ -167,6 +215,7 @@ def generate(prompt: str | None, message: str | None, as_json: bool, **options: 
 @main.command()
 @click.option("--system", default=None, help="System message.")
 @connection_options
+@device_options
 @pace_options
 @sampling_options
 def chat(system: str | None, **options: Any) -> None:
@@ -200,12 +249,13 @@ def _ask() -> str:
 
 @main.command()
 @connection_options
+@device_options
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool, **options: Any) -> None:
     """Say what this device has, whether the verifier answers, what is missing, and how to get it."""
     from edge_client.doctor import examine
 
-    findings = examine(**options)
+    findings = examine(device=_take_device(options), **options)
     if as_json:
         import json
 
@@ -220,21 +270,55 @@ def doctor(as_json: bool, **options: Any) -> None:
 @main.command()
 @_option("--drafter", required=True, help="As for the other commands.")
 @_option("--threads", default=1, type=click.IntRange(1), help="CPU threads of the drafter.")
+@device_options
 @click.option("--tokens", default=48, type=click.IntRange(8), help="Single tokens per context.")
 @click.option(
     "--against", default="none", type=click.Choice(["none", "bare"]), help="Compare with the runtime's own loop."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def bench(drafter: str, threads: int, tokens: int, against: str, as_json: bool) -> None:
+def bench(drafter: str, threads: int, tokens: int, against: str, as_json: bool, **options: Any) -> None:
     """Measure a drafter alone: load time, prefill, ms per token and per block, rollback, memory."""
     from edge_client import bench_report
     from edge_client.drafters.base import DrafterError
 
     try:
-        report = bench_report.run(drafter, threads=threads, tokens=tokens, against_bare=against == "bare")
+        report = bench_report.run(
+            drafter, threads=threads, tokens=tokens, against_bare=against == "bare", settings=_take_device(options)
+        )
     except DrafterError as error:
         raise CommandError(str(error)) from error
     bench_report.show(report, as_json=as_json)
+
+
+@main.command()
+@click.option(
+    "--model", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False), help="transformers folder."
+)
+@click.option("--format", "kind", default="onnx", type=click.Choice(["onnx", "gguf"]), help="For which runtime.")
+@click.option(
+    "--quantize", default=None, help="none, int8, int4 (onnx), q8_0, q4_k_m, q4_0... (gguf).  [default: 8 bits]"
+)
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written, and its agreement, as JSON.")
+def export(model: Path, kind: str, quantize: str | None, output: Path, as_json: bool) -> None:
+    """Make a drafter of a transformers folder, and say how well it agrees with its source."""
+    try:
+        from models.export.exporting import export_and_check
+    except ImportError as error:
+        raise CommandError(f"{error}; exporting needs more: pip install '.[export]' in a clone of Outrider") from error
+    try:
+        exported = export_and_check(kind, model, output, quantize)
+    except ImportError as error:
+        raise CommandError(f"{error}; quantizing GGUF needs llama.cpp: pip install '.[llama]'") from error
+    except (ValueError, RuntimeError, OSError) as error:
+        raise CommandError(str(error)) from error
+    if as_json:
+        import dataclasses
+        import json
+
+        click.echo(json.dumps(dataclasses.asdict(exported), indent=1, default=str))
+    else:
+        click.echo(str(exported))
 
 
 @main.group()

@@ -15,6 +15,7 @@ from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
+from edge_client.drafters.settings import DeviceSettings
 from edge_client.errors import SessionError
 from edge_client.link import Channel, LinkSettings, SessionLink
 from edge_client.matching import Matching
@@ -55,18 +56,19 @@ class EdgeClient:
         pace: str | Callable[[], Pace] = policies.DEFAULT,
         objective: Objective = Objective.LATENCY,
         threads: int = 1,
+        device: DeviceSettings | None = None,
         max_draft_duty: float = 1.0,
         tls: bool = False,
         ca_certificate: Path | None = None,
         insecure: bool = False,
         link: LinkSettings | None = None,
     ) -> None:
-        """verifier: HOST:PORT. drafter: a GGUF file, an ONNX folder, "demo", or a Drafter; None streams plainly.
+        """verifier: HOST:PORT. drafter: what `--drafter` takes, or a Drafter; None streams plainly.
 
         pace: a policy by name, see `speculation.policies`, or what makes one pace per session; objective is for the
-        adaptive one. threads: CPU threads of the drafter. max_draft_duty: most of the time, from 0 to 1, that it may
-        draft. Raises ValueError for a bad address, policy or share. A drafter that cannot be loaded is no error:
-        `notices` says so and answers stream plainly.
+        adaptive one. threads: CPU threads of the drafter. device: how its model uses the device. max_draft_duty: most
+        of the time, from 0 to 1, that it may draft. Raises ValueError for a bad address, policy or share. A drafter
+        that cannot be loaded is no error: `notices` says so and answers stream plainly.
         """
         self.notices: list[str] = []
         self._model = model
@@ -77,18 +79,25 @@ class EdgeClient:
         self._channel = Channel(
             verifier, tls=tls, ca_certificate=ca_certificate, insecure=insecure, settings=link or LinkSettings()
         )
-        self._seat = self._load(drafter, threads, duty)
+        self._seat = self._load(drafter, threads, device, duty)
         self._seat_lock = threading.Lock()
         matched = self._seat is not None and not self._seat.speaks_any_vocabulary
         self._matching = Matching(self._channel, self._seat.drafter, self.notices) if self._seat and matched else None
 
-    def _load(self, drafter: str | Path | Drafter | None, threads: int, duty: DutyCycle | None) -> DrafterSeat | None:
+    def _load(
+        self, drafter: str | Path | Drafter | None, threads: int, device: DeviceSettings | None, duty: DutyCycle | None
+    ) -> DrafterSeat | None:
         try:
-            loaded = drafter if isinstance(drafter, Drafter) else load_drafter(drafter, threads=threads)
+            loaded = (
+                drafter if isinstance(drafter, Drafter) else load_drafter(drafter, threads=threads, settings=device)
+            )
         except Exception as error:  # whatever a runtime does with a broken file, answers must still come
             self.notices.append(f"no drafter: {error}; answers stream from the verifier alone")
             return None
-        return DrafterSeat(loaded, duty) if loaded is not None else None
+        if loaded is None:
+            return None
+        self.notices += loaded.info.notices
+        return DrafterSeat(loaded, duty)
 
     def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_client.drafters.base import ANY_VOCABULARY, Drafter
+from edge_client.drafters.settings import DeviceSettings
 from edge_client.drafters.spec import CHAIN, LOOKUPS
 
 RUNTIMES = {
@@ -35,6 +36,7 @@ def examine(
     drafter: str,
     model: str,
     threads: int,
+    device: DeviceSettings,
     tls: bool,
     ssl_ca_certs: Path | None,
     insecure: bool,
@@ -42,9 +44,9 @@ def examine(
     """Look at runtimes, the drafter and the way to the verifier. A runtime is only missed if the drafter needs it."""
     findings = [_runtime(module, drafter) for module in RUNTIMES]
     findings.append(Finding("threads", True, f"{threads} of {os.cpu_count()} CPUs for the drafter"))
-    loaded, finding = _drafter(drafter, threads)
-    if finding:
-        findings.append(finding)
+    findings.append(_providers(device.provider))
+    loaded, of_drafter = _drafter(drafter, threads, device)
+    findings += of_drafter
     findings += _verifier(verifier, model, loaded, tls=tls, ca_certificate=ssl_ca_certs, insecure=insecure)
     if loaded is not None:
         loaded.close()
@@ -56,13 +58,39 @@ def _runtime(module: str, drafter: str) -> Finding:
     purpose, remedy = RUNTIMES[module]
     if importlib.util.find_spec(module):
         return Finding(name, True, f"{importlib.metadata.version(name)}, {purpose}")
-    model = drafter.rsplit(CHAIN, 1)[-1]  # the last of a chain; what comes before needs no runtime
-    gguf = model.endswith(".gguf")
-    needed = model not in ("none", "", *LOOKUPS) and gguf == (module == "llama_cpp")
+    needed = _format(drafter) == ("gguf" if module == "llama_cpp" else "onnx")
     return Finding(name, not needed, f"not installed; for {purpose}: {remedy}")
 
 
-def _drafter(spec: str, threads: int) -> tuple[Drafter | None, Finding | None]:
+def _format(spec: str) -> str:
+    """Of the model at the end of a chain, as far as its name tells; what comes before needs no runtime."""
+    model = spec.rsplit(CHAIN, 1)[-1].lower()
+    if model in ("none", "", *LOOKUPS) or model.startswith("hf:"):
+        return ""  # of a repository only its listing tells, and loading it says what is missing
+    return "gguf" if model.endswith(".gguf") else "onnx"
+
+
+def _providers(asked: str) -> Finding:
+    """What ONNX Runtime could draft on here. Which takes how much of a model is known once it is loaded."""
+    from edge_client.drafters.base import DrafterError
+    from edge_client.drafters.providers import AUTO, CPU, available_providers, parse_provider
+
+    there = available_providers()
+    try:
+        name = parse_provider(asked).name
+    except DrafterError as error:
+        return Finding("provider", False, str(error))
+    if not there:
+        return Finding("provider", name == CPU, "none: ONNX Runtime is not installed")
+    unused = [other for other in there if other not in (CPU, name)]
+    hint = f"; --provider {AUTO} would try {', '.join(unused)}" if unused and name != AUTO else ""
+    missing = (
+        "" if name == AUTO or name in there else f", but not {name}: install the build of ONNX Runtime that has it"
+    )
+    return Finding("provider", not missing, f"{name} asked for; there is {', '.join(there)}{missing}{hint}")
+
+
+def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter | None, list[Finding]]:
     """Load the drafter and time a few tokens. Whoever gets it closes it."""
     import time
 
@@ -70,11 +98,11 @@ def _drafter(spec: str, threads: int) -> tuple[Drafter | None, Finding | None]:
     from edge_client.drafters.base import DrafterError
 
     try:
-        drafter = load_drafter(spec, threads=threads)
+        drafter = load_drafter(spec, threads=threads, settings=device)
     except DrafterError as error:
-        return None, Finding("drafter", False, str(error))
+        return None, [Finding("drafter", False, str(error))]
     if drafter is None:
-        return None, Finding("drafter", True, "none; answers stream from the verifier alone")
+        return None, [Finding("drafter", True, "none; answers stream from the verifier alone")]
     drafter.feed([0])
     began = time.perf_counter()
     for _ in range(16):
@@ -84,7 +112,10 @@ def _drafter(spec: str, threads: int) -> tuple[Drafter | None, Finding | None]:
     info = drafter.info
     drafter.rollback(0)
     detail = f"{info.name}, {ms:.1f} ms per token, context of {info.context_tokens} tokens"
-    return drafter, Finding("drafter", True, detail)
+    findings = [Finding("drafter", True, detail)]
+    if info.runs_on:
+        findings.append(Finding("runs on", not info.notices, "; ".join((info.runs_on, *info.notices))))
+    return drafter, findings
 
 
 def _verifier(verifier: str, model: str, drafter: Drafter | None, **connection: Any) -> list[Finding]:
