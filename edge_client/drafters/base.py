@@ -77,6 +77,21 @@ class Drafter(ABC):
         would outgrow `info.context_tokens` or the runtime fails. After an error the sequence is as it was before.
         """
 
+    @property
+    def reads_blocks(self) -> bool:
+        """Whether `feed_block` costs less than its tokens one by one."""
+        return False
+
+    def feed_block(self, tokens: Sequence[int], last: int) -> list[Candidates]:
+        """As `feed`; gives the candidates after each of the last `last` tokens, 1 <= last <= len(tokens)."""
+        if last < len(tokens):
+            self.feed(tokens[:-last])
+        found = []
+        for token in tokens[-last:]:
+            self.feed([token])
+            found.append(self.candidates())
+        return found
+
     @abstractmethod
     def candidates(self) -> Candidates:
         """What may follow the last fed token: at most as many candidates as the drafter was made with.

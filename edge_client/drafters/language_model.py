@@ -5,8 +5,9 @@ Nothing here knows a runtime. A runtime gives three verbs: evaluate a chunk, dro
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,13 @@ class LanguageModelDrafter(Drafter):
         Returns the logits after the last of them, shape [V], if `last`; else None will do. May raise anything.
         """
 
+    def _evaluate_block(self, tokens: Sequence[int], start: int, last: int) -> npt.NDArray[np.floating]:
+        """As `_evaluate`, and gives the logits after each of the last `last` tokens, shape [last, V].
+
+        For runtimes with `reads_blocks`. The rows are looked at before the next evaluation only.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def _drop_tail(self, length: int) -> None:
         """Forget all positions from `length` on, evaluated or not. Raises DrafterError if it cannot."""
@@ -50,36 +58,54 @@ class LanguageModelDrafter(Drafter):
         return self._length
 
     def feed(self, tokens: Sequence[int]) -> None:
-        self._check_open()
+        self._check_feed(tokens)
         count, start = len(tokens), self._length
-        if count == 0:
-            raise ValueError("there is nothing to feed: the token sequence is empty")
-        if min(tokens) < 0 or max(tokens) >= self.info.vocabulary_size:
-            wrong = next(t for t in tokens if not 0 <= t < self.info.vocabulary_size)
-            raise ValueError(
-                f"token id {wrong} is outside the drafter's vocabulary of {self.info.vocabulary_size} tokens"
-            )
-        if start + count > self.info.context_tokens:
-            raise DrafterError(
-                f"the drafter holds {start} tokens and cannot take {count} more: "
-                f"its context is {self.info.context_tokens} tokens"
-            )
         logits = None
-        try:
+        with self._undoing(tokens):
             if count == 1:
                 logits = self._evaluate(tokens, start, True)
             else:
                 for first in range(0, count, self._chunk_tokens):
                     chunk = tokens[first : first + self._chunk_tokens]
                     logits = self._evaluate(chunk, start + first, first + len(chunk) == count)
+        self._length = start + count
+        self._logits, self._candidates = logits, None
+
+    def feed_block(self, tokens: Sequence[int], last: int) -> list[Candidates]:
+        self._check_feed(tokens)
+        if not 1 <= last <= min(len(tokens), self._chunk_tokens):
+            raise ValueError(f"cannot give candidates after {last} of {len(tokens)} tokens")
+        if not self.reads_blocks:
+            return super().feed_block(tokens, last)
+        with self._undoing(tokens):
+            if (early := len(tokens) - self._chunk_tokens) > 0:
+                self.feed(tokens[:early])
+                tokens = tokens[early:]
+            rows = self._evaluate_block(tokens, self._length, last)
+            found = [top_candidates(row, self._top_candidates) for row in rows]
+        self._length += len(tokens)
+        self._logits, self._candidates = None, found[-1]
+        return found
+
+    def _check_feed(self, tokens: Sequence[int]) -> None:
+        self._check_open()
+        check_feed(self.info, self._length, tokens)
+
+    @contextlib.contextmanager
+    def _undoing(self, tokens: Sequence[int]) -> Iterator[None]:
+        """After an error the sequence is as it was before, and the error a DrafterError."""
+        start = self._length
+        try:
+            yield
         except Exception as error:
             self._logits = self._candidates = None  # the runtime may have overwritten the row
+            self._length = start
             self._drop_tail(start)
             if isinstance(error, DrafterError):
                 raise
-            raise DrafterError(f"the drafter's model failed on {count} tokens at position {start}: {error}") from error
-        self._length = start + count
-        self._logits, self._candidates = logits, None
+            raise DrafterError(
+                f"the drafter's model failed on {len(tokens)} tokens at position {start}: {error}"
+            ) from error
 
     def candidates(self) -> Candidates:
         self._check_open()
@@ -110,6 +136,20 @@ class LanguageModelDrafter(Drafter):
     def _check_open(self) -> None:
         if self._closed:
             raise DrafterError("the drafter is closed")
+
+
+def check_feed(info: DrafterInfo, held: int, tokens: Sequence[int]) -> None:
+    """What every `feed` refuses: nothing, ids outside the vocabulary, more than fits after the `held` tokens."""
+    count = len(tokens)
+    if count == 0:
+        raise ValueError("there is nothing to feed: the token sequence is empty")
+    if min(tokens) < 0 or max(tokens) >= info.vocabulary_size:
+        wrong = next(t for t in tokens if not 0 <= t < info.vocabulary_size)
+        raise ValueError(f"token id {wrong} is outside the drafter's vocabulary of {info.vocabulary_size} tokens")
+    if held + count > info.context_tokens:
+        raise DrafterError(
+            f"the drafter holds {held} tokens and cannot take {count} more: its context is {info.context_tokens} tokens"
+        )
 
 
 def check_settings(threads: int, top_candidates: int, context_tokens: int | None) -> None:

@@ -115,6 +115,23 @@ class LlamaCppDrafter(LanguageModelDrafter):
         self._drop_tail(0)
 
     def _evaluate(self, tokens: Sequence[int], start: int, last: bool) -> npt.NDArray[np.floating] | None:
+        self._decode(tokens, start, 1 if last else 0)
+        if not last:
+            return None
+        row = self._api.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(row, shape=(self.info.vocabulary_size,))
+
+    @property
+    def reads_blocks(self) -> bool:
+        return True
+
+    def _evaluate_block(self, tokens: Sequence[int], start: int, last: int) -> npt.NDArray[np.floating]:
+        self._decode(tokens, start, last)
+        rows = self._api.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(rows, shape=(last, self.info.vocabulary_size))
+
+    def _decode(self, tokens: Sequence[int], start: int, rows: int) -> None:
+        """Evaluate a batch and have logits for its last `rows` tokens."""
         count = len(tokens)
         batch = self._batch
         if count == 1:
@@ -123,17 +140,13 @@ class LlamaCppDrafter(LanguageModelDrafter):
             self._batch_tokens[:count] = tokens
             self._batch_positions[:count] = np.arange(start, start + count)
         batch.n_tokens = count
-        self._batch_wants_logits[count - 1] = last
+        self._batch_wants_logits[count - rows : count] = 1
         status = self._api.llama_decode(self._context, batch)
-        self._batch_wants_logits[count - 1] = 0
+        self._batch_wants_logits[count - rows : count] = 0
         if status != 0:
             raise DrafterError(
                 f"llama.cpp could not evaluate {count} tokens at position {start}: llama_decode gave {status}"
             )
-        if not last:
-            return None
-        row = self._api.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(row, shape=(self.info.vocabulary_size,))
 
     def _drop_tail(self, length: int) -> None:
         if not self._api.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edge_client.drafters.base import ANY_VOCABULARY, Candidates, Drafter, DrafterError, DrafterInfo
-from edge_client.drafters.language_model import check_settings
+from edge_client.drafters.language_model import check_feed, check_settings
 
 MIN_MATCH_TOKENS = 2  # one equal token says next to nothing, see `blend`
 MAX_MATCH_TOKENS = 32
@@ -125,17 +125,3 @@ class LookupDrafter(Drafter):
     def _check_open(self) -> None:
         if self._closed:
             raise DrafterError("the drafter is closed")
-
-
-def check_feed(info: DrafterInfo, held: int, tokens: Sequence[int]) -> None:
-    """What every `feed` refuses: nothing, ids outside the vocabulary, more than fits after the `held` tokens."""
-    if not tokens:
-        raise ValueError("there is nothing to feed: the token sequence is empty")
-    if min(tokens) < 0 or max(tokens) >= info.vocabulary_size:
-        wrong = next(t for t in tokens if not 0 <= t < info.vocabulary_size)
-        raise ValueError(f"token id {wrong} is outside the drafter's vocabulary of {info.vocabulary_size} tokens")
-    if held + len(tokens) > info.context_tokens:
-        raise DrafterError(
-            f"the drafter holds {held} tokens and cannot take {len(tokens)} more: "
-            f"its context is {info.context_tokens} tokens"
-        )

@@ -110,6 +110,21 @@ class OnnxDrafter(LanguageModelDrafter):
     # --- evaluation ----------------------------------------------------------------------------------------------
 
     def _evaluate(self, tokens: Sequence[int], start: int, last: bool) -> npt.NDArray[np.floating]:
+        rows = self._run(tokens, start)
+        if rows is not self._row:
+            self._row[:] = rows[-1]
+        return self._row
+
+    @property
+    def reads_blocks(self) -> bool:
+        """Unless the graph throws all rows but the last away."""
+        return not self._graph.last_row_only
+
+    def _evaluate_block(self, tokens: Sequence[int], start: int, last: int) -> npt.NDArray[np.floating]:
+        return self._run(tokens, start).reshape(-1, len(self._row))[-last:]
+
+    def _run(self, tokens: Sequence[int], start: int) -> npt.NDArray[np.floating]:
+        """Evaluate a chunk; logits of every token, shape [n, V], or the row of the last, shape [V]."""
         graph, count = self._graph, len(tokens)
         total = start + count
         if count == 1:
@@ -136,9 +151,8 @@ class OnnxDrafter(LanguageModelDrafter):
             self._caches.reverse()
             self._cached = total
         if rows is not self._row:
-            self._row[:] = rows[-1]
             self._bound_count = 0  # the next chunk must not write into these rows
-        return self._row
+        return rows
 
     def _drop_tail(self, length: int) -> None:
         """Nothing to do now: what lies past the length is overwritten (shared) or cut off before the next run."""

@@ -40,9 +40,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> HistoryStore:
     return store
 
 
-@pytest.fixture(scope="module", params=["ngram", "history", "ngram+history", "ngram+onnx", "ngram+gguf", "sure+gguf"])
+@pytest.fixture(
+    scope="module",
+    params=["ngram", "history", "ngram+history", "ngram+onnx", "ngram+gguf", "sure+gguf", "staged+gguf", "staged+onnx"],
+)
 def load(request: pytest.FixtureRequest, store: HistoryStore) -> Load:
-    """Opens a fresh drafter. The last chain's lookup is trusted always, so that the model lags far behind."""
+    """Opens a fresh drafter. Some chains go to extremes: a lookup that is always trusted, so that the model lags
+    far behind, and one that is never, so that the model evaluates every block ahead."""
     few = {"context_tokens": CONTEXT_TOKENS}
 
     def opened() -> Drafter:
@@ -52,8 +56,14 @@ def load(request: pytest.FixtureRequest, store: HistoryStore) -> Load:
             "ngram+history": lambda: ChainDrafter([NgramDrafter(**few), HistoryDrafter(store, **few)]),
             "ngram+onnx": lambda: ChainDrafter([NgramDrafter()], model("drafter-onnx", CONTEXT_TOKENS)),
             "ngram+gguf": lambda: ChainDrafter([NgramDrafter()], model("drafter.gguf", CONTEXT_TOKENS)),
+            "staged+gguf": lambda: ChainDrafter(
+                [NgramDrafter()], model("drafter.gguf", CONTEXT_TOKENS), min_probability=1.0, min_staged=1e-9
+            ),
+            "staged+onnx": lambda: ChainDrafter(
+                [NgramDrafter()], model("drafter-onnx", CONTEXT_TOKENS), min_probability=1.0, min_staged=1e-9
+            ),
             "sure+gguf": lambda: ChainDrafter(
-                [NgramDrafter()], model("drafter.gguf", CONTEXT_TOKENS), min_probability=1e-9
+                [NgramDrafter()], model("drafter.gguf", CONTEXT_TOKENS), min_probability=1e-9, min_trust=0.0
             ),
         }
         drafter = made[request.param]()
@@ -248,7 +258,7 @@ class Counting(NgramDrafter):
 
 def test_the_model_sees_only_what_the_lookup_does_not_carry() -> None:
     counting = Counting()
-    chain = ChainDrafter([NgramDrafter()], counting)
+    chain = ChainDrafter([NgramDrafter()], counting, min_trust=0.5)
     text = list(range(10, 40))
     chain.feed([*text, *text[:8]])
     for token in text[8:28]:  # a match of 8 and more: the lookup is sure
@@ -259,6 +269,84 @@ def test_the_model_sees_only_what_the_lookup_does_not_carry() -> None:
     assert chain.candidates().ids.tolist() == [7]
     assert sum(counting.feeds) == chain.length == counting.length
     assert len(counting.feeds) <= 2
+
+
+def test_a_lookup_has_to_earn_trust_and_loses_it() -> None:
+    chain = ChainDrafter([NgramDrafter()], Counting())
+    text = list(range(10, 60))
+    chain.feed([*text, *text[:6]])
+    assert chain.candidates().ids.tolist() == [7]
+    chain.feed(text[6:20])
+    assert chain.candidates().ids[0] == text[20]
+    chain.feed([99, 98])
+    for start in (20, 30, 40):  # two tokens that stood side by side, and then others than before
+        chain.feed([*text[start : start + 3], 70 + start, 71 + start])
+    chain.feed(text[10:14])
+    assert chain.candidates().ids.tolist() == [7]
+    chain.rollback(len(text) + 19)
+    chain.feed([text[19]])
+    assert chain.candidates().ids[0] == text[20]
+
+
+@pytest.mark.parametrize("file", ["drafter.gguf", "drafter-onnx"])
+def test_a_model_says_after_a_block_what_it_says_token_by_token(file: str) -> None:
+    alone, staged = model(file, 400), model(file, 400)
+    assert staged.reads_blocks == (file == "drafter.gguf")  # the other one gives one row only
+    tolerance = 5e-2 if staged.reads_blocks else 0.1  # which is in 8 bits, scaled by batch
+    text, block = ids(20), ids(9, 1)
+    alone.feed(text)
+    expected = []
+    for token in block:
+        alone.feed([token])
+        expected.append(alone.candidates())
+    found = staged.feed_block([*text, *block], len(block))
+    assert staged.length == alone.length
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same(ours, theirs, tolerance)
+    assert_same(staged.candidates(), found[-1])
+    for last in (0, 3):
+        with pytest.raises(ValueError, match="cannot give"):
+            staged.feed_block([1, 2], last)
+    by_default = Drafter.feed_block(alone, [1, 2, 3], 2)
+    assert_same(staged.feed_block([1, 2, 3], 2)[1], by_default[1], tolerance)
+    staged.rollback(25)
+    staged.feed(block[5:])
+    assert_same(staged.candidates(), found[-1], tolerance)
+    alone.close()
+    staged.close()
+
+
+class Blocks(Counting):
+    """A model that reads blocks and agrees with what stands in `says`."""
+
+    def __init__(self, says: list[int]) -> None:
+        super().__init__()
+        self._says = says
+
+    @property
+    def reads_blocks(self) -> bool:
+        return True
+
+    def feed_block(self, tokens: object, last: int) -> list[Candidates]:
+        self.feed(tokens)
+        return [Candidates(np.array([self._says[n]]), np.array([-0.5])) for n in range(self.length - last, self.length)]
+
+
+def test_a_looked_up_block_is_evaluated_at_once_and_walked_along() -> None:
+    text = list(range(10, 40))
+    says = [*text, *text[:14], 99, 7, 7, 7, 7]
+    blocks = Blocks(says[1:])
+    chain = ChainDrafter([NgramDrafter()], blocks, min_trust=1.1, min_staged=0.05)
+    chain.feed(says[:32])
+    for position in range(32, 40):
+        assert chain.candidates().ids.tolist() == says[position : position + 1]
+        chain.feed(says[position : position + 1])
+    assert len(blocks.feeds) == 2  # eight guesses for two evaluations
+    assert blocks.length > chain.length
+    chain.feed([88])  # not what the block says
+    assert blocks.length == chain.length - 1
+    assert chain.candidates().ids.tolist() == [7]
+    assert blocks.length == chain.length
 
 
 def test_the_model_never_lags_far_behind() -> None:

@@ -31,6 +31,7 @@ WAYS = [
     ("streaming", "none"),
     ("sync", "none"),
     *((pace, drafter) for pace in ("sync", "server-led", "adaptive") for drafter in ("onnx", "gguf", "garbage")),
+    *((pace, drafter) for pace in ("sync", "adaptive") for drafter in ("ngram", "ngram+onnx")),
 ]
 
 
@@ -86,6 +87,8 @@ def make_drafter(kind: str) -> Drafter | None:
         return None
     if kind == "gguf":
         return load_drafter(DEMO / "drafter.gguf")
+    if kind in ("ngram", "ngram+onnx"):
+        return load_drafter(kind.replace("onnx", str(DEMO / "drafter-onnx")))
     onnx = load_drafter(DEMO / "drafter-onnx")
     if kind == "onnx":
         return onnx

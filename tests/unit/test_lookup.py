@@ -74,7 +74,7 @@ def test_a_blend_is_a_part_of_a_distribution(matches: list[tuple[int, int]]) -> 
     found = blend([Match(*match) for match in matches], 16)
     assert set(found.ids) == {token for _, token in matches}
     assert (np.diff(found.log_probs) <= 0).all()
-    assert np.exp(found.log_probs).sum() < 1.0
+    assert np.exp(found.log_probs).sum() <= 1.0 + 1e-12
     few = blend([Match(*match) for match in matches], 2)
     np.testing.assert_array_equal(few.ids, found.ids[:2])
 
