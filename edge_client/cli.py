@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_client.drafters.memory import parse_bytes
 from edge_client.drafters.settings import DeviceSettings, FlashAttention, KvType, Weights
 from speculation.pace import Objective
 
@@ -25,6 +26,19 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "OUTRID
 
 class CommandError(click.ClickException):
     """A sentence for the person at the terminal; exit code 1."""
+
+
+class Size(click.ParamType[int]):
+    """Bytes, written 800MB or 1.5GB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Of what was typed."""
+        try:
+            return value if isinstance(value, int) else parse_bytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.group(context_settings=SETTINGS)
@@ -63,7 +77,15 @@ connection_options = _options(
     _option("--insecure", is_flag=True, help="Allow plaintext to another machine."),
 )
 device_options = _options(
-    _option("--context-tokens", default=None, type=click.IntRange(1), help="Longest sequence.  [default: up to 4096]"),
+    _option(
+        "--context-tokens",
+        default=None,
+        type=click.IntRange(1),
+        help="Longest sequence.  [default: what fits, up to 4096]",
+    ),
+    _option(
+        "--memory-limit", default=None, type=Size(), help="Most that the drafter may use.  [default: what is free]"
+    ),
     _option("--offline", is_flag=True, help="Take models of the hub from its cache only."),
     _option(
         "--provider",
@@ -123,6 +145,7 @@ def _take_device(options: dict[str, Any]) -> DeviceSettings:
     """The settings of `device_options`, which are taken out of the command's."""
     return DeviceSettings(
         context_tokens=options.pop("context_tokens"),
+        memory_limit_bytes=options.pop("memory_limit"),
         offline=options.pop("offline"),
         gpu_layers=options.pop("gpu_layers"),
         weights=Weights(options.pop("weights")),

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from edge_client.drafters.base import DrafterError, DrafterInfo
 from edge_client.drafters.gguf_header import GgufHeader, read_header
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
-from edge_client.drafters.memory import check_memory
+from edge_client.drafters.memory import fitting_context
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS, DeviceSettings, FlashAttention, KvType, Weights
 from speculation.vocabulary import Vocabulary
 
@@ -61,7 +61,14 @@ class LlamaCppDrafter(LanguageModelDrafter):
         limit = header.number("context_length") or DEFAULT_CONTEXT_TOKENS
         context = min(limit, settings.context_tokens or DEFAULT_CONTEXT_TOKENS)
         if not settings.gpu_layers:
-            check_memory(str(path), _weights_bytes(path), header.cache_bytes(context, _KV_BYTES[settings.kv_type]))
+            context = fitting_context(
+                str(path),
+                _weights_bytes(path),
+                lambda tokens: header.cache_bytes(tokens, _KV_BYTES[settings.kv_type]),
+                context,
+                limit_bytes=settings.memory_limit_bytes,
+                fixed=settings.context_tokens is not None,
+            )
         self._model: Any = None
         self._context: Any = None
         self._batch: Any = None

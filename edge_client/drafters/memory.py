@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from edge_client.drafters.base import DrafterError
 
+MIN_CONTEXT_TOKENS = 256  # with less, a drafter forgets what it is about
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -32,6 +35,49 @@ def check_memory(name: str, weights_bytes: int, cache_bytes: int, advice: str = 
         f"{name} does not fit into memory: it needs about {readable(weights_bytes)} for its weights{cache}, "
         f"and {readable(available)} are free; {advice or 'take a smaller quantization or model, or less context'}"
     )
+
+
+def fitting_context(
+    name: str,
+    weights_bytes: int,
+    cache_bytes: Callable[[int], int],
+    context_tokens: int,
+    *,
+    limit_bytes: int | None = None,
+    fixed: bool = False,
+) -> int:
+    """The context to open a model with: context_tokens, or as many as fit beside the weights.
+
+    cache_bytes: of the key-value cache, by context. limit_bytes: what the drafter may use of the memory that is free;
+    None for all of it. fixed: somebody asked for this very context. Raises DrafterError, with what would fit, if the
+    weights do not fit, or not with MIN_CONTEXT_TOKENS, or not with a fixed context.
+    """
+    known = [found for found in (available_bytes(), limit_bytes) if found is not None]
+    cache = cache_bytes(context_tokens)
+    if not known or weights_bytes + cache <= min(known):
+        return context_tokens
+    room = min(known) - weights_bytes
+    fits = int(room * context_tokens / cache) if cache and room > 0 else 0
+    fits -= fits % 64
+    if fits >= MIN_CONTEXT_TOKENS and not fixed:
+        return fits
+    free = "allowed" if min(known) == limit_bytes else "free"
+    advice = (
+        f"{fits} tokens of context would fit" if fits >= MIN_CONTEXT_TOKENS else "take a smaller one or quantization"
+    )
+    raise DrafterError(
+        f"{name} does not fit into memory: it needs about {readable(weights_bytes)} for its weights and "
+        f"{readable(cache)} for {context_tokens} tokens of context, and {readable(min(known))} are {free}; {advice}"
+    )
+
+
+def parse_bytes(text: str) -> int:
+    """A size as people write it: 800MB, 1.5 GB, 512MiB, or a number of bytes. Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)(i?)b?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is no size; write for example 800MB or 1.5GB")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmg".index(unit.lower() or " "))
 
 
 def readable(size_bytes: int) -> str:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edge_client.drafters.base import Drafter, DrafterError, DrafterInfo
 from edge_client.drafters.choosing import choose
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
-from edge_client.drafters.memory import check_memory
+from edge_client.drafters.memory import fitting_context
 from edge_client.drafters.onnx_graph import read_folder_config, read_graph, read_vocabulary
 from edge_client.drafters.providers import (
     AUTO,
@@ -61,7 +61,14 @@ class OnnxDrafter(LanguageModelDrafter):
         context = min(
             config.context_tokens or DEFAULT_CONTEXT_TOKENS, settings.context_tokens or DEFAULT_CONTEXT_TOKENS
         )
-        check_memory(str(file), _weights_bytes(file), config.cache_bytes(context))
+        context = fitting_context(
+            str(file),
+            _weights_bytes(file),
+            config.cache_bytes,
+            context,
+            limit_bytes=settings.memory_limit_bytes,
+            fixed=settings.context_tokens is not None,
+        )
         opened = open_session(file, threads, parse_provider(settings.provider))
         self._graph = graph = read_graph(opened.session, config, file)
         context = min([context, *(cache.positions for cache in graph.caches if cache.positions)])
