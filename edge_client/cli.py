@@ -28,7 +28,7 @@ class CommandError(click.ClickException):
     """A sentence for the person at the terminal; exit code 1."""
 
 
-class Size(click.ParamType[int]):
+class Size(click.ParamType):  # type: ignore[type-arg]  # older click knows no argument
     """Bytes, written 800MB or 1.5GB."""
 
     name = "size"

@@ -38,8 +38,8 @@ class DeviceSettings:
 
     context_tokens: longest sequence; default the model's own limit, at most 4,096 and at most what fits into memory.
     memory_limit_bytes: most that weights and key-value cache may take together; default what is free. offline: never
-    ask the hub, take what is in its cache. For llama.cpp: gpu_layers (-1 for all), weights, kv_type, flash_attention. For ONNX Runtime:
-    provider, as `edge_client.drafters.providers` reads it.
+    ask the hub, take what is in its cache. For llama.cpp: gpu_layers (-1 for all), weights, kv_type, flash_attention.
+    For ONNX Runtime: provider, as `edge_client.drafters.providers` reads it.
     """
 
     context_tokens: int | None = None
