@@ -30,13 +30,13 @@ from speculation.correspondence import Correspondence
 from speculation.segmenter import ends_word, unfinished, word_ends
 from speculation.vocabulary import Vocabulary
 
-NEGLIGIBLE = 0.02  # the model's own split is not looked into if it is so much less likely than its alternatives
+NEGLIGIBLE = 0.1  # the model's own split is not looked into if it is so much less likely than its alternatives
 UNSEEN = 0.5  # a token that is not among them counts as this share of the least likely one
 IGNORED = 1e-3  # candidates less likely than this are left out: they cost time and win next to nothing
 _AT_LEAST = 8  # candidates are looked at, however unlikely
 KEPT_ROWS = 256  # so many of the model's answers are remembered
 FOLLOW_TOKENS = 3  # most tokens that a guess is followed beyond the text
-FOLLOW_SHARE = 0.25  # of all continuations' probability: less likely guesses are not followed
+FOLLOW_SHARE = 0.5  # of all continuations' probability: less likely guesses are not followed
 _LONGER_TOKENS = 256  # of the target's tokens that begin alike, so many are looked at
 
 

@@ -1,14 +1,16 @@
-"""Train two drafters that differ in nothing but their tokenizer, to measure what a foreign vocabulary costs.
+"""Train drafters that differ in nothing but their tokenizer, to measure what a foreign vocabulary costs.
 
 ::
 
-    python -m models.demo.train_vocabularies --data DIALOGUES --target models/demo/target --out WORK --minutes 24
+    python -m models.demo.train_vocabularies --data DIALOGUES --target models/demo/target --out WORK
 
-`same` has the demo tokenizer; `other` has one of SentencePiece's kind (spaces as "▁", bytes as a fallback, digits one
-by one), trained on one of the sets only, so that the two split most longer words differently. Both are the demo
+`same` has the demo tokenizer. `other` and `foreign` have tokenizers of SentencePiece's kind (spaces as "▁", bytes as a
+fallback, digits one by one): `other` one of 6,144 entries that makes about as many tokens of a text, as vocabularies of
+different models do; `foreign` one of 4,096 that has seen only one of the sets, and makes a third more. All are the demo
 drafter's shape, begin with the target's first and last layer and a random embedding, and take turns on the same
 dialogues, so that equal shares of one wall clock are equal work. They learn the text, not the target's distribution,
-which only a drafter of the same vocabulary could. `python -m benchmarks.vocabularies` compares them.
+which only a drafter of the same vocabulary could. `python -m benchmarks.vocabularies`
+compares them.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from models.demo.train import WINDOW_TOKENS, Windows, llama, optimizers
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 BATCH = 6
+KINDS = {"same": (VOCAB_SIZE, ()), "other": (6144, TRAIN_FILES), "foreign": (VOCAB_SIZE, TRAIN_FILES[1:])}
 
 
 def train_other_tokenizer(dialogues: Iterable[list[Message]], vocabulary_size: int = VOCAB_SIZE) -> Tokenizer:
@@ -115,17 +118,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the .jsonl.xz dialogue files")
     parser.add_argument("--target", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the two drafters")
-    parser.add_argument("--minutes", type=float, default=24.0, help="for both together (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the drafters")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--minutes", type=float, default=36.0, help="for all together (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     target = LlamaForCausalLM.from_pretrained(args.target, dtype=torch.float32)
-    tokenizers = {
-        "same": PreTrainedTokenizerFast.from_pretrained(args.target),
-        "other": with_template(train_other_tokenizer(load_dialogues(args.data, TRAIN_FILES[1:]))),
-    }
+    tokenizers = {}
+    for kind in args.kinds:
+        size, files = KINDS[kind]
+        if files:
+            tokenizers[kind] = with_template(train_other_tokenizer(load_dialogues(args.data, files), size))
+        else:
+            tokenizers[kind] = PreTrainedTokenizerFast.from_pretrained(args.target)
     students = [Student(args.out / name, tokenizer, args.data, target) for name, tokenizer in tokenizers.items()]
     began, number = time.monotonic(), 0
     while (share := (time.monotonic() - began) / (args.minutes * 60)) < 1:

@@ -179,7 +179,7 @@ def test_a_rollback_evaluates_nothing(way: Way) -> None:
 
 
 def test_a_model_whose_context_is_full_says_nothing() -> None:
-    inner = HashDrafter(sentencepiece(), context_tokens=30)
+    inner = HashDrafter(sentencepiece(450), context_tokens=30)
     drafter = speaking(inner, byte_level())
     tokens = Segmenter(byte_level().spellings).tokens(TEXT.encode())[:28]
     drafter.feed(tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ Texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 @given(text=Texts)
-def test_any_text_is_spelled_by_its_tokens(vocabulary: type[Vocabulary], text: str) -> None:
+def test_any_text_is_spelled_by_its_tokens(vocabulary: Callable[[], Vocabulary], text: str) -> None:
     segmenter = Segmenter(vocabulary().spellings)
     tokens = segmenter.tokens(text.encode())
     assert b"".join(segmenter.spellings[token] for token in tokens) == text.encode()
@@ -26,7 +28,7 @@ def test_any_text_is_spelled_by_its_tokens(vocabulary: type[Vocabulary], text: s
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 @given(text=st.binary(max_size=40))
-def test_so_are_bytes_that_are_no_text(vocabulary: type[Vocabulary], text: bytes) -> None:
+def test_so_are_bytes_that_are_no_text(vocabulary: Callable[[], Vocabulary], text: bytes) -> None:
     segmenter = Segmenter(vocabulary().spellings)
     assert b"".join(segmenter.spellings[token] for token in segmenter.tokens(text)) == text
 
