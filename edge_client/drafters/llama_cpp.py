@@ -1,4 +1,4 @@
-"""Draft with llama.cpp: any GGUF file whose model can forget its tail.
+"""Draft with llama.cpp: any GGUF file with a causal language model.
 
 Uses the C functions through llama-cpp-python's low-level bindings: its `Llama` class copies every logits row, and
 slicing a ctypes pointer costs more than evaluating a small model. Here one batch is allocated once and logits are read
@@ -22,12 +22,13 @@ import numpy.typing as npt
 from edge_client.drafters.base import DrafterError, DrafterInfo
 from edge_client.drafters.gguf_header import GgufHeader, read_header
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
+from edge_client.drafters.llama_cpp_past import SEQUENCE, Past, Positions, States
 from edge_client.drafters.memory import fitting_context
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS, DeviceSettings, FlashAttention, KvType, Weights
 from speculation.vocabulary import Vocabulary
 
 _BATCH_TOKENS = 256
-_SEQUENCE = 0
+_SAME = 1e-2  # of logits that were evaluated in other batches
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _KV_BYTES = {KvType.F16: 2.0, KvType.Q8_0: 34 / 32, KvType.Q4_0: 18 / 32}  # per number, with the scales of blocks
 _INSTALL = (
@@ -89,7 +90,8 @@ class LlamaCppDrafter(LanguageModelDrafter):
                 chunk_tokens=_BATCH_TOKENS,
             )
             self._context = _open_context(api, self._model, path, context, threads, settings)
-            self._memory = api.llama_get_memory(self._context)
+            stateful = api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model)
+            self._past: Past = (States if stateful else Positions)(api, self._context)
             self._make_batch()
             self._check_rollback(path)
         except BaseException:
@@ -109,17 +111,25 @@ class LlamaCppDrafter(LanguageModelDrafter):
         sequences[:] = 1
         self._batch_wants_logits[:] = 0
         for i in range(_BATCH_TOKENS):
-            batch.seq_id[i][0] = _SEQUENCE
+            batch.seq_id[i][0] = SEQUENCE
 
     def _check_rollback(self, path: Path) -> None:
-        """Recurrent models keep a state instead of positions and cannot drop a tail: find out now, not mid-answer."""
-        self._evaluate([0, 0], 0, True)
-        if not self._api.llama_memory_seq_rm(self._memory, _SEQUENCE, 1, -1):
+        """A model that cannot go back is found out now, not in the middle of an answer."""
+        try:
+            first = np.array(self._evaluate([0, 0], 0, True))
+            self._drop_tail(1)
+            again = np.array(self._evaluate([0], 1, True))
+            self._drop_tail(0)
+        except DrafterError as error:
             raise DrafterError(
-                f"the model in {path} cannot drop its last tokens (recurrent or hybrid memory), which a drafter must "
-                "do at every wrong guess; use a model with plain attention"
+                f"the model in {path} cannot drop its last tokens ({error}), which a drafter must do at every wrong "
+                "guess; use a model with plain attention"
+            ) from error
+        if not np.allclose(first, again, atol=_SAME, rtol=_SAME, equal_nan=True):
+            raise DrafterError(
+                f"the model in {path} says something else after going back a token than it did before, so its guesses "
+                "would be worth nothing; use a model with plain attention"
             )
-        self._drop_tail(0)
 
     def _evaluate(self, tokens: Sequence[int], start: int, last: bool) -> npt.NDArray[np.floating] | None:
         self._decode(tokens, start, 1 if last else 0)
@@ -138,7 +148,14 @@ class LlamaCppDrafter(LanguageModelDrafter):
         return np.ctypeslib.as_array(rows, shape=(last, self.info.vocabulary_size))
 
     def _decode(self, tokens: Sequence[int], start: int, rows: int) -> None:
-        """Evaluate a batch and have logits for its last `rows` tokens."""
+        """Evaluate tokens and have logits for the last `rows` of them."""
+        lacking = self._past.lacking(start)
+        for first in range(0, len(lacking), _BATCH_TOKENS):
+            chunk = lacking[first : first + _BATCH_TOKENS]
+            self._decode_batch(chunk, start - len(lacking) + first, 0)
+        self._decode_batch(tokens, start, rows)
+
+    def _decode_batch(self, tokens: Sequence[int], start: int, rows: int) -> None:
         count = len(tokens)
         batch = self._batch
         if count == 1:
@@ -154,10 +171,10 @@ class LlamaCppDrafter(LanguageModelDrafter):
             raise DrafterError(
                 f"llama.cpp could not evaluate {count} tokens at position {start}: llama_decode gave {status}"
             )
+        self._past.evaluated(tokens, start)
 
     def _drop_tail(self, length: int) -> None:
-        if not self._api.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1):
-            raise DrafterError(f"llama.cpp refused to roll back to {length} tokens")
+        self._past.drop(length)
 
     def _free(self) -> None:
         if self._batch is not None:

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.llama_cpp import LlamaCppDrafter
+from edge_client.drafters.llama_cpp_past import Positions
 from edge_client.drafters.onnx import OnnxDrafter
 from tests.contract.tiny_models import CONTEXT_TOKENS, save_recurrent_gguf
 
@@ -189,9 +190,13 @@ def test_gguf_that_was_cut_off(made: Made, tmp_path: Path) -> None:
         LlamaCppDrafter(tmp_path / "half.gguf")
 
 
-def test_gguf_that_cannot_roll_back(tmp_path: Path) -> None:
+def test_gguf_that_cannot_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_recurrent_gguf(tmp_path / "mamba.gguf")
-    with pytest.raises(DrafterError, match="cannot drop its last tokens"):
+    monkeypatch.setattr("edge_client.drafters.llama_cpp.States", Positions)  # a state is no row of positions
+    with pytest.raises(DrafterError, match=r"cannot drop its last tokens \(llama\.cpp refused to roll back"):
+        LlamaCppDrafter(tmp_path / "mamba.gguf")
+    monkeypatch.setattr(Positions, "drop", lambda _self, _length: None)
+    with pytest.raises(DrafterError, match=r"cannot drop its last tokens \(.*llama_decode gave"):
         LlamaCppDrafter(tmp_path / "mamba.gguf")
 
 

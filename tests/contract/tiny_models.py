@@ -46,7 +46,7 @@ def save_growing_onnx(source: Path, folder: Path) -> None:
 
 
 def save_recurrent_gguf(path: Path) -> None:
-    """A one-layer Mamba: it remembers a state instead of positions, so it cannot drop its last tokens."""
+    """A one-layer Mamba: it remembers a state instead of positions, so it cannot just drop its last tokens."""
     rng = np.random.default_rng(0)
     width, inner, state, rank, kernel = 32, 64, 16, 8, 4
     tokens = ["<s>", "</s>", *(chr(0x100 + i) for i in range(30))]
@@ -81,7 +81,8 @@ def save_recurrent_gguf(path: Path) -> None:
         "blk.0.ssm_out.weight": (width, inner),
     }
     for name, shape in shapes.items():
-        writer.add_tensor(name, rng.normal(0, 0.1, shape).astype(np.float32))
+        values = rng.normal(0, 0.1, shape).astype(np.float32)
+        writer.add_tensor(name, -np.abs(values) if name.endswith("ssm_a") else values)  # the state has to decay
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
