@@ -1,19 +1,28 @@
 """Draft from this user's past answers: what an assistant said once, it often says again (He et al., REST, 2311.08252;
 Oliaro et al., suffix decoding, 2411.04975).
 
-The store is read when a session names its vocabulary and written when an answer is complete; in between it does not
-change, so candidates depend on nothing but the sequence.
+An answer is written to the store when it is complete and read back meanwhile; a session uses what was there when it
+began, so that its candidates depend on nothing but the sequence.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from edge_client.drafters.history_store import HistoryStore
 from edge_client.drafters.lookup import LookupDrafter, Match
 from edge_client.drafters.suffix_array import SuffixArray
 
 _CONTEXT_TOKENS = 1 << 20
+
+
+class _Read(NamedTuple):
+    """Past answers, ready for a session, and what a person should know about them."""
+
+    answers: SuffixArray
+    notices: tuple[str, ...]
 
 
 class HistoryDrafter(LookupDrafter):
@@ -36,22 +45,38 @@ class HistoryDrafter(LookupDrafter):
         self._store = store or HistoryStore()
         self._fingerprint: str | None = None
         self._answers = SuffixArray([])
-        self._stale = True  # the store has more than `_answers`
+        self._read = _Read(self._answers, ())
+        self._reading: threading.Thread | None = None
 
     def adopt_vocabulary(self, fingerprint: str, size: int) -> Sequence[str]:
         super().adopt_vocabulary(fingerprint, size)
-        if fingerprint == self._fingerprint and not self._stale:
+        if fingerprint != self._fingerprint:
+            self._fingerprint = fingerprint
+            self._start_reading(fingerprint, size)
+        if self._reading is None:
             return ()
-        loaded = self._store.load(fingerprint)
-        usable = [answer for answer in loaded.answers if max(answer) < size]
-        self._answers, self._fingerprint = SuffixArray(usable), fingerprint
-        self._stale, self._candidates = False, None
-        return loaded.notices
+        self._reading.join()
+        self._reading = None
+        self._answers, self._candidates = self._read.answers, None
+        return self._read.notices
 
     def learn(self, log: Sequence[int], prompt_tokens: int) -> None:
         if self._fingerprint is not None and len(log) > prompt_tokens:
             self._store.add(self._fingerprint, log[prompt_tokens:])
-            self._stale = True
+            self._start_reading(self._fingerprint, self.info.vocabulary_size)
+
+    def _start_reading(self, fingerprint: str, size: int) -> None:
+        """Sorting takes some tens of milliseconds, which are better spent between two sessions."""
+
+        def read() -> None:
+            loaded = self._store.load(fingerprint)
+            usable = [answer for answer in loaded.answers if max(answer) < size]
+            self._read = _Read(SuffixArray(usable), loaded.notices)
+
+        if self._reading is not None:
+            self._reading.join()
+        self._reading = threading.Thread(target=read, name="outrider-history", daemon=True)
+        self._reading.start()
 
     def _matches(self) -> Iterator[Match]:
         return self._answers.matches(self._tokens)

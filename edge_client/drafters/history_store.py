@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import platformdirs
 
-DEFAULT_LIMIT_BYTES = 1 << 20
+DEFAULT_LIMIT_BYTES = 1 << 18  # 65,000 tokens: some hundred answers, sorted in some tens of milliseconds
 _MAGIC = b"outrider history 1\n"
 _HEAD = struct.Struct("<II")
 _ID_BYTES = 4

@@ -18,7 +18,7 @@ from edge_client.drafters.language_model import check_feed, check_settings
 
 MIN_MATCH_TOKENS = 2  # one equal token says next to nothing, see `blend`
 MAX_MATCH_TOKENS = 32
-MAX_MATCHES = 64
+MAX_MATCHES = 24  # more say hardly more, and each costs some microseconds
 _WIDEST_VOCABULARY = 1 << 31
 NOTHING = Candidates(np.zeros(0, np.int64), np.zeros(0))
 
