@@ -170,15 +170,15 @@ def script(texts: list[list[int]], case: str) -> tuple[list[list[int]], list[lis
     return others, edits if case == "repeats an answer" else texts
 
 
-def make(lane: str, draft_ms: float, store: HistoryStore) -> Drafter | None:
-    """A lane's drafter."""
+def make(lane: str, spec: str, draft_ms: float, store: HistoryStore) -> Drafter | None:
+    """A lane's drafter; spec: its model."""
     kinds = lane.split("+")
     lookups: list[Drafter] = [NgramDrafter()] if "ngram" in kinds else []
     if "history" in kinds:
         lookups.append(HistoryDrafter(store))
     model = None
     if "model" in kinds:
-        loaded = load_drafter("demo")
+        loaded = load_drafter(spec)
         assert loaded is not None
         model = Slowed(loaded, draft_ms) if draft_ms else loaded
     if not lookups or (len(lookups) == 1 and model is None):
@@ -186,7 +186,7 @@ def make(lane: str, draft_ms: float, store: HistoryStore) -> Drafter | None:
     return ChainDrafter(lookups, model)
 
 
-class Remembering(HistoryStore):
+class Unchanging(HistoryStore):
     """A store that nothing is added to: every answer finds the same past."""
 
     def add(self, fingerprint: str, answer: Sequence[int]) -> None:
@@ -209,7 +209,7 @@ def measure(case: str, texts: list[list[int]], fingerprint: str, settings: dict[
         link = stack.enter_context(LinkProcess(address, LinkSettings.of_rtt(settings["rtt_ms"])))
         clients: dict[str, EdgeClient] = {}
         for lane in LANES:
-            drafter = make(lane, settings["draft_ms"], Remembering(folder))
+            drafter = make(lane, settings["drafter"], settings["draft_ms"], Unchanging(folder))
             clients[lane] = stack.enter_context(
                 EdgeClient(f"127.0.0.1:{link.port}", drafter, pace=settings["pace"] if drafter else "streaming")
             )
@@ -245,6 +245,7 @@ def _row(case: str, lane: str, outputs: dict[str, list[Any]], tokens: int) -> di
 
 
 @click.command(context_settings={"show_default": True})
+@click.option("--drafter", default=str(DEMO / "drafter.gguf"), help="The model; of the demo target's vocabulary.")
 @click.option("--rtt-ms", default=20.0)
 @click.option("--step-ms", default=20.0, help="Of the target.")
 @click.option("--draft-ms", default=5.0, help="Least time of a model's guess.")

@@ -64,6 +64,19 @@ class Slowed(Drafter):
     def feed(self, tokens: Sequence[int]) -> None:
         began_s = time.perf_counter()
         self._drafter.feed(tokens)
+        self._rest_from(began_s)
+
+    @property
+    def reads_blocks(self) -> bool:
+        return self._drafter.reads_blocks
+
+    def feed_block(self, tokens: Sequence[int], last: int) -> list[Candidates]:
+        began_s = time.perf_counter()
+        found = self._drafter.feed_block(tokens, last)
+        self._rest_from(began_s)
+        return found
+
+    def _rest_from(self, began_s: float) -> None:
         time.sleep(max(0.0, self._draft_s - (time.perf_counter() - began_s)))
 
     def candidates(self) -> Candidates:
@@ -71,6 +84,12 @@ class Slowed(Drafter):
 
     def rollback(self, length: int) -> None:
         self._drafter.rollback(length)
+
+    def adopt_vocabulary(self, fingerprint: str, size: int) -> Sequence[str]:
+        return self._drafter.adopt_vocabulary(fingerprint, size)
+
+    def learn(self, log: Sequence[int], prompt_tokens: int) -> None:
+        self._drafter.learn(log, prompt_tokens)
 
     def close(self) -> None:
         self._drafter.close()
