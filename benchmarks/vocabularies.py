@@ -1,6 +1,7 @@
 """What another vocabulary costs: two drafters alike but for their tokenizer, drafting for the demo target.
 
-They come from `python -m models.demo.train_vocabularies` and an export to ONNX. Two things are measured, greedy and at T = 0.8, the drafters taking turns:
+They come from `python -m models.demo.train_vocabularies` and an export to ONNX. Two things are measured, greedy and at
+T = 0.8, the drafters taking turns:
 
 - guesses: along answers that the target wrote, each drafter drafts lines of at most eight tokens, as on a device.
   Counted are right guesses, the model's evaluations per guess, and accepted characters per second of drafting if an

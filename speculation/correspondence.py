@@ -7,6 +7,7 @@ tokens spell nothing and correspond by name, or by what they are for: all chat f
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from enum import Enum
 from functools import lru_cache
 
@@ -30,6 +31,7 @@ END_OF_TURN = (
     "<|end_of_text|>",
     "<|endoftext|>",
 )
+LONGER_TOKENS = 256  # so many of the tokens that begin alike are looked at
 NEARLY_ALL = 0.97  # of the target's ordinary tokens: then a table of ids is enough
 
 
@@ -55,6 +57,7 @@ class Correspondence:
         for target_id, drafter_id in self._special.items():
             self.target_of.setdefault(drafter_id, target_id)
         self.shared = sum(spelling in spelled for spelling in wanted)
+        self._in_order = sorted(wanted)
         self.drafter_tokens = lru_cache(None)(self._drafter_tokens)
 
     def special(self, target_id: int) -> int | None:
@@ -76,6 +79,12 @@ class Correspondence:
         """The drafter's tokens for one of the target's."""
         special = self.special(target_id)
         return (special,) if special is not None else tuple(self.drafter.tokens(self.spelling(target_id)))
+
+    def longer(self, text: bytes) -> list[bytes]:
+        """Some of the target's tokens that begin with `text` and go on, in alphabetical order."""
+        at = bisect_right(self._in_order, text)
+        found = self._in_order[at : at + LONGER_TOKENS]
+        return [spelling for spelling in found if spelling.startswith(text)]
 
     def way(self) -> Way:
         """The best way there is, for two vocabularies that are not equal."""

@@ -18,7 +18,6 @@ Guesses are drawn among the target's ids by the caller, so shared noise works as
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,7 +36,6 @@ _AT_LEAST = 8  # candidates are looked at, however unlikely
 KEPT_ROWS = 256  # so many of the model's answers are remembered
 FOLLOW_TOKENS = 3  # most tokens that a guess is followed beyond the text
 FOLLOW_SHARE = 0.5  # of all continuations' probability: less likely guesses are not followed
-_LONGER_TOKENS = 256  # of the target's tokens that begin alike, so many are looked at
 
 
 _Likely = tuple[int, float, bytes]  # a token of the model's, its probability, and what it spells
@@ -78,7 +76,6 @@ class TranslatedDrafter(VocabularyWrapper):
         self._agreed = 0  # so many of `_held` are known to be those of `_wanted`
         self._first: dict[bytes, int] = {}
         self._open: dict[tuple[bytes, tuple[int, ...]], bool] = {}
-        self._sorted: list[bytes] | None = None
         super().__init__(inner, target, size)
 
     # --- the text and its words --------------------------------------------------------------------------------------
@@ -297,13 +294,8 @@ class TranslatedDrafter(VocabularyWrapper):
         return found
 
     def _has_longer(self, known: bytes, leaf: _Leaf) -> bool:
-        if self._sorted is None:
-            self._sorted = sorted(self._common.target.ids)
         segment, own = self._common.drafter.segment, self._common.drafter.ids
-        at = bisect_right(self._sorted, leaf.text)
-        for longer in self._sorted[at : at + _LONGER_TOKENS]:
-            if not longer.startswith(leaf.text):
-                return False
-            if known + longer not in own and segment(known + longer)[: len(leaf.path)] == leaf.path:
-                return True
-        return False
+        return any(
+            known + longer not in own and segment(known + longer)[: len(leaf.path)] == leaf.path
+            for longer in self._common.longer(leaf.text)
+        )
