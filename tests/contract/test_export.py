@@ -5,19 +5,26 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from llama_cpp import llama_cpp
 from transformers import AutoTokenizer
 
+from edge_client.cli import main
+from edge_client.drafters import load_drafter
 from models.demo.data import render
 from models.demo.dialogues import DIALOGUES
 from models.export.agreement import sequences
 from models.export.exporting import check, export, size_bytes
 from models.export.gguf_file import export_gguf
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -101,3 +108,44 @@ def test_what_gguf_cannot_say_is_refused(
     (folder / file).write_text(json.dumps(content | change), encoding="utf-8")
     with pytest.raises(ValueError, match=complaint):
         export_gguf(folder, tmp_path / "odd.gguf")
+
+
+@pytest.mark.parametrize(("kind", "quantize"), [("onnx", "none"), ("gguf", "q4_0")])
+def test_the_command_exports_and_says_how_well(source: Path, tmp_path: Path, kind: str, quantize: str) -> None:
+    arguments = ["export", "--model", str(source), "--format", kind, "--quantize", quantize, "--output", str(tmp_path)]
+    done = CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    assert report["path"] == str(tmp_path if kind == "onnx" else tmp_path / "source-Q4_0.gguf")
+    assert report["agreement"]["tokens"] > 100
+    assert load_drafter(report["path"]) is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantize", "complaint"),
+    [
+        ("onnx", "q4_k_m", "unknown quantization 'q4_k_m' for ONNX; known are fp32"),
+        ("gguf", "int4", "known are f32, f16"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(
+    source: Path, tmp_path: Path, kind: str, quantize: str, complaint: str
+) -> None:
+    arguments = ["export", "--model", str(source), "--format", kind, "--quantize", quantize, "--output", str(tmp_path)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    assert complaint in done.output
+
+
+def test_drafting_needs_nothing_of_exporting() -> None:
+    code = (
+        "import sys\n"
+        "from edge_client.drafters import load_drafter\n"
+        "for name in sys.argv[1:]: load_drafter(name).feed([1, 2])\n"
+        "print(*{'torch', 'transformers', 'onnx', 'gguf', 'huggingface_hub', 'models'} & set(sys.modules))"
+    )
+    drafters = [str(REPOSITORY / "models" / "demo" / name) for name in ("drafter-onnx", "drafter.gguf")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *drafters], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""

@@ -1,4 +1,4 @@
-"""What llama.cpp can be told, and models that go back by a state kept from before."""
+"""What llama.cpp can be told, and models that go back to a state kept from before: Mamba and LFM2."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from edge_client.drafters.base import DrafterError
 from edge_client.drafters.llama_cpp import LlamaCppDrafter
 from edge_client.drafters.llama_cpp_past import States
 from edge_client.drafters.settings import DeviceSettings, FlashAttention, KvType, Weights
-from tests.contract.tiny_models import CONTEXT_TOKENS, save_recurrent_gguf
+from tests.contract.tiny_models import CONTEXT_TOKENS, save_hybrid_gguf, save_recurrent_gguf
 
 Made = Callable[[str], Path]
 TOKENS = [int(token) for token in np.random.default_rng(2).integers(0, 250, 60)]
-MAMBA_IDS = 32
+SMALL_IDS = 32
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo" / "drafter.gguf"
 
 
@@ -101,39 +101,39 @@ def test_a_quantization_that_llama_cpp_does_not_know(tmp_path: Path) -> None:
 # --- models with a state ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mamba") / "mamba.gguf"
-    save_recurrent_gguf(path)
+@pytest.fixture(scope="module", params=[save_recurrent_gguf, save_hybrid_gguf], ids=["recurrent", "hybrid"])
+def stateful(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stateful") / "model.gguf"
+    request.param(path)
     return path
 
 
 @pytest.fixture
-def drafter(mamba: Path) -> Iterator[LlamaCppDrafter]:
-    opened = LlamaCppDrafter(mamba)
+def drafter(stateful: Path) -> Iterator[LlamaCppDrafter]:
+    opened = LlamaCppDrafter(stateful)
     yield opened
     opened.close()
 
 
-def fresh_log_probs(mamba: Path, tokens: list[int]) -> np.ndarray:
-    fresh = LlamaCppDrafter(mamba)
+def fresh_log_probs(stateful: Path, tokens: list[int]) -> np.ndarray:
+    fresh = LlamaCppDrafter(stateful)
     fresh.feed(tokens)
     found = fresh.candidates().log_probs
     fresh.close()
     return found
 
 
-def test_a_recurrent_model_goes_back_to_a_state(mamba: Path, drafter: LlamaCppDrafter) -> None:
-    tokens = [token % MAMBA_IDS for token in TOKENS]
+def test_a_recurrent_model_goes_back_to_a_state(stateful: Path, drafter: LlamaCppDrafter) -> None:
+    tokens = [token % SMALL_IDS for token in TOKENS]
     for token in tokens[:20]:
         drafter.feed([token])
     drafter.rollback(12)
     drafter.feed([5])
-    np.testing.assert_allclose(drafter.candidates().log_probs, fresh_log_probs(mamba, [*tokens[:12], 5]), atol=1e-4)
+    np.testing.assert_allclose(drafter.candidates().log_probs, fresh_log_probs(stateful, [*tokens[:12], 5]), atol=1e-4)
 
 
-def test_far_back_it_evaluates_again(mamba: Path, drafter: LlamaCppDrafter) -> None:
-    tokens = [token % MAMBA_IDS for token in TOKENS * 10]
+def test_far_back_it_evaluates_again(stateful: Path, drafter: LlamaCppDrafter) -> None:
+    tokens = [token % SMALL_IDS for token in TOKENS * 10]
     drafter.feed(tokens[:300])
     for token in tokens[300:400]:
         drafter.feed([token])
@@ -142,8 +142,8 @@ def test_far_back_it_evaluates_again(mamba: Path, drafter: LlamaCppDrafter) -> N
     for length in (399, 320, 290, 100, 1, 0):
         drafter.rollback(length)
         drafter.feed([7])
-        expected = fresh_log_probs(mamba, [*tokens[:length], 7])
-        np.testing.assert_allclose(drafter.candidates().log_probs, expected, atol=1e-3)
+        expected = fresh_log_probs(stateful, [*tokens[:length], 7])
+        np.testing.assert_allclose(drafter.candidates().log_probs, expected, atol=1e-2)
         drafter.rollback(length)
 
 
@@ -152,11 +152,11 @@ Steps = st.lists(st.one_of(st.lists(st.integers(0, 31), min_size=1, max_size=9),
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(steps=Steps, most=st.integers(2, 5))
-def test_any_way_there_is_the_same_place(mamba: Path, steps: list[list[int] | float], most: int) -> None:
+def test_any_way_there_is_the_same_place(stateful: Path, steps: list[list[int] | float], most: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llama_cpp_past, "_MOST_STATES", most)
         patch.setattr(llama_cpp_past, "_MILESTONE_TOKENS", 8)
-        drafter, held = LlamaCppDrafter(mamba), list[int]()
+        drafter, held = LlamaCppDrafter(stateful), list[int]()
         for step in steps:
             if isinstance(step, list):
                 drafter.feed(step)
@@ -168,16 +168,16 @@ def test_any_way_there_is_the_same_place(mamba: Path, steps: list[list[int] | fl
         drafter.feed([3])
         found = drafter.candidates().log_probs
         drafter.close()
-    np.testing.assert_allclose(found, fresh_log_probs(mamba, [*held, 3]), atol=1e-3)
+    np.testing.assert_allclose(found, fresh_log_probs(stateful, [*held, 3]), atol=1e-2)
 
 
-def test_it_reads_blocks_and_refuses_garbage_as_others_do(mamba: Path, drafter: LlamaCppDrafter) -> None:
-    tokens = [token % MAMBA_IDS for token in TOKENS]
+def test_it_reads_blocks_and_refuses_garbage_as_others_do(stateful: Path, drafter: LlamaCppDrafter) -> None:
+    tokens = [token % SMALL_IDS for token in TOKENS]
     found = drafter.feed_block(tokens[:10], 4)
     for count, candidates in zip(itertools.count(7), found, strict=False):
-        np.testing.assert_allclose(candidates.log_probs, fresh_log_probs(mamba, tokens[:count]), atol=1e-3)
+        np.testing.assert_allclose(candidates.log_probs, fresh_log_probs(stateful, tokens[:count]), atol=1e-2)
     with pytest.raises(ValueError, match="outside"):
-        drafter.feed([MAMBA_IDS])
+        drafter.feed([SMALL_IDS])
     with pytest.raises(DrafterError, match="cannot take"):
         drafter.feed([1] * CONTEXT_TOKENS)
     assert drafter.length == 10

@@ -18,6 +18,7 @@ from edge_client.drafters.base import DrafterError
 from edge_client.drafters.llama_cpp import LlamaCppDrafter
 from edge_client.drafters.llama_cpp_past import Positions
 from edge_client.drafters.onnx import OnnxDrafter
+from edge_client.drafters.settings import DeviceSettings
 from tests.contract.tiny_models import CONTEXT_TOKENS, save_recurrent_gguf
 
 Made = Callable[[str], Path]
@@ -55,6 +56,33 @@ def test_anything_else_is_told_what_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(DrafterError, match=r"is not one of these.*\.gguf file"):
         load_drafter(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("onnx-fp32", OnnxDrafter), ("gguf-f32", LlamaCppDrafter)])
+def test_a_model_of_the_hub_loads_from_its_cache(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: type
+) -> None:
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    if kind is OnnxDrafter:
+        shutil.copytree(made(name), snapshot / "onnx")
+        (snapshot / "onnx" / "tokenizer.json").rename(snapshot / "tokenizer.json")
+    else:
+        shutil.copyfile(made(name), snapshot / "tiny-Q8_0.gguf")
+    (tmp_path / "models--org--tiny" / "refs").mkdir()
+    (tmp_path / "models--org--tiny" / "refs" / "main").write_text("c0ffee")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    drafter = load_drafter("hf:org/tiny", settings=DeviceSettings(offline=True))
+    assert drafter is not None
+    assert isinstance(drafter, kind)
+    drafter.feed([1, 2, 3])
+    drafter.close()
+
+
+def test_without_huggingface_hub_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(DrafterError, match="pip install huggingface_hub"):
+        load_drafter("hf:org/tiny")
 
 
 def test_naming_drafters_imports_no_runtime() -> None:

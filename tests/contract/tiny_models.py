@@ -45,6 +45,53 @@ def save_growing_onnx(source: Path, folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def save_hybrid_gguf(path: Path) -> None:
+    """An LFM2 of two layers, one with a short convolution and one with attention: a state and positions."""
+    rng = np.random.default_rng(1)
+    width, inner, heads, kv_heads, head, window = 32, 64, 4, 2, 8, 3
+    tokens = ["<s>", "</s>", *(chr(0x100 + i) for i in range(30))]
+    writer = gguf.GGUFWriter(path, "lfm2")
+    writer.add_context_length(CONTEXT_TOKENS)
+    writer.add_vocab_size(len(tokens))
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(inner)
+    writer.add_block_count(2)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv([0, kv_heads])
+    writer.add_rope_freq_base(1e4)
+    writer.add_shortconv_l_cache(window)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
+    writer.add_token_merges([f"{tokens[2]} {tokens[3]}"])
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (len(tokens), width),
+        "token_embd_norm.weight": (width,),
+        "blk.0.shortconv.conv.weight": (width, window),
+        "blk.0.shortconv.in_proj.weight": (3 * width, width),
+        "blk.0.shortconv.out_proj.weight": (width, width),
+        "blk.1.attn_q.weight": (heads * head, width),
+        "blk.1.attn_k.weight": (kv_heads * head, width),
+        "blk.1.attn_v.weight": (kv_heads * head, width),
+        "blk.1.attn_output.weight": (width, heads * head),
+        "blk.1.attn_q_norm.weight": (head,),
+        "blk.1.attn_k_norm.weight": (head,),
+    }
+    for layer in (0, 1):
+        shapes[f"blk.{layer}.attn_norm.weight"] = shapes[f"blk.{layer}.ffn_norm.weight"] = (width,)
+        shapes[f"blk.{layer}.ffn_gate.weight"] = shapes[f"blk.{layer}.ffn_up.weight"] = (inner, width)
+        shapes[f"blk.{layer}.ffn_down.weight"] = (width, inner)
+    for name, shape in shapes.items():
+        values = rng.normal(0, 0.3, shape) + ("norm" in name)
+        writer.add_tensor(name, values.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def save_recurrent_gguf(path: Path) -> None:
     """A one-layer Mamba: it remembers a state instead of positions, so it cannot just drop its last tokens."""
     rng = np.random.default_rng(0)
