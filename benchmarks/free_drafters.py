@@ -208,26 +208,30 @@ def measure(case: str, texts: list[list[int]], fingerprint: str, settings: dict[
         address = stack.enter_context(scripted(whole, settings["step_ms"], fingerprint))
         link = stack.enter_context(LinkProcess(address, LinkSettings.of_rtt(settings["rtt_ms"])))
         clients: dict[str, EdgeClient] = {}
-        for lane in LANES:
+        lanes: list[str] = list(settings["lanes"])
+        for lane in lanes:
             drafter = make(lane, settings["drafter"], settings["draft_ms"], Unchanging(folder))
             clients[lane] = stack.enter_context(
                 EdgeClient(f"127.0.0.1:{link.port}", drafter, pace=settings["pace"] if drafter else "streaming")
             )
             clients[lane].generate(prompts[0], SamplingParams(temperature=0.0, max_tokens=8), seed=0)
-        outputs: dict[str, list[Any]] = {lane: [] for lane in LANES}
+        outputs: dict[str, list[Any]] = {lane: [] for lane in lanes}
         for turn in range(settings["repeats"]):
             for i, prompt in enumerate(prompts):
-                for lane in random.Random(turn * 100 + i).sample(LANES, len(LANES)):
+                for lane in random.Random(turn * 100 + i).sample(lanes, len(lanes)):
                     output = clients[lane].generate(prompt, params, seed=turn)
                     if list(output.token_ids) != answers[i][:length]:
                         raise RuntimeError(f"{lane} changed the words of text {i}, case {case}")
                     outputs[lane].append(output.metrics)
-    return [_row(case, lane, outputs, length) for lane in LANES]
+    return [_row(case, lane, outputs, length) for lane in lanes]
 
 
 def _row(case: str, lane: str, outputs: dict[str, list[Any]], tokens: int) -> dict[str, Any]:
-    def total_ms(of: str) -> float:
-        return float(sum(metrics.total_ms for metrics in outputs[of]))
+    def over(other: str) -> float | None:
+        """Median over texts and turns of this lane's time as a multiple of another's for the same answer."""
+        pairs = zip(outputs[lane], outputs.get(other, []), strict=False)
+        ratios = [ours.total_ms / theirs.total_ms for ours, theirs in pairs]
+        return round(statistics.median(ratios), 3) if ratios else None
 
     def median(value: Callable[[Any], float]) -> float:
         return statistics.median(value(metrics) for metrics in outputs[lane])
@@ -239,8 +243,8 @@ def _row(case: str, lane: str, outputs: dict[str, list[Any]], tokens: int) -> di
         "forwards_per_token": round(median(lambda m: m.target_forwards / tokens), 3),
         "accepted_share": round(median(lambda m: m.accepted_tokens / tokens), 3),
         "drafting_ms_per_token": round(median(lambda m: m.drafting_ms / tokens), 3),
-        "total_over_streaming": round(total_ms(lane) / total_ms("streaming"), 3),
-        "total_over_model": round(total_ms(lane) / total_ms("model"), 3),
+        "total_over_streaming": over("streaming"),
+        "total_over_model": over("model"),
     }
 
 
@@ -252,11 +256,13 @@ def _row(case: str, lane: str, outputs: dict[str, list[Any]], tokens: int) -> di
 @click.option("--tokens", default=300, help="Length of a text.")
 @click.option("--repeats", default=3, help="Turns over all texts.")
 @click.option("--pace", default="adaptive")
+@click.option("--case", "cases", multiple=True, type=click.Choice(CASES), default=CASES)
+@click.option("--lane", "lanes", multiple=True, type=click.Choice(LANES), default=LANES)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
-def main(tokens: int, json_file: Path | None, **settings: Any) -> None:
+def main(tokens: int, cases: tuple[str, ...], json_file: Path | None, **settings: Any) -> None:
     """Measure every drafter in every case and print a table."""
     texts, fingerprint = write_texts(tokens)
-    rows = [row for case in CASES for row in measure(case, texts, fingerprint, settings)]
+    rows = [row for case in cases for row in measure(case, texts, fingerprint, settings)]
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*map(str, row.values()))

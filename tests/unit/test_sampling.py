@@ -149,4 +149,6 @@ def test_parameters_out_of_range_are_refused_by_name(field: str, value: object) 
 def test_an_only_candidate_is_as_sure_as_its_drafter() -> None:
     ids, log_q = np.array([9]), np.log(np.array([0.6]))
     for temperature in (0.0, 0.8):
-        assert Guess(SamplingParams(temperature=temperature), seed=1)(0, ids, log_q) == (9, pytest.approx(0.6))
+        token, confidence = Guess(SamplingParams(temperature=temperature), seed=1)(0, ids, log_q)
+        assert token == 9
+        assert confidence == pytest.approx(0.6)
