@@ -65,6 +65,7 @@ class Adaptive(Pace):
         self._block = 1  # guesses of a block as planned
         self._heard_ms: float | None = None
         self._ahead_ms = 0.0  # of plain streaming, since the first commit
+        self._plan()
 
     # -- what it hears --------------------------------------------------------------------------------------------
 
