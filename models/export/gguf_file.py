@@ -48,6 +48,7 @@ FAMILIES = {
     "qwen2": Family(gguf.MODEL_ARCH.QWEN2),
     "qwen3": Family(gguf.MODEL_ARCH.QWEN3),
     "gemma": Family(gguf.MODEL_ARCH.GEMMA, norm_shift=1.0),
+    "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, norm_shift=1.0),
     "gpt2": Family(gguf.MODEL_ARCH.GPT2, transposed=True, rotary=False),
 }
 
@@ -123,14 +124,29 @@ def _family(config: Any) -> Family:
         )
     if getattr(config, "mlp_bias", False):
         raise ValueError("a feed-forward network with a bias is not exported; expected a model without mlp_bias")
+    if config.model_type == "gemma3_text":
+        _check_gemma3(config)
     if getattr(config, "use_sliding_window", False):
         raise ValueError("sliding windows are not exported; expected a model with use_sliding_window off")
     return family
 
 
-def _rope(config: Any) -> dict[str, Any]:
-    parameters: dict[str, Any] = config.rope_parameters
+def _rope(config: Any, kind: str = "full_attention") -> dict[str, Any]:
+    """The rotary embedding's parameters; Gemma 3 has some for each kind of layer."""
+    everything: dict[str, Any] = config.rope_parameters
+    parameters: dict[str, Any] = everything.get(kind, everything)
     return parameters
+
+
+def _check_gemma3(config: Any) -> None:
+    """llama.cpp has Gemma 3's regularities built in: which layers look at everything, and how heads are scaled."""
+    regular = [
+        "full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(len(config.layer_types))
+    ]
+    if config.layer_types != regular or config.query_pre_attn_scalar != config.head_dim:
+        raise ValueError(
+            "this Gemma 3 is not exported; expected every sixth layer with full attention, and usual scales"
+        )
 
 
 def _add_shape(writer: gguf.GGUFWriter, config: Any, family: Family, name: str) -> None:
@@ -156,6 +172,9 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any, family: Family, name: str) 
     rope = _rope(config)
     writer.add_rope_dimension_count(head_size)
     writer.add_rope_freq_base(rope["rope_theta"])
+    if config.model_type == "gemma3_text":
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_rope_freq_base_swa(_rope(config, "sliding_attention")["rope_theta"])
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])

@@ -39,7 +39,7 @@ def export_onnx(model_folder: Path, output: Path, quantize: str = "int8") -> Non
 
     int8 and int4 are weights in blocks of 32 with activations in 8 bits. Embedding and head are 8 bits in both, because
     they decide a small model's words. Replaces a model that is already in `output`. Raises ValueError for an unknown
-    quantization; what the builder or torch raise goes on.
+    quantization or a model that the builder does not know; what else it or torch raise goes on.
     """
     if quantize not in ("fp32", *BITS):
         raise ValueError(f"unknown quantization {quantize!r} for ONNX; known are fp32, {', '.join(BITS)}")
@@ -81,7 +81,13 @@ def _quiet() -> Iterator[None]:
 def _build(model_folder: Path, built: Path, cache: Path, tied: bool) -> None:
     place = ("", str(model_folder), str(built), "fp32", "cpu", str(cache))
     options = ["prune_lm_head=true", f"shared_embeddings={str(tied).lower()}"]
-    create_model(*place, **parse_extra_options(*place, options))
+    try:
+        create_model(*place, **parse_extra_options(*place, options))
+    except (AttributeError, KeyError, NotImplementedError, TypeError) as error:  # how it meets what it does not know
+        raise ValueError(
+            f"onnxruntime-genai's model builder cannot build {model_folder} ({type(error).__name__}: {error}); "
+            "it may know the model in another version, or with another one of transformers"
+        ) from error
 
 
 def _quantize(model: onnx.ModelProto, body_bits: int) -> None:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE, Unigram
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
@@ -138,6 +139,19 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], Callable[..., A
         with_byte_fallback,
         GemmaConfig,
         _SMALL | {"num_key_value_heads": 1, "head_dim": 32, "tie_word_embeddings": True, "hidden_activation": None},
+    ),
+    "gemma3": (
+        with_byte_fallback,
+        Gemma3TextConfig,
+        _SMALL
+        | {
+            "num_hidden_layers": 6,  # the sixth looks at everything
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 16,
+            "initializer_range": 0.08,
+        },
     ),
     "gpt2": (
         byte_level,

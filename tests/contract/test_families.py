@@ -22,6 +22,10 @@ from speculation.vocabulary import fingerprint
 from tests.contract.families import CONTEXT_TOKENS, FAMILIES, TEXTS, save_family
 from tests.harness import InProcessVerifier
 
+UNBUILT = {"gemma3"}  # onnxruntime-genai's builder does not read transformers' two rotary embeddings
+UNSERVED = {"gemma3"}  # the verifier refuses sliding windows
+BUILT = [name for name in FAMILIES if name not in UNBUILT]
+PAIRS = [(name, kind) for name in FAMILIES for kind in ("onnx", "gguf") if kind == "gguf" or name in BUILT]
 FORMATS = {"onnx": 2e-4, "gguf": 3e-2}  # tolerance of a log-probability; llama.cpp keeps its cache in float16
 
 
@@ -66,8 +70,7 @@ def logits(source: Path, tokens: list[int]) -> np.ndarray:
     return rows
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_a_drafter_of_every_family(
     family: Callable[[str], Path], exported: Callable[[str, str], Path], name: str, kind: str
 ) -> None:
@@ -148,6 +151,10 @@ def test_quantization_costs_what_it_says(
     least_argmax: float,
     least_overlap: float,
 ) -> None:
+    if kind == "onnx" and name in UNBUILT:
+        with pytest.raises(ValueError, match="model builder cannot build"):
+            export(kind, family(name), tmp_path / "out", quantize)
+        return
     source = family(name)
     path = export(kind, source, tmp_path / "out", quantize)
     tokens = [[int(token) for token in np.random.default_rng(4).integers(0, 150, 100)]]
@@ -159,7 +166,7 @@ def test_quantization_costs_what_it_says(
     assert found.max_difference > 0
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in UNSERVED])
 def test_the_same_words_with_a_drafter_of_every_family(
     family: Callable[[str], Path], exported: Callable[[str, str], Path], name: str
 ) -> None:
