@@ -57,7 +57,10 @@ def _runtime(module: str, drafter: str) -> Finding:
     name = DISTRIBUTIONS.get(module, module)
     purpose, remedy = RUNTIMES[module]
     if importlib.util.find_spec(module):
-        return Finding(name, True, f"{importlib.metadata.version(name)}, {purpose}")
+        # onnxruntime-gpu, -qnn and their like bring the same module under their own name.
+        distributions = importlib.metadata.packages_distributions().get(module, [])
+        versions = [f"{other} {importlib.metadata.version(other)}" for other in dict.fromkeys(distributions)]
+        return Finding(name, True, f"{', '.join(versions) or 'of unknown version'}, {purpose}")
     needed = _format(drafter) == ("gguf" if module == "llama_cpp" else "onnx")
     return Finding(name, not needed, f"not installed; for {purpose}: {remedy}")
 

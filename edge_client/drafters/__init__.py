@@ -5,6 +5,7 @@ Runtimes are imported only when a drafter that needs them is loaded.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from edge_client.drafters.base import Drafter, DrafterError
@@ -59,7 +60,11 @@ def _load(part: Part, threads: int, settings: DeviceSettings) -> Drafter:
         case HubModel():
             from edge_client.drafters.hub import fetch
 
-            return _load_model(fetch(part, offline=settings.offline), threads, settings)
+            file = fetch(part, offline=settings.offline)
+            drafter = _load_model(file, threads, settings)
+            # The file lies in a folder named by a commit, which says nothing to people.
+            drafter.info = dataclasses.replace(drafter.info, name=f"{part.repo}/{file.name}")
+            return drafter
         case NamedDrafter():
             return _load_model(_demo(), threads, settings)
 

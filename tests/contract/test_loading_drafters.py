@@ -75,6 +75,7 @@ def test_a_model_of_the_hub_loads_from_its_cache(
     drafter = load_drafter("hf:org/tiny", settings=DeviceSettings(offline=True))
     assert drafter is not None
     assert isinstance(drafter, kind)
+    assert drafter.info.name == f"org/tiny/{'model.onnx' if kind is OnnxDrafter else 'tiny-Q8_0.gguf'}"
     drafter.feed([1, 2, 3])
     drafter.close()
 
