@@ -162,6 +162,9 @@ class ScriptedVerifier(pb_grpc.VerifierServiceServicer):
     def GetModelInfo(self, request: Any, context: Any) -> pb.GetModelInfoResponse:
         return pb.GetModelInfoResponse()
 
+    def GetVocabulary(self, request: Any, context: Any) -> Iterator[pb.GetVocabularyResponse]:
+        return iter(())
+
     def Generate(self, requests: Any, context: Any) -> Iterator[pb.GenerateResponse]:
         opened = next(requests).open
         script = self._scripts[min(len(self.opens), len(self._scripts) - 1)]
