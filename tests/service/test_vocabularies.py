@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +15,14 @@ from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.opening import VOCABULARY_PIECE_BYTES, vocabulary_pieces
 from edge_client import vocabularies
+from edge_client.client import EdgeClient
 from edge_client.drafters.base import Drafter
 from edge_client.errors import SessionError
 from edge_client.link import Channel
 from edge_client.matching import Matching
 from edge_client.vocabularies import VocabularyCache, VocabularyError
 from speculation.correspondence import Way
+from speculation.sampling import SamplingParams
 from speculation.vocabulary import Vocabulary
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine
@@ -175,3 +178,21 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     found = get(list(vocabulary_pieces(byte_level())), tmp_path / "file" / "cache")
     assert found.strings == byte_level().strings
+
+
+# --- a client -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_client_may_be_closed_while_it_matches(answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_: tmp_path)
+    with InProcessVerifier(MockEngine(), BytesCodec()) as verifier:
+        client = EdgeClient(verifier.address, HashDrafter(sentencepiece()))
+        words = client.stream([5, 6, 7], SamplingParams(temperature=0.0, max_tokens=300), seed=9)
+        first = next(words)
+        for _ in range(answers):
+            for chunk in words:
+                first = chunk
+        client.close()
+        assert first.token_ids or first.output is not None
+        assert len(client.notices) <= 1
