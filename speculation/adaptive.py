@@ -32,7 +32,8 @@ MAX_PATIENCE_MS = 2000
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 PRICES = {Objective.LATENCY: 0.0, Objective.BALANCED: 1.0, Objective.CAPACITY: 8.0}  # of a forward, in steps
 HORIZON_TOKENS = 64  # within which an answer that fell behind streaming is to catch up
-CREDIT_STEPS = 5.0  # that an answer may be behind from the start
+CREDIT_STEPS = 8.0  # that an answer may be behind from the start
+BEHIND_STEPS = 5.0  # behind streaming by so much, latency waits for nothing
 JITTER_BLOCK_TOKENS = 8
 LAST_MOMENT_MS = 1.0
 
@@ -175,7 +176,7 @@ class Adaptive(Pace):
     def _plan(self) -> None:
         """Choose how long the verifier is to wait where it has no guesses, after a line has ended; 0 for not at all."""
         known = self.known
-        behind = self._ahead_ms < -CREDIT_STEPS * known.step.median_ms
+        behind = self._ahead_ms < -BEHIND_STEPS * known.step.median_ms
         if not known.measured or self._rest.resting or (behind and self.objective is Objective.LATENCY):
             self.patience_ms = 0
             return
@@ -196,12 +197,16 @@ class Adaptive(Pace):
     def _choose(self, plans: Plans) -> int:
         """Which plan is the best for the objective; the one without patience has the benefit of the doubt.
 
-        `latency` wants the least time. `balanced` pays as much for a target forward as for its time, `capacity` more.
+        `latency` wants the least time. `balanced` pays as much for a target forward as for its time, `capacity` ever
+        more, the further the answer is ahead of streaming.
         Both must not be slower than plain streaming: what the answer is ahead of it, or behind, may be spent, or must
         be made up for, within the next tokens; and no single wait may stake more than that.
         """
         step_ms = self.known.step.median_ms
-        cost_ms = plans.ms_per_token + PRICES[self.objective] * step_ms * plans.forwards_per_token
+        price_ms = PRICES[self.objective] * step_ms
+        if self.objective is Objective.CAPACITY:
+            price_ms = max(price_ms, self._ahead_ms)  # time that was gained may go
+        cost_ms = plans.ms_per_token + price_ms * plans.forwards_per_token
         if self.objective is not Objective.LATENCY:
             purse_ms = self._ahead_ms + CREDIT_STEPS * step_ms
             dear = plans.ms_per_token > step_ms + purse_ms / HORIZON_TOKENS
