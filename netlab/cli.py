@@ -6,8 +6,8 @@ import click
 
 from netlab.commands.agree import agree
 from netlab.commands.link import link
-from netlab.commands.profiles import profiles
 from netlab.commands.plot import plot
+from netlab.commands.profiles import profiles
 from netlab.commands.race import race
 from netlab.commands.record import record
 from netlab.commands.report import report
