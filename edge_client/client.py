@@ -13,11 +13,12 @@ from typing import Any, Self
 
 from outrider.v1 import verifier_pb2 as pb
 
+from edge_client.channel import Channel, LinkSettings
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
 from edge_client.drafters.settings import DeviceSettings
 from edge_client.errors import SessionError
-from edge_client.link import Channel, LinkSettings, SessionLink
+from edge_client.link import SessionLink
 from edge_client.matching import Matching
 from edge_client.seat import DrafterSeat
 from edge_client.session import Progress, RidingLoop

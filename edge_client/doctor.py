@@ -124,8 +124,8 @@ def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter |
 def _verifier(verifier: str, model: str, drafter: Drafter | None, **connection: Any) -> list[Finding]:
     import time
 
+    from edge_client.channel import Channel
     from edge_client.errors import SessionError
-    from edge_client.link import Channel
     from edge_client.matching import Matching
     from speculation.correspondence import Way
 

@@ -32,3 +32,22 @@ class SessionError(Exception):
                         if detail.Unpack(info):
                             reason = info.reason
         return cls(error.code().name, reason, error.details() or error.code().name.lower().replace("_", " "))
+
+
+def closed() -> SessionError:
+    """The client was closed."""
+    return SessionError("CANCELLED", "CLOSED", "this client was closed; make another one")
+
+
+def unreachable(verifier: str, detail: str) -> SessionError:
+    """The verifier does not answer."""
+    return SessionError(
+        "UNAVAILABLE",
+        "UNREACHABLE",
+        f"the verifier at {verifier} cannot be reached ({detail}); check that it runs and that the address is right",
+    )
+
+
+def left() -> SessionError:
+    """The device cancelled the answer, and the verifier could not be asked how far it was."""
+    return SessionError("CANCELLED", "LEFT", "the answer was cancelled while the link to the verifier was down")

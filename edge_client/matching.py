@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from outrider.v1 import verifier_pb2 as pb
 
+from edge_client.channel import Channel
 from edge_client.drafters.base import Drafter
 from edge_client.drafters.matching import Match, match, same_vocabulary
 from edge_client.errors import SessionError
-from edge_client.link import Channel
 from edge_client.vocabularies import VocabularyCache, VocabularyError
 from speculation.correspondence import Way
 

@@ -19,7 +19,8 @@ from outrider.v1 import verifier_pb2 as pb
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.matching import Match
 from edge_client.errors import SessionError
-from edge_client.link import Errand, Failed, Heard, Message, Reconnected, SessionLink, now_us
+from edge_client.inbox import Errand, Failed, Heard, Message, Reconnected
+from edge_client.link import SessionLink, now_us
 from edge_client.seat import DrafterSeat
 from speculation.line import DeviceLine, LineError
 from speculation.noise import NOISE_VERSION

@@ -19,7 +19,7 @@ import platformdirs
 from google.protobuf.message import DecodeError
 from outrider.v1 import verifier_pb2 as pb
 
-from edge_client.link import Channel
+from edge_client.channel import Channel
 from speculation.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
+from edge_client.channel import LinkSettings
 from edge_client.client import AsyncEdgeClient, EdgeClient, RequestOutput, SamplingParams
 from edge_client.drafters.base import Candidates, Drafter
 from edge_client.errors import SessionError
-from edge_client.link import LinkSettings
 from netlab.link import LinkSettings as RoadSettings
 from speculation.adaptive import Adaptive
 from speculation.pace import Action, BoundedLookahead, Pace, Streaming, Synchronous, View

@@ -15,10 +15,10 @@ from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.opening import VOCABULARY_PIECE_BYTES, vocabulary_pieces
 from edge_client import vocabularies
+from edge_client.channel import Channel
 from edge_client.client import EdgeClient
 from edge_client.drafters.base import Drafter
 from edge_client.errors import SessionError
-from edge_client.link import Channel
 from edge_client.matching import Matching
 from edge_client.vocabularies import VocabularyCache, VocabularyError
 from speculation.correspondence import Way

@@ -20,7 +20,7 @@ from cloud_verifier.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.text import AnswerText
 from edge_client import session as riding
 from edge_client.drafters.base import Candidates, Drafter, DrafterInfo
-from edge_client.link import Heard
+from edge_client.inbox import Heard
 from edge_client.seat import DrafterSeat
 from netlab.simulator.device import Device, DeviceSettings
 from netlab.simulator.link import Link

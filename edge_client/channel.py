@@ -1,0 +1,220 @@
+"""A channel to one verifier, and the event loop on a thread of its own on which all network work happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import grpc
+from outrider.v1 import verifier_pb2 as pb
+from outrider.v1 import verifier_pb2_grpc as pb_grpc
+
+from edge_client.errors import SessionError, closed, unreachable
+
+MAX_MESSAGE_BYTES = 1 << 20
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 25_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # how long to try to connect: TLS takes four round trips
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+VOCABULARY_TIMEOUT_S = 120.0  # some megabytes, once
+FAREWELL_S = 1.0  # how long to wait for a verifier to hear that it is no longer needed
+RETIREMENT_S = 300.0  # how long streams that are well may stay on a connection that is no longer used for new ones
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LinkSettings:
+    """How long things may take, in seconds.
+
+    connect_timeout_s: to reach the verifier at first. reconnect_timeout_s: after a break. quiet_s: silence after which
+    the link is pinged. stalled_s: silence after which the stream is given up and resumed.
+    """
+
+    connect_timeout_s: float = 10.0
+    reconnect_timeout_s: float = 60.0
+    quiet_s: float = 1.0
+    stalled_s: float = 6.0
+
+
+class Live(Protocol):
+    """A session on the channel, as far as the channel knows it. Called on the channel's loop."""
+
+    def fail(self, error: SessionError) -> None:
+        """Tell the session that it cannot go on."""
+
+    def leave(self) -> None:
+        """End the session: nobody waits for it any more."""
+
+
+class Channel:
+    """A channel to one verifier and the event loop it lives on."""
+
+    def __init__(
+        self,
+        verifier: str,
+        *,
+        ca_certificate: Path | None = None,
+        tls: bool = False,
+        insecure: bool = False,
+        settings: LinkSettings | None = None,
+    ) -> None:
+        """verifier: HOST:PORT. Raises ValueError if it is not, or if plaintext would leave the machine unasked."""
+        host, _, port = verifier.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"the verifier's address is {verifier!r}; it must look like HOST:PORT")
+        secure = tls or ca_certificate is not None
+        if not secure and not insecure and not _loopback(host.strip("[]")):
+            raise ValueError(
+                f"{host} is not this machine, and without TLS prompts and answers would travel in the clear; use TLS, "
+                "or allow plaintext (insecure) if the network is yours alone"
+            )
+        self.verifier = verifier
+        self.settings = settings or LinkSettings()
+        self._root = ca_certificate.read_bytes() if ca_certificate else None
+        self._secure = secure
+        self._closed = False
+        self._lock = threading.Lock()  # of `_closed`: `close` sees everything that was called before it
+        self._links: dict[asyncio.Task[Any], Live] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="outrider-link", daemon=True)
+        self._thread.start()
+        self._channel: grpc.aio.Channel
+        self.stub: pb_grpc.VerifierServiceAsyncStub
+        self.call(self._connect()).result()
+
+    async def _connect(self) -> None:
+        if self._secure:
+            credentials = grpc.ssl_channel_credentials(self._root)
+            self._channel = grpc.aio.secure_channel(self.verifier, credentials, CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(self.verifier, CHANNEL_OPTIONS)
+        self.stub = pb_grpc.VerifierServiceStub(self._channel)
+
+    def call(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Run a coroutine on the link's loop. Raises SessionError when the channel is closed."""
+        with self._lock:
+            if not self._closed:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        raise closed()
+
+    def soon(self, callback: Any, *arguments: Any) -> None:
+        """Run a function on the link's loop, without waiting."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to be told
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    def model_info(self, model: str = "", timeout_s: float = 10.0) -> pb.GetModelInfoResponse:
+        """Ask the verifier what it serves. Raises SessionError."""
+
+        async def ask() -> pb.GetModelInfoResponse:
+            reply: pb.GetModelInfoResponse = await self.stub.GetModelInfo(
+                pb.GetModelInfoRequest(model=model), timeout=timeout_s, wait_for_ready=True
+            )
+            return reply
+
+        try:
+            answer: pb.GetModelInfoResponse = self.call(ask()).result()
+        except grpc.aio.AioRpcError as error:
+            raise self._explain(error) from error
+        except CancelledError as error:
+            raise closed() from error
+        return answer
+
+    def vocabulary(self, model: str, collect: Callable[[AsyncIterator[Any]], Coroutine[Any, Any, T]]) -> T:
+        """Ask for the target's vocabulary; `collect` makes something of its pieces, on the link's loop.
+
+        Raises SessionError, and what `collect` raises.
+        """
+
+        async def ask() -> T:
+            call: Any = self.stub.GetVocabulary(pb.GetVocabularyRequest(model=model), timeout=VOCABULARY_TIMEOUT_S)
+            try:
+                return await collect(call)
+            finally:
+                call.cancel()
+
+        try:
+            answer: T = self.call(ask()).result()
+        except grpc.aio.AioRpcError as error:
+            raise self._explain(error) from error
+        except CancelledError as error:
+            raise closed() from error
+        return answer
+
+    def _explain(self, error: grpc.aio.AioRpcError) -> SessionError:
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            return unreachable(self.verifier, error.details() or "no answer in time")
+        return SessionError.from_rpc(error)
+
+    def close(self) -> None:
+        """Close the channel and end the loop. Running sessions fail. May be called more than once."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            closing = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+        closing.result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _close(self) -> None:
+        for link in self._links.values():
+            link.fail(closed())
+            link.leave()
+        if self._links:
+            await asyncio.wait(self._links, timeout=FAREWELL_S)
+        await self._channel.close()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:  # whoever waits for one of them, waits no longer
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    # -- for the sessions, on the link's loop --------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def living(self, link: Live) -> Iterator[None]:
+        """Know a session for as long as it lives, so that `close` can end it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._links[task] = link
+        try:
+            yield
+        finally:
+            del self._links[task]
+
+    async def renew(self, stub: pb_grpc.VerifierServiceAsyncStub) -> None:
+        """Connect anew, unless another session has done so: the connection of `stub` may be dead without a sign of it.
+
+        gRPC would go on using it until its keepalive fails. Streams on it that are well may go on there.
+        """
+        if stub is self.stub:
+            retiring = asyncio.create_task(self._channel.close(RETIREMENT_S))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+            await self._connect()
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
