@@ -88,7 +88,17 @@ def main(answers: int, tokens: int, jobs: int, json_file: Path | None) -> None:
     with ProcessPoolExecutor(jobs) as pool:
         played = pool.map(partial(play, answers=answers, tokens=tokens), todo)
         rows = [row for found in track(played, "cells", len(todo), console=console) for row in found]
-    table = Table("rival", "median", *(f"RTT {rtt:g}" for rtt in RTTS_MS), "least", "most", "wins")
+    title = "Time per token over the adaptive pace's"
+    table = Table(
+        "rival",
+        "median",
+        *(f"RTT {rtt:g}" for rtt in RTTS_MS),
+        "least",
+        "most",
+        "wins",
+        title=title,
+        title_justify="left",
+    )
     found = summary(rows)
     for one in found:
         by_rtt = [str(one[f"at_rtt_{rtt:g}_ms"]) for rtt in RTTS_MS]
@@ -101,7 +111,6 @@ def main(answers: int, tokens: int, jobs: int, json_file: Path | None) -> None:
             str(one["most"]),
             wins,
         )
-    table.title, table.title_justify = "Time per token over the adaptive pace's", "left"
     console.print(table)
     settings = {"answers": answers, "tokens": tokens, "step_ms": STEP_MS}
     report.write(json_file, {"settings": settings, "summary": found, "rows": rows})
