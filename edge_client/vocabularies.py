@@ -6,11 +6,8 @@ verifier itself told. A cached file is checked in the same way, and simply asked
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import re
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from google.protobuf.message import DecodeError
 from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.channel import Channel
+from edge_client.user_files import replace_file
 from speculation.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -50,7 +48,7 @@ class VocabularyCache:
         vocabulary = _checked(message, info.vocabulary_fingerprint)
         if file is not None:
             try:
-                _write(file, message.SerializeToString())
+                replace_file(file, message.SerializeToString())
             except OSError as error:
                 log.warning("the target's vocabulary cannot be kept in %s: %s", file, error)
         return vocabulary
@@ -86,17 +84,3 @@ def _read(file: Path, fingerprint: str) -> Vocabulary | None:
         return _checked(pb.GetVocabularyResponse.FromString(content), fingerprint)
     except (OSError, DecodeError, VocabularyError):
         return None
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Beside the old one and then in its place, so that nobody ever reads half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=file.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(content)
-        Path(name).replace(file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise

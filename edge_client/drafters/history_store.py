@@ -7,11 +7,8 @@ other. A file that is damaged all the same counts as empty, with a notice, and i
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import struct
-import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 import platformdirs
+
+from edge_client.user_files import replace_file
 
 DEFAULT_LIMIT_BYTES = 1 << 18  # 65,000 tokens: some hundred answers, sorted in some tens of milliseconds
 _MAGIC = b"outrider history 1\n"
@@ -71,7 +70,7 @@ class HistoryStore:
         while first and size + len(records[first - 1]) <= self.limit_bytes:
             first -= 1
             size += len(records[first])
-        self._write(self._file(fingerprint), b"".join([_MAGIC, *records[first:]]))
+        replace_file(self._file(fingerprint), b"".join([_MAGIC, *records[first:]]))
 
     def files(self) -> list[Path]:
         """Every file there is."""
@@ -86,18 +85,6 @@ class HistoryStore:
 
     def _file(self, fingerprint: str) -> Path:
         return self.folder / (re.sub(r"[^0-9A-Za-z]+", "-", fingerprint)[:80] + _SUFFIX)
-
-    def _write(self, file: Path, content: bytes) -> None:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-")  # made with mode 0600
-        try:
-            with os.fdopen(descriptor, "wb") as opened:
-                opened.write(content)
-            Path(name).replace(file)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
 
 
 def _record(answer: Sequence[int]) -> bytes:
