@@ -341,12 +341,13 @@ def test_a_full_verifier_says_when_to_come_again_and_has_room_again() -> None:
     with InProcessVerifier(MockEngine(max_sequences=2)) as verifier:
         first = Stream(verifier.address, ask(waiting=True))
         first.opened()
-        with Stream(verifier.address, ask(waiting=True)) as second, Stream(verifier.address, ask()) as third:
+        with Stream(verifier.address, ask(waiting=True)) as second:
             second.opened()
-            refusal = third.refusal()
+            with Stream(verifier.address, ask()) as third:  # only now: it would have taken the second place
+                refusal = third.refusal()
+                (packed,) = [value for key, value in third.trailers() if key == "grpc-status-details-bin"]
             assert refusal[:2] == ("RESOURCE_EXHAUSTED", "SESSIONS")
             assert "all 2 places" in refusal.sentence
-            (packed,) = [value for key, value in third.trailers() if key == "grpc-status-details-bin"]
             delay = error_details_pb2.RetryInfo()
             assert any(detail.Unpack(delay) for detail in status_pb2.Status.FromString(packed).details)
             assert delay.retry_delay.ToMilliseconds() == 1000
