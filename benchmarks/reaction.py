@@ -22,7 +22,6 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import report
-from netlab.experiments.observed import Committed, Diary, Observed
 from netlab.link_settings import LinkSettings
 from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
@@ -31,6 +30,7 @@ from netlab.simulator.run import Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
 from netlab.traces import RttTrace
 from speculation import policies
+from speculation.observed import Committed, Diary, Observed
 
 CHANGE_MS, END_MS = 6000.0, 16_000.0
 SETTLED_MS = 5000.0  # after the change

@@ -309,6 +309,8 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             batch_size=session.last_step.batch_size,
             draft_budget=session.draft_budget.tokens,
         )
+        if session.want_text and last - first > 1:
+            commit.text_lengths.extend(len(piece.encode()) for piece in session.text.pieces[first:last])
         if session.sampler.params.logprobs is not None:
             for entry in session.logprobs[first:last]:
                 commit.logprobs.add(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)

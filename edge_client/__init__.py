@@ -13,18 +13,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge_client.client import AsyncEdgeClient, EdgeClient
     from edge_client.errors import SessionError
-    from edge_client.types import RequestOutput, StreamChunk
+    from edge_client.types import RequestOutput, RideSettings, StreamChunk
     from speculation.sampling import SamplingParams
 
 _HOMES = {
     "AsyncEdgeClient": "edge_client.client",
     "EdgeClient": "edge_client.client",
     "RequestOutput": "edge_client.types",
+    "RideSettings": "edge_client.types",
     "SamplingParams": "speculation.sampling",
     "SessionError": "edge_client.errors",
     "StreamChunk": "edge_client.types",
 }
-__all__ = ["AsyncEdgeClient", "EdgeClient", "RequestOutput", "SamplingParams", "SessionError", "StreamChunk"]
+__all__ = [
+    "AsyncEdgeClient",
+    "EdgeClient",
+    "RequestOutput",
+    "RideSettings",
+    "SamplingParams",
+    "SessionError",
+    "StreamChunk",
+]
 
 
 def __getattr__(name: str) -> Any:

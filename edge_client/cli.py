@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from edge_client.drafters.memory import parse_bytes
-from edge_client.drafters.settings import DeviceSettings, FlashAttention, KvType, Weights
-from speculation.pace import Objective
-
-if TYPE_CHECKING:
-    from edge_client.client import EdgeClient
-    from speculation.sampling import SamplingParams
+from edge_client.options import (
+    CommandError,
+    connection_options,
+    device_options,
+    make_client,
+    make_params,
+    option,
+    pace_options,
+    sampling_options,
+    take_device,
+)
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -24,175 +27,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "OUTRIDER_EDGE", "show_default": True}
 
 
-class CommandError(click.ClickException):
-    """A sentence for the person at the terminal; exit code 1."""
-
-
-class Size(click.ParamType):  # type: ignore[type-arg]  # older click knows no argument
-    """Bytes, written 800MB or 1.5GB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Of what was typed."""
-        try:
-            return value if isinstance(value, int) else parse_bytes(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
 @click.group(context_settings=SETTINGS)
 @click.version_option(package_name="outrider")
 def main() -> None:
     """Draft on the device: answers from a verifier, with a local drafter riding ahead."""
-
-
-def _options(*options: Any) -> Callable[[Any], Any]:
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def _option(*names: str, **settings: Any) -> Any:
-    return click.option(*names, show_envvar=True, **settings)
-
-
-connection_options = _options(
-    _option("--verifier", default="127.0.0.1:50051", help="HOST:PORT of the verifier."),
-    _option(
-        "--drafter",
-        default="none",
-        help="A GGUF or ONNX file or folder, hf:ORG/REPO[@REVISION][:QUANTIZATION], demo, ngram, history, ngram+FILE, "
-        "or none.",
-    ),
-    _option("--model", default="", help="Model to ask for.  [default: the verifier's]"),
-    _option("--threads", default=1, type=click.IntRange(1), help="CPU threads of the drafter."),
-    _option("--tls", is_flag=True, help="Use TLS with the system's certificates."),
-    _option(
-        "--ssl-ca-certs", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Use TLS; trust these."
-    ),
-    _option("--insecure", is_flag=True, help="Allow plaintext to another machine."),
-)
-device_options = _options(
-    _option(
-        "--context-tokens",
-        default=None,
-        type=click.IntRange(1),
-        help="Longest sequence.  [default: what fits, up to 4096]",
-    ),
-    _option(
-        "--memory-limit", default=None, type=Size(), help="Most that the drafter may use.  [default: what is free]"
-    ),
-    _option("--offline", is_flag=True, help="Take models of the hub from its cache only."),
-    _option(
-        "--provider",
-        default="cpu",
-        metavar="NAME[:KEY=VALUE,...]",
-        help="ONNX Runtime's: cpu, cuda, tensorrt, qnn, coreml, directml, openvino, xnnpack; auto measures.",
-    ),
-    _option("--gpu-layers", default=0, type=click.IntRange(-1), help="llama.cpp's layers on a GPU; -1 for all."),
-    _option(
-        "--weights",
-        default=Weights.MAPPED.value,
-        type=click.Choice([weights.value for weights in Weights]),
-        help="llama.cpp's: mapped from the file, locked in memory, or read at once.",
-    ),
-    _option(
-        "--kv-type",
-        default=KvType.F16.value,
-        type=click.Choice([kind.value for kind in KvType]),
-        help="llama.cpp's key-value cache.",
-    ),
-    _option(
-        "--flash-attention",
-        default=FlashAttention.AUTO.value,
-        type=click.Choice([choice.value for choice in FlashAttention]),
-        help="llama.cpp's.",
-    ),
-)
-pace_options = _options(
-    _option("--pace", default="adaptive", help="How far to ride ahead, and when; unknown names list all."),
-    _option(
-        "--objective",
-        default="latency",
-        type=click.Choice([objective.value for objective in Objective]),
-        help="Least time, least work for the verifier, or between the two.",
-    ),
-    _option(
-        "--max-draft-duty",
-        default=1.0,
-        type=click.FloatRange(0.0, 1.0, min_open=True),
-        help="Most of the time that may go into drafting; less saves battery.",
-    ),
-)
-sampling_options = _options(
-    _option("--temperature", default=0.8, help="0 takes the likeliest token."),
-    _option("--top-k", default=0, help="Keep this many of the likeliest tokens; 0 keeps all."),
-    _option("--top-p", default=1.0, help="Keep the likeliest tokens up to this share."),
-    _option("--min-p", default=0.0, help="Drop tokens below this share of the likeliest."),
-    _option("--max-tokens", default=256, type=click.IntRange(1), help="Most tokens to answer."),
-    _option("--stop", multiple=True, help="End before this text; may be given several times."),
-    _option(
-        "--seed", default=None, type=click.IntRange(0, 2**64 - 1), help="Same seed, same words.  [default: random]"
-    ),
-)
-
-
-def _take_device(options: dict[str, Any]) -> DeviceSettings:
-    """The settings of `device_options`, which are taken out of the command's."""
-    return DeviceSettings(
-        context_tokens=options.pop("context_tokens"),
-        memory_limit_bytes=options.pop("memory_limit"),
-        offline=options.pop("offline"),
-        gpu_layers=options.pop("gpu_layers"),
-        weights=Weights(options.pop("weights")),
-        kv_type=KvType(options.pop("kv_type")),
-        flash_attention=FlashAttention(options.pop("flash_attention")),
-        provider=options.pop("provider"),
-    )
-
-
-def _client(options: dict[str, Any]) -> EdgeClient:
-    from edge_client.client import EdgeClient
-
-    try:
-        client = EdgeClient(
-            options["verifier"],
-            options["drafter"],
-            model=options["model"],
-            pace=options["pace"],
-            objective=Objective(options["objective"]),
-            threads=options["threads"],
-            device=_take_device(options),
-            max_draft_duty=options["max_draft_duty"],
-            tls=options["tls"],
-            ca_certificate=options["ssl_ca_certs"],
-            insecure=options["insecure"],
-        )
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-    for notice in client.notices:
-        click.secho(notice, fg="yellow", err=True)
-    return client
-
-
-def _params(options: dict[str, Any]) -> SamplingParams:
-    from speculation.sampling import SamplingError, SamplingParams
-
-    try:
-        return SamplingParams(
-            temperature=options["temperature"],
-            top_k=options["top_k"],
-            top_p=options["top_p"],
-            min_p=options["min_p"],
-            max_tokens=options["max_tokens"],
-            stop=options["stop"],
-        )
-    except SamplingError as error:
-        raise CommandError(str(error)) from error
 
 
 @main.command()
@@ -214,8 +52,8 @@ def generate(prompt: str | None, message: str | None, as_json: bool, **options: 
         question = [{"role": "user", "content": message}]
     else:
         question = sys.stdin.read() if prompt in (None, "-") else prompt
-    params = _params(options)
-    client = _client(options)
+    params = make_params(options)
+    client = make_client(options)
     try:
         for chunk in client.stream(question, params, seed=options["seed"]):
             if not as_json:
@@ -246,8 +84,8 @@ def chat(system: str | None, **options: Any) -> None:
     from edge_client.errors import SessionError
     from edge_client.terminal import say
 
-    params = _params(options)
-    client = _client(options)
+    params = make_params(options)
+    client = make_client(options)
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     try:
         while question := _ask():
@@ -278,7 +116,7 @@ def doctor(as_json: bool, **options: Any) -> None:
     """Say what this device has, whether the verifier answers, what is missing, and how to get it."""
     from edge_client.doctor import examine
 
-    findings = examine(device=_take_device(options), **options)
+    findings = examine(device=take_device(options), **options)
     if as_json:
         import json
 
@@ -291,8 +129,8 @@ def doctor(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@_option("--drafter", required=True, help="As for the other commands.")
-@_option("--threads", default=1, type=click.IntRange(1), help="CPU threads of the drafter.")
+@option("--drafter", required=True, help="As for the other commands.")
+@option("--threads", default=1, type=click.IntRange(1), help="CPU threads of the drafter.")
 @device_options
 @click.option("--tokens", default=48, type=click.IntRange(8), help="Single tokens per context.")
 @click.option(
@@ -306,7 +144,7 @@ def bench(drafter: str, threads: int, tokens: int, against: str, as_json: bool, 
 
     try:
         report = bench_report.run(
-            drafter, threads=threads, tokens=tokens, against_bare=against == "bare", settings=_take_device(options)
+            drafter, threads=threads, tokens=tokens, against_bare=against == "bare", settings=take_device(options)
         )
     except DrafterError as error:
         raise CommandError(str(error)) from error

@@ -22,11 +22,14 @@ from edge_client.link import SessionLink
 from edge_client.matching import Matching
 from edge_client.seat import DrafterSeat
 from edge_client.session import Progress, RidingLoop
-from edge_client.types import Prompt, RequestMetrics, RequestOutput, StreamChunk, TokenLogprob
+from edge_client.types import Prompt, RequestMetrics, RequestOutput, RideSettings, StreamChunk, TokenLogprob
+from edge_client.vocabularies import VocabularyCache
 from speculation import policies
 from speculation.duty import DutyCycle
+from speculation.observed import Observed
 from speculation.pace import Objective, Pace, Streaming
 from speculation.sampling import SamplingParams
+from speculation.vocabulary import Vocabulary
 
 PROTOCOL_VERSION = 1
 FINISH_REASONS = {
@@ -101,25 +104,35 @@ class EdgeClient:
         return DrafterSeat(loaded, duty)
 
     def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        seed: int | None = None,
+        ride: RideSettings | None = None,
     ) -> RequestOutput:
         """The complete answer to a prompt: text, token ids, or messages with role and content.
 
-        seed: an unsigned 64-bit number; the same seed gives the same words. Default: random. Raises SessionError, and
-        ValueError for an unusable prompt.
+        seed: an unsigned 64-bit number; the same seed gives the same words. Default: random. ride: what this answer
+        does otherwise than the client's others. Raises SessionError, and ValueError for an unusable prompt.
         """
         output = None
-        for chunk in self.stream(prompt, params, seed=seed):
+        for chunk in self.stream(prompt, params, seed=seed, ride=ride):
             output = chunk.output
         assert output is not None
         return output
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        seed: int | None = None,
+        ride: RideSettings | None = None,
     ) -> Generator[StreamChunk, None, None]:
         """The answer as it grows; closing the iterator early cancels the session. Raises as `generate` does."""
         chunks: queue.SimpleQueue[StreamChunk | BaseException] = queue.SimpleQueue()
-        cancel = self._start(prompt, params, seed, chunks.put)
+        cancel = self._start(prompt, params, seed, chunks.put, ride)
         finished = False
         try:
             while not finished:
@@ -133,9 +146,21 @@ class EdgeClient:
             if not finished:
                 cancel()
 
-    def model_info(self) -> pb.GetModelInfoResponse:
+    @property
+    def has_drafter(self) -> bool:
+        """Whether a drafter was loaded; how it fares is in the answers' metrics."""
+        return self._seat is not None
+
+    def model_info(self, timeout_s: float = 10.0) -> pb.GetModelInfoResponse:
         """What the verifier serves. Raises SessionError."""
-        return self._channel.model_info(self._model)
+        return self._channel.model_info(self._model, timeout_s)
+
+    def vocabulary(self) -> Vocabulary:
+        """The target's tokens, from this user's cache or else from the verifier.
+
+        Raises SessionError, and VocabularyError for one that is not what it claims to be.
+        """
+        return VocabularyCache().get(self._channel, self.model_info())
 
     def close(self) -> None:
         """Close the channel and free the drafter. Running sessions end with an error."""
@@ -160,14 +185,18 @@ class EdgeClient:
         params: SamplingParams | None,
         seed: int | None,
         put: Callable[[StreamChunk | BaseException], None],
+        settings: RideSettings | None = None,
     ) -> Callable[[], None]:
         """Start a session on a thread of its own; returns what cancels it."""
-        params = params or SamplingParams()
+        params, settings = params or SamplingParams(), settings or RideSettings()
         seed = secrets.randbits(64) if seed is None else seed
-        seat = self._seat if self._seat is not None and self._seat_lock.acquire(blocking=False) else None
+        wanted = self._seat if settings.drafts else None
+        seat = wanted if wanted is not None and self._seat_lock.acquire(blocking=False) else None
         try:
-            pace = self._pace() if seat else self._pace_without_drafter()
-            request = self._open_request(prompt, params, seed, pace, seat)
+            pace = self._pace() if seat else self._pace_without_drafter() if settings.drafts else Streaming()
+            if settings.diary is not None:
+                pace = Observed(pace, settings.diary)
+            request = self._open_request(prompt, params, seed, pace, seat, settings.model or self._model)
             link = SessionLink(self._channel, request)
             loop = RidingLoop(link, seat, pace, params, seed, self._matching.ask if self._matching else None)
         except BaseException:
@@ -190,11 +219,11 @@ class EdgeClient:
         return loop.cancel
 
     def _open_request(
-        self, prompt: Prompt, params: SamplingParams, seed: int, pace: Pace, seat: DrafterSeat | None
+        self, prompt: Prompt, params: SamplingParams, seed: int, pace: Pace, seat: DrafterSeat | None, model: str
     ) -> pb.Open:
         request = pb.Open(
             protocol_version=PROTOCOL_VERSION,
-            model=self._model,
+            model=model,
             sampling=sampling_message(params),
             seed=seed,
             objective=OBJECTIVES[pace.objective],
@@ -252,11 +281,21 @@ def _ride(
         tokens.extend(progress.tokens)
         drafted.extend(progress.drafted)
         texts.append(progress.text)
-        logprobs.extend(
+        new = tuple(
             TokenLogprob(token, entry.logprob, dict(zip(entry.top_ids, entry.top_logprobs, strict=True)))
             for token, entry in zip(progress.tokens, progress.logprobs, strict=False)
         )
-        put(StreamChunk(progress.text, tuple(progress.tokens), tuple(progress.drafted)))
+        logprobs.extend(new)
+        put(
+            StreamChunk(
+                progress.text,
+                tuple(progress.tokens),
+                tuple(progress.texts),
+                tuple(progress.drafted),
+                tuple(progress.corrected),
+                new,
+            )
+        )
 
     finished = loop.run(emit)
     output = RequestOutput(
@@ -269,7 +308,7 @@ def _ride(
         metrics=_metrics(loop, link, finished, len(tokens)),
         logprobs=tuple(logprobs) if params.logprobs is not None else None,
     )
-    return StreamChunk("", (), (), output)
+    return StreamChunk(output=output)
 
 
 def _metrics(loop: RidingLoop, link: SessionLink, finished: pb.Finished, tokens: int) -> RequestMetrics:
@@ -297,9 +336,11 @@ def _metrics(loop: RidingLoop, link: SessionLink, finished: pb.Finished, tokens:
 class AsyncEdgeClient:
     """`EdgeClient` for asyncio: the same names, awaited."""
 
-    def __init__(self, verifier: str, drafter: str | Path | Drafter | None = None, **settings: Any) -> None:
-        """As `EdgeClient`."""
-        self._client = EdgeClient(verifier, drafter, **settings)
+    def __init__(
+        self, verifier: str | EdgeClient, drafter: str | Path | Drafter | None = None, **settings: Any
+    ) -> None:
+        """As `EdgeClient`; or of a client that there is."""
+        self._client = verifier if isinstance(verifier, EdgeClient) else EdgeClient(verifier, drafter, **settings)
 
     @property
     def notices(self) -> Sequence[str]:
@@ -307,22 +348,32 @@ class AsyncEdgeClient:
         return self._client.notices
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        seed: int | None = None,
+        ride: RideSettings | None = None,
     ) -> RequestOutput:
         """As `EdgeClient.generate`."""
         output = None
-        async for chunk in self.stream(prompt, params, seed=seed):
+        async for chunk in self.stream(prompt, params, seed=seed, ride=ride):
             output = chunk.output
         assert output is not None
         return output
 
     async def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, seed: int | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        seed: int | None = None,
+        ride: RideSettings | None = None,
     ) -> AsyncGenerator[StreamChunk, None]:
         """As `EdgeClient.stream`; leaving the iteration early cancels the session."""
         loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[StreamChunk | BaseException] = asyncio.Queue()
-        cancel = self._client._start(prompt, params, seed, lambda c: _put_soon(loop, chunks, c))
+        cancel = self._client._start(prompt, params, seed, lambda c: _put_soon(loop, chunks, c), ride)
         finished = False
         try:
             while not finished:
@@ -335,6 +386,19 @@ class AsyncEdgeClient:
         finally:
             if not finished:
                 cancel()
+
+    @property
+    def has_drafter(self) -> bool:
+        """As `EdgeClient.has_drafter`."""
+        return self._client.has_drafter
+
+    async def model_info(self, timeout_s: float = 10.0) -> pb.GetModelInfoResponse:
+        """As `EdgeClient.model_info`."""
+        return await asyncio.to_thread(self._client.model_info, timeout_s)
+
+    async def vocabulary(self) -> Vocabulary:
+        """As `EdgeClient.vocabulary`."""
+        return await asyncio.to_thread(self._client.vocabulary)
 
     async def close(self) -> None:
         """As `EdgeClient.close`."""

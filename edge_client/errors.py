@@ -13,25 +13,28 @@ class SessionError(Exception):
     """The verifier refused, failed, or could not be reached.
 
     code: name of the gRPC status code. reason: stable upper-snake-case word for programs, empty if the verifier gave
-    none. The text is a sentence for people.
+    none. retry_after_s: when the verifier thinks that trying again makes sense. The text is a sentence for people.
     """
 
-    def __init__(self, code: str, reason: str, sentence: str) -> None:
+    def __init__(self, code: str, reason: str, sentence: str, retry_after_s: float | None = None) -> None:
         super().__init__(sentence)
-        self.code, self.reason = code, reason
+        self.code, self.reason, self.retry_after_s = code, reason, retry_after_s
 
     @classmethod
     def from_rpc(cls, error: grpc.aio.AioRpcError) -> SessionError:
-        """From what gRPC raised, with the reason out of its rich status."""
-        reason = ""
+        """From what gRPC raised, with what its rich status tells."""
+        reason, retry_after_s = "", None
         for key, value in error.trailing_metadata() or ():
             if key == "grpc-status-details-bin" and isinstance(value, bytes):
-                info = error_details_pb2.ErrorInfo()
+                info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
                 with contextlib.suppress(DecodeError):  # whoever answered is no verifier; the code and its words remain
                     for detail in status_pb2.Status.FromString(value).details:
                         if detail.Unpack(info):
                             reason = info.reason
-        return cls(error.code().name, reason, error.details() or error.code().name.lower().replace("_", " "))
+                        elif detail.Unpack(retry):
+                            retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+        sentence = error.details() or error.code().name.lower().replace("_", " ")
+        return cls(error.code().name, reason, sentence, retry_after_s)
 
 
 def closed() -> SessionError:

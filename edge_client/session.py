@@ -22,6 +22,7 @@ from edge_client.errors import SessionError
 from edge_client.inbox import Errand, Failed, Heard, Message, Reconnected
 from edge_client.link import SessionLink, now_us
 from edge_client.seat import DrafterSeat
+from edge_client.texts import texts_of
 from speculation.line import DeviceLine, LineError
 from speculation.noise import NOISE_VERSION
 from speculation.pace import Action, News, Pace, View
@@ -48,11 +49,17 @@ class Ride:
 
 @dataclass(frozen=True)
 class Progress:
-    """New tokens of the answer. drafted[i]: the device had guessed tokens[i] before the verifier said it."""
+    """New tokens of the answer, and what they add to its text; only at the very end may there be text alone.
 
-    tokens: list[int]
-    drafted: list[bool]
+    texts[i]: of tokens[i]. drafted[i]: the device had guessed tokens[i] before the verifier said it. corrected[i]: it
+    had guessed another token.
+    """
+
     text: str
+    tokens: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    drafted: list[bool] = field(default_factory=list)
+    corrected: list[bool] = field(default_factory=list)
     logprobs: Sequence[pb.TokenLogprobs] = ()
 
 
@@ -183,7 +190,7 @@ class RidingLoop:
             self._commit(response.commit, message, emit)
         elif kind == "finished":
             if response.finished.text:
-                emit(Progress([], [], response.finished.text))
+                emit(Progress(response.finished.text))
             return response.finished
         return None
 
@@ -262,7 +269,9 @@ class RidingLoop:
             )
         )
         self._draft_bytes = {at: size for at, size in self._draft_bytes.items() if at >= commit.echo_sent_at_us}
-        emit(Progress(new, drafted, commit.text, commit.logprobs[skipped:]))
+        texts = texts_of(commit)[skipped:]
+        corrected = [agreed < len(outcomes) and at == agreed for at in range(len(new))]
+        emit(Progress("".join(texts), new, texts, drafted, corrected, commit.logprobs[skipped:]))
 
     # -- what goes out ------------------------------------------------------------------------------------------------
 

@@ -5,8 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from speculation.observed import Diary
+
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class RideSettings:
+    """What one answer does otherwise than its client's others.
+
+    model: to ask for; empty for the client's. drafts: without them the answer streams plainly. diary: where the ride
+    is written down as it goes, see `speculation.observed`.
+    """
+
+    model: str = ""
+    drafts: bool = True
+    diary: Diary | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +80,16 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """News of an answer as it grows. The last chunk carries the complete output."""
+    """News of an answer as it grows. The last chunk carries the complete output.
 
-    text: str
-    token_ids: tuple[int, ...]
-    drafted: tuple[bool, ...]
+    texts[i]: what token_ids[i] adds to the text; the answer's end may add text of no token. drafted[i]: the device had
+    guessed token_ids[i]. corrected[i]: it had guessed another token there. logprobs: empty unless asked for.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
+    drafted: tuple[bool, ...] = ()
+    corrected: tuple[bool, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     output: RequestOutput | None = None

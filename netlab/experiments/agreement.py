@@ -17,7 +17,6 @@ from typing import Any
 from edge_client.drafters.base import DrafterError
 from netlab.experiments import drafters
 from netlab.experiments.conditions import Condition, of_rtts
-from netlab.experiments.observed import Committed, Diary, Drafted, Event, Observed
 from netlab.experiments.rig import Rig, folder_of
 from netlab.link_settings import LinkSettings
 from netlab.prompts import OPENINGS
@@ -29,6 +28,7 @@ from netlab.simulator.record import RecordSettings, record_answer
 from netlab.simulator.run import Result, Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
 from speculation import policies
+from speculation.observed import Committed, Diary, Drafted, Event, Observed
 from speculation.pace import Pace
 from speculation.sampling import SamplingParams
 

@@ -12,12 +12,12 @@ from netlab import profiles
 from netlab.experiments import conditions, drafters
 from netlab.experiments.conditions import Condition
 from netlab.experiments.grid import Cell, Grid, GridError
-from netlab.experiments.observed import Diary, Observed
 from netlab.experiments.rig import Rig
 from netlab.experiments.rows import Origin, Row
 from netlab.prompts import OPENINGS
 from netlab.race import Lane, chat
 from speculation import policies
+from speculation.observed import Diary, Observed
 from speculation.pace import Pace
 from speculation.sampling import SamplingParams
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netlab.experiments import conditions, rig
-from netlab.experiments.observed import Diary, Observed
 from netlab.experiments.timeline import Ride
 from netlab.link_settings import LinkSettings
 from netlab.prompts import OPENINGS
@@ -17,6 +16,7 @@ from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.run import Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
+from speculation.observed import Diary, Observed
 from speculation.pace import Pace
 from speculation.sampling import SamplingParams
 

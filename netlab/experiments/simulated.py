@@ -11,7 +11,6 @@ from netlab import profiles
 from netlab.experiments import conditions
 from netlab.experiments.conditions import Condition
 from netlab.experiments.grid import Cell, Grid, GridError
-from netlab.experiments.observed import Diary, Observed
 from netlab.experiments.rows import Origin, Row
 from netlab.simulator import pair as pairs
 from netlab.simulator import policies, recording
@@ -20,6 +19,7 @@ from netlab.simulator.link import Link
 from netlab.simulator.pair import Answer, Pair
 from netlab.simulator.run import Result, Rider, simulate_in_groups
 from netlab.simulator.verifier import StepTime, VerifierSettings
+from speculation.observed import Diary, Observed
 from speculation.pace import Pace, Streaming
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from edge_client.drafters.base import DrafterError
 from netlab.experiments import drafters, style, timeline
-from netlab.experiments.observed import Committed, Diary, Drafted, Observed, Sent
 from netlab.link_settings import LinkSettings
 from netlab.race import BestSync
 from netlab.simulator.device import DeviceSettings
@@ -17,6 +16,7 @@ from netlab.simulator.link import Link
 from netlab.simulator.pair import independent
 from netlab.simulator.run import Result, Rider, simulate
 from speculation.adaptive import Adaptive
+from speculation.observed import Committed, Diary, Drafted, Observed, Sent
 from speculation.pace import Pace, Synchronous
 
 

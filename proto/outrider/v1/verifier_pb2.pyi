@@ -266,7 +266,7 @@ class Opened(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., lease_seconds: _Optional[int] = ..., model_info: _Optional[_Union[GetModelInfoResponse, _Mapping]] = ..., prompt_length: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., resumed_at: _Optional[int] = ..., max_lookahead: _Optional[int] = ..., vocabulary_matches: _Optional[bool] = ..., objective: _Optional[_Union[Objective, str]] = ..., max_patience_ms: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("start", "tokens", "drafted_mask", "text", "logprobs", "echo_sent_at_us", "hold_us", "queue_us", "forward_us", "batch_size", "draft_budget")
+    __slots__ = ("start", "tokens", "drafted_mask", "text", "logprobs", "echo_sent_at_us", "hold_us", "queue_us", "forward_us", "batch_size", "draft_budget", "text_lengths")
     START_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_MASK_FIELD_NUMBER: _ClassVar[int]
@@ -278,6 +278,7 @@ class Commit(_message.Message):
     FORWARD_US_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     DRAFT_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    TEXT_LENGTHS_FIELD_NUMBER: _ClassVar[int]
     start: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     drafted_mask: int
@@ -289,7 +290,8 @@ class Commit(_message.Message):
     forward_us: int
     batch_size: int
     draft_budget: int
-    def __init__(self, start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., drafted_mask: _Optional[int] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., echo_sent_at_us: _Optional[int] = ..., hold_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., forward_us: _Optional[int] = ..., batch_size: _Optional[int] = ..., draft_budget: _Optional[int] = ...) -> None: ...
+    text_lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., drafted_mask: _Optional[int] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., echo_sent_at_us: _Optional[int] = ..., hold_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., forward_us: _Optional[int] = ..., batch_size: _Optional[int] = ..., draft_budget: _Optional[int] = ..., text_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TokenLogprobs(_message.Message):
     __slots__ = ("logprob", "top_ids", "top_logprobs")
