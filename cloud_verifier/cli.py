@@ -36,6 +36,11 @@ def _option(*names: str, **settings: Any) -> Any:
 @_option("--port", default=50051, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @_option("--ssl-certfile", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TLS certificate chain.")
 @_option("--ssl-keyfile", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TLS private key.")
+@_option(
+    "--ssl-ca-certs",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Require client certificates that one of these authorities signed.",
+)
 @_option("--insecure", is_flag=True, help="Allow plaintext off the loopback interface.")
 @_option("--device", default="auto", help="cpu, cuda, cuda:1, or auto.")
 @_option("--dtype", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]), help="auto: float32 on a CPU.")
@@ -98,7 +103,12 @@ def serve(**options: Any) -> None:
         engine = PacedEngine(engine, options["step_ms"], options["step_ms_per_token"])
     name = options["served_model_name"] or Path(options["model"]).name
     address = Address(
-        options["host"], options["port"], options["ssl_certfile"], options["ssl_keyfile"], options["insecure"]
+        options["host"],
+        options["port"],
+        options["ssl_certfile"],
+        options["ssl_keyfile"],
+        options["insecure"],
+        options["ssl_ca_certs"],
     )
 
     def announce(port: int) -> None:

@@ -19,6 +19,7 @@ from outrider.v1 import verifier_pb2_grpc as pb_grpc
 from cloud_verifier.engines.base import TargetEngine
 from cloud_verifier.opening import Served
 from cloud_verifier.scheduler import Scheduler, SchedulerSettings
+from cloud_verifier.security.tls import ReloadedCertificate, TlsError, TlsFiles
 from cloud_verifier.service import ServiceSettings, VerifierService
 
 MAX_MESSAGE_BYTES = 1 << 20
@@ -44,22 +45,26 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen, with which certificate. Plaintext leaves the loopback interface only if `insecure` says so."""
+    """Where to listen, with which certificate. Plaintext leaves the loopback interface only if `insecure` says so.
+
+    client_authorities: PEM file; devices must show a certificate that one of them signed.
+    """
 
     host: str = "127.0.0.1"
     port: int = 50051
     certificate: Path | None = None
     key: Path | None = None
     insecure: bool = False
+    client_authorities: Path | None = None
 
     def add_to(self, server: grpc.aio.Server) -> int:
         """Bind; returns the port. Raises ServerError."""
         where = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
         try:
             if self.certificate and self.key:
-                pair = (self.key.read_bytes(), self.certificate.read_bytes())
-                return server.add_secure_port(where, grpc.ssl_server_credentials([pair]))
-            if self.certificate or self.key:
+                files = TlsFiles(self.certificate, self.key, self.client_authorities)
+                return server.add_secure_port(where, ReloadedCertificate(files).credentials())
+            if self.certificate or self.key or self.client_authorities:
                 raise ServerError("TLS needs both --ssl-certfile and --ssl-keyfile")
             if not self._loopback() and not self.insecure:
                 raise ServerError(
@@ -67,6 +72,8 @@ class Address:
                     "the clear; give --ssl-certfile and --ssl-keyfile, or --insecure if the network is yours alone"
                 )
             return server.add_insecure_port(where)
+        except TlsError as error:
+            raise ServerError(str(error)) from error
         except (OSError, RuntimeError) as error:
             raise ServerError(f"cannot listen on {where}: {error}") from error
 

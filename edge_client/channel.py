@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -17,6 +15,7 @@ from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
 from edge_client.errors import SessionError, closed, unreachable
+from edge_client.security import Security, refused_handshake
 
 MAX_MESSAGE_BYTES = 1 << 20
 CHANNEL_OPTIONS = [
@@ -68,25 +67,19 @@ class Channel:
         self,
         verifier: str,
         *,
-        ca_certificate: Path | None = None,
-        tls: bool = False,
-        insecure: bool = False,
+        security: Security | None = None,
         settings: LinkSettings | None = None,
     ) -> None:
-        """verifier: HOST:PORT. Raises ValueError if it is not, or if plaintext would leave the machine unasked."""
+        """verifier: HOST:PORT. Raises ValueError if it is not, if files are none, or as `Security.check`."""
         host, _, port = verifier.rpartition(":")
         if not host or not port.isdigit():
             raise ValueError(f"the verifier's address is {verifier!r}; it must look like HOST:PORT")
-        secure = tls or ca_certificate is not None
-        if not secure and not insecure and not _loopback(host.strip("[]")):
-            raise ValueError(
-                f"{host} is not this machine, and without TLS prompts and answers would travel in the clear; use TLS, "
-                "or allow plaintext (insecure) if the network is yours alone"
-            )
+        security = security or Security()
+        security.check(host.strip("[]"))
+        self._credentials = security.credentials()
+        self.metadata = security.metadata
         self.verifier = verifier
         self.settings = settings or LinkSettings()
-        self._root = ca_certificate.read_bytes() if ca_certificate else None
-        self._secure = secure
         self._closed = False
         self._lock = threading.Lock()  # of `_closed`: `close` sees everything that was called before it
         self._links: dict[asyncio.Task[Any], Live] = {}
@@ -99,9 +92,8 @@ class Channel:
         self.call(self._connect()).result()
 
     async def _connect(self) -> None:
-        if self._secure:
-            credentials = grpc.ssl_channel_credentials(self._root)
-            self._channel = grpc.aio.secure_channel(self.verifier, credentials, CHANNEL_OPTIONS)
+        if self._credentials is not None:
+            self._channel = grpc.aio.secure_channel(self.verifier, self._credentials, CHANNEL_OPTIONS)
         else:
             self._channel = grpc.aio.insecure_channel(self.verifier, CHANNEL_OPTIONS)
         self.stub = pb_grpc.VerifierServiceStub(self._channel)
@@ -122,14 +114,25 @@ class Channel:
     def model_info(self, model: str = "", timeout_s: float = 10.0) -> pb.GetModelInfoResponse:
         """Ask the verifier what it serves. Raises SessionError."""
 
-        async def ask() -> pb.GetModelInfoResponse:
+        async def ask(*, patiently: bool) -> pb.GetModelInfoResponse:
             reply: pb.GetModelInfoResponse = await self.stub.GetModelInfo(
-                pb.GetModelInfoRequest(model=model), timeout=timeout_s, wait_for_ready=True
+                pb.GetModelInfoRequest(model=model),
+                metadata=self.metadata,
+                timeout=timeout_s,
+                wait_for_ready=patiently,
             )
             return reply
 
+        async def ask_and_say_why_not() -> pb.GetModelInfoResponse:
+            try:
+                return await ask(patiently=True)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise
+            return await ask(patiently=False)  # which does not wait for a connection but says what it lacks
+
         try:
-            answer: pb.GetModelInfoResponse = self.call(ask()).result()
+            answer: pb.GetModelInfoResponse = self.call(ask_and_say_why_not()).result()
         except grpc.aio.AioRpcError as error:
             raise self._explain(error) from error
         except CancelledError as error:
@@ -143,7 +146,9 @@ class Channel:
         """
 
         async def ask() -> T:
-            call: Any = self.stub.GetVocabulary(pb.GetVocabularyRequest(model=model), timeout=VOCABULARY_TIMEOUT_S)
+            call: Any = self.stub.GetVocabulary(
+                pb.GetVocabularyRequest(model=model), metadata=self.metadata, timeout=VOCABULARY_TIMEOUT_S
+            )
             try:
                 return await collect(call)
             finally:
@@ -159,7 +164,8 @@ class Channel:
 
     def _explain(self, error: grpc.aio.AioRpcError) -> SessionError:
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            return unreachable(self.verifier, error.details() or "no answer in time")
+            details = error.details() or "no answer in time"
+            return refused_handshake(self.verifier, details) or unreachable(self.verifier, details)
         return SessionError.from_rpc(error)
 
     def close(self) -> None:
@@ -209,12 +215,3 @@ class Channel:
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
             await self._connect()
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

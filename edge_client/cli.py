@@ -19,6 +19,7 @@ from edge_client.options import (
     pace_options,
     sampling_options,
     take_device,
+    take_security,
 )
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
@@ -116,7 +117,7 @@ def doctor(as_json: bool, **options: Any) -> None:
     """Say what this device has, whether the verifier answers, what is missing, and how to get it."""
     from edge_client.doctor import examine
 
-    findings = examine(device=take_device(options), **options)
+    findings = examine(device=take_device(options), security=take_security(options), **options)
     if as_json:
         import json
 

@@ -21,6 +21,7 @@ from edge_client.errors import SessionError
 from edge_client.link import SessionLink
 from edge_client.matching import Matching
 from edge_client.seat import DrafterSeat
+from edge_client.security import Security
 from edge_client.session import Progress, RidingLoop
 from edge_client.types import Prompt, RequestMetrics, RequestOutput, RideSettings, StreamChunk, TokenLogprob
 from edge_client.vocabularies import VocabularyCache
@@ -62,17 +63,16 @@ class EdgeClient:
         threads: int = 1,
         device: DeviceSettings | None = None,
         max_draft_duty: float = 1.0,
-        tls: bool = False,
-        ca_certificate: Path | None = None,
-        insecure: bool = False,
+        security: Security | None = None,
         link: LinkSettings | None = None,
     ) -> None:
         """verifier: HOST:PORT. drafter: what `--drafter` takes, or a Drafter; None streams plainly.
 
         pace: a policy by name, see `speculation.policies`, or what makes one pace per session; objective is for the
         adaptive one. threads: CPU threads of the drafter. device: how its model uses the device. max_draft_duty: most
-        of the time, from 0 to 1, that it may draft. Raises ValueError for a bad address, policy or share. A drafter
-        that cannot be loaded is no error: `notices` says so and answers stream plainly.
+        of the time, from 0 to 1, that it may draft. security: TLS and the API key. Raises ValueError for a bad address,
+        policy, share or certificate. A drafter that cannot be loaded is no error: `notices` says so and answers stream
+        plainly.
         """
         self.notices: list[str] = []
         self._model = model
@@ -80,9 +80,7 @@ class EdgeClient:
         duty = DutyCycle(max_draft_duty) if max_draft_duty != 1.0 else None
         # Without a drafter nothing will ever be drafted: the verifier need not wait for it.
         self._pace_without_drafter = Streaming if isinstance(pace, str) else pace
-        self._channel = Channel(
-            verifier, tls=tls, ca_certificate=ca_certificate, insecure=insecure, settings=link or LinkSettings()
-        )
+        self._channel = Channel(verifier, security=security, settings=link or LinkSettings())
         self._seat = self._load(drafter, threads, device, duty)
         self._seat_lock = threading.Lock()
         matched = self._seat is not None and not self._seat.speaks_any_vocabulary

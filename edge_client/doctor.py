@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from edge_client.drafters.base import ANY_VOCABULARY, Drafter
 from edge_client.drafters.settings import DeviceSettings
 from edge_client.drafters.spec import CHAIN, LOOKUPS
+from edge_client.security import Security
 
 RUNTIMES = {
     "onnxruntime": ("ONNX drafters", "pip install '.[edge]' in a clone of Outrider"),
@@ -37,9 +37,7 @@ def examine(
     model: str,
     threads: int,
     device: DeviceSettings,
-    tls: bool,
-    ssl_ca_certs: Path | None,
-    insecure: bool,
+    security: Security,
 ) -> list[Finding]:
     """Look at runtimes, the drafter and the way to the verifier. A runtime is only missed if the drafter needs it."""
     findings = [_runtime(module, drafter) for module in RUNTIMES]
@@ -47,7 +45,7 @@ def examine(
     findings.append(_providers(device.provider))
     loaded, of_drafter = _drafter(drafter, threads, device)
     findings += of_drafter
-    findings += _verifier(verifier, model, loaded, tls=tls, ca_certificate=ssl_ca_certs, insecure=insecure)
+    findings += _verifier(verifier, model, loaded, security)
     if loaded is not None:
         loaded.close()
     return findings
@@ -121,7 +119,7 @@ def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter |
     return drafter, findings
 
 
-def _verifier(verifier: str, model: str, drafter: Drafter | None, **connection: Any) -> list[Finding]:
+def _verifier(verifier: str, model: str, drafter: Drafter | None, security: Security) -> list[Finding]:
     import time
 
     from edge_client.channel import Channel
@@ -130,7 +128,7 @@ def _verifier(verifier: str, model: str, drafter: Drafter | None, **connection: 
     from speculation.correspondence import Way
 
     try:
-        channel = Channel(verifier, **connection)
+        channel = Channel(verifier, security=security)
     except ValueError as error:
         return [Finding("verifier", False, str(error))]
     try:

@@ -21,6 +21,7 @@ from edge_client.channel import MAX_MESSAGE_BYTES, Channel
 from edge_client.errors import SessionError, closed, left, unreachable
 from edge_client.inbox import Failed, Heard, Message, Reconnected
 from edge_client.rtt import RttEstimator
+from edge_client.security import refused_handshake
 
 
 def now_us() -> int:
@@ -169,7 +170,7 @@ class SessionLink:
     async def _open_stream(self) -> tuple[Any, Any]:
         """Open or resume; returns the call and its Opened, once that has come."""
         stub = self.channel.stub
-        call: Any = stub.Generate()
+        call: Any = stub.Generate(metadata=self.channel.metadata)
         try:
             await call.wait_for_connection()
             await self._write(call, self._opening())
@@ -184,6 +185,8 @@ class SessionLink:
                 await self.channel.renew(stub)
             elif isinstance(error, grpc.aio.AioRpcError):
                 self._trouble = error.details() or error.code().name
+                if not self._target and (untrusted := refused_handshake(self.channel.verifier, self._trouble)):
+                    raise untrusted from error
                 if self._session_id and error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE):
                     self._session_id = ""  # another life: the verifier was restarted or the lease has ended
                     return await self._open_stream()

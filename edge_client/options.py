@@ -14,6 +14,7 @@ from speculation.pace import Objective
 
 if TYPE_CHECKING:
     from edge_client.client import EdgeClient
+    from edge_client.security import Security
     from speculation.sampling import SamplingParams
 
 
@@ -63,6 +64,28 @@ connection_options = options_of(
     option("--tls", is_flag=True, help="Use TLS with the system's certificates."),
     option(
         "--ssl-ca-certs", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Use TLS; trust these."
+    ),
+    option(
+        "--ssl-client-certfile",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="Certificate to show to a verifier that asks for one.",
+    ),
+    option(
+        "--ssl-client-keyfile",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="Its private key.",
+    ),
+    option(
+        "--verifier-api-key",
+        envvar="OUTRIDER_VERIFIER_API_KEY",
+        default="",
+        show_default=False,
+        help="Key that the verifier knows this device by; other users of this machine can read a command line.",
+    ),
+    option(
+        "--verifier-api-key-file",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="File with that key and nothing else.",
     ),
     option("--insecure", is_flag=True, help="Allow plaintext to another machine."),
 )
@@ -141,6 +164,31 @@ def take_device(options: dict[str, Any]) -> DeviceSettings:
     )
 
 
+def take_security(options: dict[str, Any]) -> Security:
+    """What `connection_options` say of certificates and keys, which is taken out of the command's.
+
+    Raises CommandError.
+    """
+    from edge_client.security import Security
+
+    api_key, file = options.pop("verifier_api_key"), options.pop("verifier_api_key_file")
+    if api_key and file:
+        raise CommandError("there are two API keys, one in --verifier-api-key-file; give one")
+    if file:
+        try:
+            api_key = file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"cannot read the API key: {error}") from error
+    return Security(
+        tls=options.pop("tls"),
+        ca_certificate=options.pop("ssl_ca_certs"),
+        certificate=options.pop("ssl_client_certfile"),
+        key=options.pop("ssl_client_keyfile"),
+        api_key=api_key,
+        insecure=options.pop("insecure"),
+    )
+
+
 def make_client(options: dict[str, Any]) -> EdgeClient:
     """A client by `connection_options`, `device_options` and `pace_options`; its notices go to standard error.
 
@@ -158,9 +206,7 @@ def make_client(options: dict[str, Any]) -> EdgeClient:
             threads=options["threads"],
             device=take_device(options),
             max_draft_duty=options["max_draft_duty"],
-            tls=options["tls"],
-            ca_certificate=options["ssl_ca_certs"],
-            insecure=options["insecure"],
+            security=take_security(options),
         )
     except ValueError as error:
         raise CommandError(str(error)) from error

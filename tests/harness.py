@@ -64,9 +64,9 @@ class InProcessVerifier:
         service: ServiceSettings | None = None,
         objective: Objective = Objective.LATENCY,
         max_patience_ms: int = PATIENCE_UNLIMITED_MS,
-        port: int = 0,
+        address: Address | None = None,
     ) -> None:
-        self.engine, self._port = engine, port
+        self.engine, self._where = engine, address or Address(port=0)
         mock_or_real: Any = codec or LetterCodec()
         self._served = Served("mock", engine.info, mock_or_real, max_lookahead, objective, max_patience_ms)
         self._settings = (scheduler, service)
@@ -84,7 +84,7 @@ class InProcessVerifier:
     async def _main(self) -> None:
         self._stop = asyncio.Event()
         try:
-            async with running(self.engine, self._served, Address(port=self._port), *self._settings) as parts:
+            async with running(self.engine, self._served, self._where, *self._settings) as parts:
                 port, self.service, self.scheduler = parts
                 self._ready.set_result(port)
                 await self._stop.wait()

@@ -12,6 +12,7 @@ from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
 from edge_client.errors import SessionError
+from edge_client.security import Security
 from speculation.pace import PATIENCE_UNLIMITED_MS
 from tests.mock_engine import answer
 
@@ -41,13 +42,28 @@ class Stream:
     """One Generate stream over a connection of its own."""
 
     def __init__(
-        self, address: str, open_request: pb.Open | None = None, options: Sequence[tuple[str, Any]] = ()
+        self,
+        address: str,
+        open_request: pb.Open | None = None,
+        options: Sequence[tuple[str, Any]] = (),
+        credentials: grpc.ChannelCredentials | None = None,
+        api_key: str = "",
     ) -> None:
         self._requests: queue.SimpleQueue[pb.GenerateRequest | None] = queue.SimpleQueue()
         # A local pool: or else two streams of one test share a connection, and what breaks one breaks the other.
-        self._channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1), *options])
+        options = [("grpc.use_local_subchannel_pool", 1), *options]
+        self._channel = (
+            grpc.secure_channel(address, credentials, options)
+            if credentials is not None
+            else grpc.insecure_channel(address, options)
+        )
         stub = pb_grpc.VerifierServiceStub(self._channel)
-        self._call: Any = stub.Generate(iter(self._requests.get, None), timeout=DEADLINE_S, wait_for_ready=True)
+        self._call: Any = stub.Generate(
+            iter(self._requests.get, None),
+            metadata=Security(api_key=api_key).metadata,
+            timeout=DEADLINE_S,
+            wait_for_ready=True,
+        )
         if open_request is not None:
             self.send(open=open_request)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
+from cloud_verifier.server import Address
 from edge_client.channel import LinkSettings
 from edge_client.client import AsyncEdgeClient, EdgeClient, RequestOutput, SamplingParams
 from edge_client.drafters.base import Candidates, Drafter
@@ -24,7 +25,7 @@ from speculation.pace import Action, BoundedLookahead, Pace, Streaming, Synchron
 from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
 from tests.mock_engine import MockEngine, answer
 from tests.service.engines import GatedEngine
-from tests.service.links import Road, ScriptedVerifier, Tarpit, ending, listening, saying
+from tests.service.links import Road, ScriptedVerifier, Tarpit, ending, listening, port_of, saying
 from tests.service.raw import DEADLINE_S, PROMPT, SEED, until
 
 COUNT = 120
@@ -91,7 +92,7 @@ class Replaceable:
 
     def replace(self) -> None:
         self.current.__exit__(None, None, None)
-        self.current = InProcessVerifier(MockEngine(), port=int(self.address.rpartition(":")[2])).__enter__()
+        self.current = InProcessVerifier(MockEngine(), address=Address(port=port_of(self.address))).__enter__()
 
 
 # -- breaks in mid-answer ----------------------------------------------------------------------------------------------
