@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from edge_client.assistant.cli import serve
 from edge_client.options import (
     CommandError,
     connection_options,
@@ -32,6 +33,9 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "OUTRID
 @click.version_option(package_name="outrider")
 def main() -> None:
     """Draft on the device: answers from a verifier, with a local drafter riding ahead."""
+
+
+main.add_command(serve)
 
 
 @main.command()

@@ -1,0 +1,233 @@
+"""The routes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from outrider.v1 import verifier_pb2 as pb
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from edge_client.assistant.answering import News, Patient, answers, in_order
+from edge_client.assistant.disconnect import ClientGone, unless_gone
+from edge_client.assistant.errors import ApiError, from_session
+from edge_client.assistant.event_stream import DONE, KEEP_ALIVE, KEEP_ALIVE_S, EventStream, event
+from edge_client.assistant.gauges import Gauges
+from edge_client.assistant.guard import Doors, Guard, read_body
+from edge_client.assistant.requests import Body, ChatBody, CompletionBody, Question, parse
+from edge_client.assistant.shapes import ChatShape, CompletionShape, Shape
+from edge_client.assistant.telling import Telling, echoed
+from edge_client.assistant.upstream import Upstream
+from edge_client.client import AsyncEdgeClient
+from edge_client.errors import SessionError
+from edge_client.types import RequestOutput
+from edge_client.vocabularies import VocabularyError
+
+
+@dataclass(frozen=True)
+class AssistantSettings:
+    """doors: who may ask. max_requests: answered at a time. keep_alive_s: silence on a stream before a comment."""
+
+    doors: Doors = field(default_factory=Doors)
+    max_requests: int = 64
+    keep_alive_s: float = KEEP_ALIVE_S
+
+
+class Assistant:
+    """What the routes share: one client, with one channel and one drafter."""
+
+    def __init__(self, client: AsyncEdgeClient, settings: AssistantSettings) -> None:
+        self._client, self._settings = client, settings
+        self._upstream = Upstream(client)
+        self._gauges = Gauges()
+        self._running = 0
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        doors = self._settings.doors
+        methods, headers = ["GET", "POST"], ["Authorization", "Content-Type", "X-Request-Id"]
+        cors = Middleware(CORSMiddleware, allow_origins=doors.origins, allow_methods=methods, allow_headers=headers)
+        return Starlette(
+            routes=[
+                Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._model),
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/completions", self._completions, methods=["POST"]),
+                Route("/health", self._health),
+                Route("/ready", self._ready),
+                Route("/metrics", self._metrics),
+                Route("/version", self._version),
+            ],
+            middleware=[*([cors] if doors.origins else []), Middleware(Guard, doors=doors)],
+            exception_handlers={
+                ApiError: self._refuse,
+                HTTPException: self._refuse,
+                ClientGone: _nobody,
+                Exception: self._fault,
+            },
+            lifespan=self._lifespan,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        async with self._client:
+            yield
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._answer(request, ChatBody, ChatShape)
+
+    async def _completions(self, request: Request) -> Response:
+        return await self._answer(request, CompletionBody, CompletionShape)
+
+    async def _answer(self, request: Request, kind: type[Body], shape_kind: type[Shape]) -> Response:
+        question = parse(kind, _json(await read_body(request, self._settings.doors.max_bytes)))
+        needs = AsyncExitStack()
+        try:
+            needs.enter_context(self._place())
+            shape = await self._shape(question, shape_kind)
+            news = await needs.enter_async_context(aclosing(answers(self._client, question)))
+            if question.stream:
+                patient = await needs.enter_async_context(aclosing(Patient(news, self._settings.keep_alive_s)))
+                # What is refused is refused with its status: only an answer that has begun, or is slow to, is a stream.
+                first = await unless_gone(request, patient.next())
+                return EventStream(self._events(question, shape, first, patient), needs.pop_all())
+            return JSONResponse(await unless_gone(request, self._whole(question, shape, news)))
+        except (SessionError, ValueError) as error:
+            raise _refusal(error) from error
+        finally:
+            await needs.aclose()
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._running >= self._settings.max_requests:
+            raise ApiError(
+                429,
+                f"{self._running} requests are being answered, and no more are taken at a time; try again soon",
+                code="too_many_requests",
+                retry_after_s=1.0,
+            )
+        self._running += 1
+        try:
+            with self._gauges.running():
+                yield
+        finally:
+            self._running -= 1
+
+    async def _shape(self, question: Question, kind: type[Shape]) -> Shape:
+        info = await self._upstream.info()
+        wanted = question.params.logprobs is not None
+        spelling = await self._upstream.spelling() if wanted else None
+        return kind(question.model or info.model, info.target_fingerprint, spelling, question.include_usage)
+
+    async def _whole(self, question: Question, shape: Shape, news: AsyncIterator[News]) -> Any:
+        outputs: dict[int, RequestOutput] = {}
+        async for one in news:
+            if one.chunk.output is not None:
+                outputs[one.choice] = one.chunk.output
+                self._gauges.answered(one.chunk.output)
+        choices = [shape.choice(choice, outputs[choice], echoed(question, choice)) for choice in sorted(outputs)]
+        return shape.whole(choices, in_order(outputs), question.n)
+
+    async def _events(
+        self, question: Question, shape: Shape, first: News | None, patient: Patient[News]
+    ) -> AsyncGenerator[bytes, None]:
+        telling = Telling(question, shape)
+        news = first
+        try:
+            while True:
+                if news is None:
+                    yield KEEP_ALIVE
+                elif told := telling.of(news):
+                    yield told
+                if news is not None and news.chunk.output is not None:
+                    self._gauges.answered(news.chunk.output)
+                news = await patient.next()
+        except StopAsyncIteration:
+            yield telling.end()
+        except (SessionError, ValueError) as error:
+            refusal = _refusal(error)
+            self._gauges.failed(refusal.status)
+            yield event(refusal.body) + DONE
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
+
+    async def _models(self, _request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_listed(await self._info())]})
+
+    async def _model(self, request: Request) -> Response:
+        name, info = request.path_params["name"], await self._info()
+        if name != info.model:
+            raise ApiError(404, f"model {name[:200]!r} is not served; {info.model!r} is", code="model_not_found")
+        return JSONResponse(_listed(info))
+
+    async def _info(self) -> pb.GetModelInfoResponse:
+        try:
+            return await self._upstream.ask()
+        except SessionError as error:
+            raise _refusal(error) from error
+
+    async def _health(self, _request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _ready(self, _request: Request) -> Response:
+        info = await self._info()
+        return JSONResponse({"status": "ready", "model": info.model, "drafter": self._client.has_drafter})
+
+    async def _metrics(self, _request: Request) -> Response:
+        return Response(self._gauges.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _version(self, _request: Request) -> Response:
+        return JSONResponse({"version": importlib.metadata.version("outrider")})
+
+    async def _refuse(self, _request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            words = {404: "there is nothing at this path", 405: "this path does not take this method"}
+            sentence = words.get(error.status_code, str(error.detail))
+            error = ApiError(error.status_code, f"{sentence}; see /v1/models, /v1/chat/completions", code="no_route")
+        assert isinstance(error, ApiError)
+        self._gauges.failed(error.status)
+        return error.response()
+
+    async def _fault(self, _request: Request, _error: Exception) -> Response:
+        self._gauges.failed(500)  # Starlette raises it again after this, so that it is logged
+        return ApiError(
+            500, "the assistant made a mistake with this request; its log says which", code="fault"
+        ).response()
+
+
+def _json(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from error
+
+
+def _refusal(error: SessionError | ValueError) -> ApiError:
+    if isinstance(error, SessionError):
+        return from_session(error)
+    if isinstance(error, VocabularyError):
+        return ApiError(502, f"the verifier's vocabulary cannot be used: {error}", code="vocabulary")
+    return ApiError(400, str(error), code="invalid_value")
+
+
+def _listed(info: pb.GetModelInfoResponse) -> dict[str, Any]:
+    """A model as OpenAI lists it; max_model_len as vLLM does."""
+    head = {"id": info.model, "object": "model", "created": 0, "owned_by": "outrider"}
+    return head | {"max_model_len": info.context_limit, "fingerprint": info.target_fingerprint}
+
+
+async def _nobody(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; nginx' number for the logs

@@ -1,0 +1,79 @@
+"""The command `edge-client serve`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import click
+
+from edge_client.options import CommandError, connection_options, device_options, make_client, option, pace_options
+
+
+@click.command()
+@option("--host", default="127.0.0.1", help="Address to listen on; others than this machine's own need a key.")
+@option("--port", default=8080, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    envvar="OUTRIDER_EDGE_SERVE_API_KEY",
+    help="Answer only who shows this key; may be given several times. Better in the environment, where others do not "
+    "see it, with spaces between keys.",
+)
+@option("--without-api-key", is_flag=True, help="Let other machines ask without a key.")
+@option("--allowed-host", "allowed_hosts", multiple=True, help="Another name under which this machine may be asked.")
+@option("--cors-origin", "origins", multiple=True, help="Origin of web pages that may ask, or *.  [default: none]")
+@option("--max-requests", default=64, type=click.IntRange(1), help="Most requests answered at a time.")
+@option(
+    "--log-level",
+    default="warning",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="What is logged; prompts and answers never are.",
+)
+@connection_options
+@device_options
+@pace_options
+def serve(
+    host: str,
+    port: int,
+    api_keys: tuple[str, ...],
+    without_api_key: bool,
+    allowed_hosts: tuple[str, ...],
+    origins: tuple[str, ...],
+    max_requests: int,
+    log_level: str,
+    **options: Any,
+) -> None:
+    """Answer chat apps on this device: an OpenAI-compatible server. See docs/assistant.md."""
+    try:
+        from edge_client.assistant.app import AssistantSettings
+        from edge_client.assistant.guard import Doors, loopback_hosts
+        from edge_client.assistant.serving import ServingError, is_loopback, listen
+        from edge_client.assistant.serving import serve as serve_until_told
+    except ModuleNotFoundError as error:
+        raise CommandError(f"{error}; serving needs more: pip install 'outrider[serve]'") from error
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    here = is_loopback(host)
+    if not here and not api_keys and not without_api_key:
+        raise CommandError(
+            f"{host} can be reached by other machines, which could ask without a key; give --api-key, or say "
+            "--without-api-key if the network is yours alone"
+        )
+    if any(not key.strip() for key in api_keys):
+        raise CommandError("an API key is empty; give one that is hard to guess")
+    hosts = loopback_hosts(allowed_hosts) if here else None
+    settings = AssistantSettings(Doors(api_keys, hosts, origins), max_requests)
+    try:
+        listening = listen(host, port)
+    except ServingError as error:
+        raise CommandError(str(error)) from error
+    client = make_client(options)
+    name = f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{listening.getsockname()[1]}"
+    serve_until_told(
+        client,
+        settings,
+        listening,
+        lambda: click.echo(f"serving answers from {options['verifier']} at {address}/v1  (Ctrl-C ends)"),
+    )

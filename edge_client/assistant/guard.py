@@ -1,0 +1,104 @@
+"""Who may ask: keys, hosts, origins, sizes. Plain ASGI, so that streams pass through untouched."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from edge_client.assistant.errors import ApiError
+
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True)
+class Doors:
+    """api_keys: one of them must be shown under /v1 and for /metrics; without any nobody is asked. hosts: names under
+    which this server may be asked; None: any. origins: of web pages from elsewhere that may ask. max_bytes: of a
+    request's body."""
+
+    api_keys: tuple[str, ...] = ()
+    hosts: frozenset[str] | None = LOOPBACK_HOSTS
+    origins: tuple[str, ...] = ()
+    max_bytes: int = 2 << 20
+
+
+class Guard:
+    """Refuses what must not come in. Innermost but for the routes, so that refusals get CORS headers too."""
+
+    def __init__(self, app: ASGIApp, doors: Doors) -> None:
+        self._app, self._doors = app, doors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._check(scope["path"], Headers(scope=scope))
+            except ApiError as error:
+                await error.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, path: str, headers: Headers) -> None:
+        host = _host(f"//{headers.get('host', '')}")
+        # A page from elsewhere may have its own name resolve to this machine; its requests then come with that name.
+        if self._doors.hosts is not None and host not in self._doors.hosts:
+            raise ApiError(
+                403,
+                f"this server is not {host or 'without a name'}; ask it as localhost, or allow the name with "
+                "--allowed-host",
+                code="host_not_allowed",
+            )
+        origin = headers.get("origin")
+        own = origin is not None and urlsplit(origin).netloc == headers.get("host")
+        if origin is not None and not own and not self._allows(origin):
+            raise ApiError(
+                403,
+                "pages from other origins may not ask this server; allow one with --cors-origin",
+                code="origin_not_allowed",
+            )
+        if self._doors.api_keys and (path.startswith("/v1/") or path == "/metrics"):
+            self._check_key(headers.get("authorization", ""))
+
+    def _allows(self, origin: str) -> bool:
+        return "*" in self._doors.origins or origin in self._doors.origins
+
+    def _check_key(self, authorization: str) -> None:
+        scheme, _, shown = authorization.partition(" ")
+        right = [hmac.compare_digest(shown.strip().encode(), key.encode()) for key in self._doors.api_keys]
+        if scheme.lower() != "bearer" or not any(right):
+            raise ApiError(
+                401,
+                "this server wants an API key, and this is none of its keys; send one as 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+            )
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The request's body. Raises ApiError once it is known to be too large."""
+    too_large = ApiError(413, f"the request is larger than {max_bytes} bytes; shorten it", code="request_too_large")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > max_bytes:
+        raise too_large
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def loopback_hosts(more: Iterable[str]) -> frozenset[str]:
+    """Names of a server on the loopback interface, and those that its user adds."""
+    return LOOPBACK_HOSTS | {name.lower() for name in more}

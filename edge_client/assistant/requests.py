@@ -1,0 +1,299 @@
+"""What the endpoints take: OpenAI's request bodies, checked, as questions for the verifier.
+
+Fields that are not known are ignored, as everywhere in this ecosystem; those that are known, would change the answer
+and cannot be had here are refused.
+"""
+
+from __future__ import annotations
+
+import secrets
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edge_client.assistant.errors import ApiError
+from edge_client.types import Prompt
+from speculation.sampling import MAX_LOGPROBS, SamplingError, SamplingParams
+
+DEFAULT_MODEL = "default"  # also asks for the verifier's own
+MOST_CHOICES = 16
+COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
+_SEEDS = 1 << 64
+_SAFE_SEED_BITS = 53  # what a JSON number keeps in every language
+_NOT_HERE = {
+    "tools": "the verifier cannot call tools; leave out tools and tool_choice",
+    "functions": "the verifier cannot call functions; leave out functions and function_call",
+    "audio": "answers are text; leave out audio",
+    "web_search_options": "the verifier cannot search the web",
+    "suffix": "text can only be continued, not filled in; leave out suffix",
+    "structured_outputs": "the verifier cannot follow a grammar yet",
+    "guided_json": "the verifier cannot follow a grammar yet",
+    "guided_regex": "the verifier cannot follow a grammar yet",
+    "guided_choice": "the verifier cannot follow a grammar yet",
+    "guided_grammar": "the verifier cannot follow a grammar yet",
+    "min_tokens": "an answer has no least length here",
+    "use_beam_search": "answers are sampled; there is no beam search",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to answer, checked. prompts: each gets `n` choices. model: empty for the default.
+
+    ride: whether chunks are to tell of the ride. drafts: False streams plainly. echo: whether a choice begins with its
+    prompt.
+    """
+
+    prompts: Sequence[Prompt]
+    params: SamplingParams
+    n: int
+    seed: int
+    model: str
+    stream: bool
+    include_usage: bool
+    ride: bool
+    drafts: bool
+    echo: bool = False
+
+    def seed_of(self, choice: int) -> int:
+        """Every choice has a seed of its own, or all would have the same words; the first has the one asked for."""
+        return (self.seed + choice % self.n) % _SEEDS
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class StreamOptions(_Strict):
+    """OpenAI's."""
+
+    include_usage: bool = False
+
+
+class OutriderOptions(_Strict):
+    """Ours; see the package."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    pace: Literal["riding", "streaming"] = "riding"
+    ride: bool = False
+
+
+class ResponseFormat(_Strict):
+    """OpenAI's; only text is had here."""
+
+    type: str
+
+
+class Body(_Strict):
+    """What both endpoints take. None means the default, as in OpenAI's clients."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    outrider: OutriderOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=1 << 32)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None  # some clients say -1 for "all"
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=_SEEDS)] | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[Annotated[int, Field(ge=0, lt=1 << 32)]] | None = None
+    ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    @abstractmethod
+    def prompts(self) -> Sequence[Prompt]:
+        """What to answer. Raises ApiError."""
+
+    @property
+    @abstractmethod
+    def most_tokens(self) -> int | None:
+        """Most tokens to answer."""
+
+    @property
+    @abstractmethod
+    def alternatives(self) -> int | None:
+        """How many alternatives to report at each position; None for no log-probabilities at all. Raises ApiError."""
+
+    def question(self) -> Question:
+        """The request as a question. Raises ApiError."""
+        self._check()
+        prompts = self.prompts()
+        n = self.n or 1
+        if n * len(prompts) > MOST_CHOICES:
+            raise ApiError(
+                400,
+                f"n is {n} and there are {len(prompts)} prompts; at most {MOST_CHOICES} choices are given at a time",
+                code="too_many_choices",
+                param="n",
+            )
+        ours = self.outrider or OutriderOptions()
+        return Question(
+            prompts=prompts,
+            params=self._params(),
+            n=n,
+            seed=secrets.randbits(_SAFE_SEED_BITS) if self.seed is None else self.seed % _SEEDS,
+            model="" if self.model in (None, DEFAULT_MODEL) else self.model or "",
+            stream=bool(self.stream),
+            include_usage=self.stream_options is not None and self.stream_options.include_usage,
+            ride=ours.ride,
+            drafts=ours.pace == "riding",
+        )
+
+    def _check(self) -> None:
+        if self.stream_options is not None and not self.stream:
+            raise _wrong("stream_options", "stream_options is for streams; set stream to true")
+        if self.outrider is not None and self.outrider.ride and not self.stream:
+            raise _wrong("outrider", "outrider.ride is for streams; set stream to true")
+        if self.response_format is not None and self.response_format.type != "text":
+            raise _not_here(
+                "response_format",
+                f"the verifier cannot follow a grammar yet, so {self.response_format.type} cannot be promised; "
+                "leave out response_format and ask for JSON in words",
+            )
+
+    def _params(self) -> SamplingParams:
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": None if self.top_k is None else max(0, self.top_k),
+            "min_p": self.min_p,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "logit_bias": _bias(self.logit_bias or {}),
+            "max_tokens": self.most_tokens,
+            "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            "stop_ids": tuple(self.stop_token_ids or ()),
+            "ignore_eos": self.ignore_eos,
+            "logprobs": self.alternatives,
+        }
+        try:
+            return SamplingParams(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        except SamplingError as error:
+            raise _wrong(str(error).split(" ", 1)[0], str(error)) from error
+
+
+class TextPart(_Strict):
+    """A part of a message; text is the only kind that can be had here."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(_Strict):
+    """One message of a conversation."""
+
+    role: str
+    content: str | list[TextPart] | None = None
+    tool_calls: list[Any] | None = None
+
+
+class ChatBody(Body):
+    """Of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=1 << 32)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    def prompts(self) -> Sequence[Prompt]:
+        return [[_said(index, message) for index, message in enumerate(self.messages)]]
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _wrong("top_logprobs", "top_logprobs needs logprobs; set logprobs to true")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionBody(Body):
+    """Of /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+
+    def prompts(self) -> Sequence[Prompt]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if all(isinstance(item, int) for item in self.prompt):
+            return [self.prompt]  # type: ignore[list-item]
+        return self.prompt  # type: ignore[return-value]
+
+    @property
+    def most_tokens(self) -> int | None:
+        return COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+    def question(self) -> Question:
+        asked = super().question()
+        if self.best_of is not None and self.best_of > asked.n:
+            raise _not_here("best_of", "all choices are returned and none is left out; use n instead of best_of")
+        if self.echo and (self.logprobs is not None or not all(isinstance(prompt, str) for prompt in asked.prompts)):
+            raise _not_here("echo", "only text is echoed, without log-probabilities; leave out echo")
+        return Question(**{**asked.__dict__, "echo": bool(self.echo)})
+
+
+def parse(kind: type[Body], body: object) -> Question:
+    """A request's JSON as a question. Raises ApiError."""
+    if not isinstance(body, Mapping):
+        raise ApiError(400, "the body is no JSON object; send an object with the fields of a request", code="no_object")
+    for name, sentence in _NOT_HERE.items():
+        if body.get(name) and not (name == "tools" and body.get("tool_choice") == "none"):
+            raise _not_here(name, sentence)
+    try:
+        return kind.model_validate(body).question()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(step) for step in first["loc"])
+        param = str(first["loc"][0]) if first["loc"] else None
+        raise _wrong(param, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+
+
+def _said(index: int, message: Message) -> Mapping[str, str]:
+    """A message as the contract has it. Raises ApiError."""
+    where = f"messages.{index}"
+    if message.tool_calls or message.role in ("tool", "function"):
+        raise _not_here("messages", f"{where}: the verifier cannot call tools; leave out calls and their results")
+    role = "system" if message.role == "developer" else message.role
+    content = message.content or ""
+    if isinstance(content, str):
+        return {"role": role, "content": content}
+    for part in content:
+        if part.type != "text" or part.text is None:
+            raise _not_here("messages", f"{where}: a part of type {part.type!r} cannot be read here; send text")
+    return {"role": role, "content": "".join(part.text or "" for part in content)}
+
+
+def _bias(biases: Mapping[str, float]) -> dict[int, float]:
+    for token in biases:
+        if not (token.isascii() and token.isdecimal() and int(token) < 1 << 32):
+            raise _wrong("logit_bias", f"logit_bias has the key {token[:40]!r}; its keys must be token ids")
+    return {int(token): bias for token, bias in biases.items()}
+
+
+def _wrong(param: str | None, sentence: str) -> ApiError:
+    return ApiError(400, sentence, code="invalid_value", param=param)
+
+
+def _not_here(param: str, sentence: str) -> ApiError:
+    return ApiError(422, sentence, code="unsupported_parameter", param=param)

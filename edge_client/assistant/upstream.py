@@ -1,0 +1,47 @@
+"""What is known of the verifier: which model it serves, and how its tokens are spelled."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from outrider.v1 import verifier_pb2 as pb
+
+from edge_client.assistant.spelling import Spelling
+from edge_client.client import AsyncEdgeClient
+
+FRESH_S = 30.0
+TIMEOUT_S = 3.0  # chat apps wait ten seconds for a list of models
+
+
+class Upstream:
+    """Remembers what the verifier told, for every answer names its model and none is to wait for that."""
+
+    def __init__(self, client: AsyncEdgeClient) -> None:
+        self._client = client
+        self._info: pb.GetModelInfoResponse | None = None
+        self._at_s = 0.0
+        self._asking: asyncio.Task[pb.GetModelInfoResponse] | None = None
+        self._spelling: tuple[str, Spelling] | None = None
+
+    async def ask(self) -> pb.GetModelInfoResponse:
+        """Ask the verifier now. Raises SessionError."""
+        self._info = await self._client.model_info(TIMEOUT_S)
+        self._at_s = time.monotonic()
+        return self._info
+
+    async def info(self) -> pb.GetModelInfoResponse:
+        """What it told last; asked anew beside the answer if that is old. Raises SessionError if it never told."""
+        if self._info is None:
+            return await self.ask()
+        if time.monotonic() - self._at_s > FRESH_S and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self.ask())
+            self._asking.add_done_callback(lambda task: task.exception())  # next time, then
+        return self._info
+
+    async def spelling(self) -> Spelling:
+        """Of the target's tokens. Raises SessionError, and VocabularyError."""
+        fingerprint = (await self.info()).vocabulary_fingerprint
+        if self._spelling is None or self._spelling[0] != fingerprint:
+            self._spelling = fingerprint, Spelling(await self._client.vocabulary())
+        return self._spelling[1]

@@ -1,0 +1,244 @@
+"""What the assistant refuses, and how it says so."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from edge_client.assistant.app import AssistantSettings
+from edge_client.assistant.guard import Doors, loopback_hosts
+from edge_client.channel import LinkSettings
+from edge_client.client import EdgeClient
+from tests.harness import InProcessVerifier
+from tests.mock_engine import MockEngine
+from tests.service.assistants import RunningAssistant, question
+from tests.service.conftest import QuotingCodec
+from tests.service.engines import GatedEngine
+from tests.service.raw import until
+
+HELLO: Any = [{"role": "user", "content": "hello"}]
+ELSEWHERE = "https://elsewhere.example"
+
+
+@pytest.fixture(scope="module")
+def assistant() -> Iterator[RunningAssistant]:
+    engine = MockEngine(context_limit=64)
+    settings = AssistantSettings(Doors(max_bytes=4096))
+    with (
+        InProcessVerifier(engine, QuotingCodec()) as verifier,
+        RunningAssistant(EdgeClient(verifier.address), settings) as running,
+    ):
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param", "sentence"),
+    [
+        ({"temperature": -1}, 400, "invalid_value", "temperature", "between 0.0 and 100.0"),
+        ({"temperature": "hot"}, 400, "invalid_value", "temperature", "valid number"),
+        ({"max_tokens": 0}, 400, "invalid_value", "max_tokens", "greater than or equal to 1"),
+        ({"messages": []}, 400, "invalid_value", "messages", "at least 1"),
+        ({"messages": None}, 400, "invalid_value", "messages", "list"),
+        ({"messages": [{"content": "hi"}]}, 400, "invalid_value", "messages", "messages.0.role"),
+        ({"n": 17}, 400, "invalid_value", "n", "less than or equal to 16"),
+        ({"stop": ["a"] * 17}, 400, "invalid_value", "stop", "at most 16"),
+        ({"logit_bias": {"x": 1}}, 400, "invalid_value", "logit_bias", "token ids"),
+        ({"logit_bias": {"5": 101}}, 400, "invalid_value", "logit_bias", "between -100 and 100"),
+        ({"logit_bias": {"500": 1}}, 400, "token_id", None, "below 64"),
+        ({"top_logprobs": 2}, 400, "invalid_value", "top_logprobs", "set logprobs to true"),
+        (
+            {"stream": None, "stream_options": {"include_usage": True}},
+            400,
+            "invalid_value",
+            "stream_options",
+            "set stream to true",
+        ),
+        ({"stream": None, "outrider": {"ride": True}}, 400, "invalid_value", "outrider", "set stream to true"),
+        ({"outrider": {"rides": True}}, 400, "invalid_value", "outrider", "outrider.rides"),
+        ({"outrider": {"pace": "fast"}}, 400, "invalid_value", "outrider", "'riding' or 'streaming'"),
+        ({"messages": [{"role": "user", "content": "a" * 70}]}, 400, "context_length_exceeded", None, "holds 64"),
+        ({"model": "gpt-9"}, 404, "model_not_found", "model", "serves 'mock'"),
+        ({"tools": [{"type": "function"}]}, 422, "unsupported_parameter", "tools", "leave out tools"),
+        ({"response_format": {"type": "json_object"}}, 422, "unsupported_parameter", "response_format", "grammar"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+            422,
+            "unsupported_parameter",
+            "response_format",
+            "grammar",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
+            422,
+            "unsupported_parameter",
+            "messages",
+            "image_url",
+        ),
+        ({"messages": [{"role": "tool", "content": "5"}]}, 422, "unsupported_parameter", "messages", "tools"),
+        ({"messages": [{"role": "system", "content": "be"}]}, 422, "prompt_refused", None, "only user and assistant"),
+        ({"padding": "x" * 5000}, 413, "request_too_large", None, "4096 bytes"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refusal_has_openais_shape(
+    assistant: RunningAssistant,
+    fields: dict[str, Any],
+    stream: bool,
+    status: int,
+    code: str,
+    param: str | None,
+    sentence: str,
+) -> None:
+    reply = assistant.chat({"stream": stream} | fields)
+    assert reply.status == status, reply.body
+    assert set(reply.error) == {"message", "type", "param", "code"}
+    assert (reply.error["code"], reply.error["param"], reply.error["type"]) == (code, param, "invalid_request_error")
+    assert sentence in reply.error["message"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": []},
+        {"tools": [{"type": "function"}], "tool_choice": "none"},
+        {"response_format": {"type": "text"}},
+        {"user": "me", "store": False, "metadata": {}, "never_heard_of": 5, "prediction": None, "top_k": -1},
+        {"temperature": None, "stop": None, "n": None, "stream": None, "logit_bias": None},
+    ],
+)
+def test_what_does_not_matter_is_no_fault(assistant: RunningAssistant, fields: dict[str, Any]) -> None:
+    assert assistant.chat(fields).status == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 4000])
+def test_a_body_that_is_no_object_is_refused(assistant: RunningAssistant, body: bytes) -> None:
+    reply = assistant.ask("POST", "/v1/chat/completions", body)
+    assert reply.status == 400
+    assert reply.error["code"] in ("invalid_json", "no_object")
+
+
+def test_a_body_that_does_not_say_how_long_it_is_has_the_same_limit(assistant: RunningAssistant) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", assistant.port)
+    connection.request("POST", "/v1/chat/completions", iter([b"x" * 3000] * 2), encode_chunked=True)
+    assert connection.getresponse().status == 413
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/completions", 405)])
+def test_a_wrong_path_is_told(assistant: RunningAssistant, method: str, path: str, status: int) -> None:
+    reply = assistant.ask(method, path)
+    assert (reply.status, reply.error["code"]) == (status, "no_route")
+
+
+def test_the_package_raises_its_own_errors(assistant: RunningAssistant) -> None:
+    with pytest.raises(openai.NotFoundError):
+        assistant.openai().chat.completions.create(model="gpt-9", messages=HELLO)
+    with pytest.raises(openai.UnprocessableEntityError):
+        assistant.openai().chat.completions.create(
+            model="mock", messages=HELLO, response_format={"type": "json_object"}
+        )
+
+
+def test_a_key_is_asked_for() -> None:
+    doors = Doors(api_keys=("first", "second"))
+    with (
+        InProcessVerifier(MockEngine()) as verifier,
+        RunningAssistant(EdgeClient(verifier.address), AssistantSettings(doors)) as assistant,
+    ):
+        assert assistant.openai(api_key="second").models.list().data[0].id == "mock"
+        with pytest.raises(openai.AuthenticationError):
+            assistant.openai(api_key="third").models.list()
+        bare = assistant.ask("GET", "/v1/models")
+        assert (bare.status, bare.headers["www-authenticate"]) == (401, "Bearer")
+        assert assistant.ask("GET", "/metrics").status == 401
+        assert assistant.ask("GET", "/health").status == 200
+        assert assistant.ask("GET", "/ready").status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "localhost:8080"}, 200),
+        ({"Host": "[::1]:8080"}, 200),
+        ({"Host": "mine.example"}, 200),
+        ({"Host": "elsewhere.example"}, 403),
+        ({"Host": "localhost.elsewhere.example:8080"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Origin": ELSEWHERE}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "https://allowed.example"}, 200),
+        ({"Host": "localhost:8080", "Origin": "http://localhost:8080"}, 200),
+    ],
+)
+def test_pages_from_elsewhere_are_kept_out(headers: dict[str, str], status: int) -> None:
+    doors = Doors(hosts=loopback_hosts(["Mine.example"]), origins=("https://allowed.example",))
+    with (
+        InProcessVerifier(MockEngine()) as verifier,
+        RunningAssistant(EdgeClient(verifier.address), AssistantSettings(doors)) as assistant,
+    ):
+        assert assistant.ask("GET", "/v1/models", **headers).status == status
+
+
+def test_an_allowed_page_may_read_the_answer() -> None:
+    doors = Doors(origins=("https://allowed.example",))
+    with (
+        InProcessVerifier(MockEngine()) as verifier,
+        RunningAssistant(EdgeClient(verifier.address), AssistantSettings(doors)) as assistant,
+    ):
+        asking = {"Origin": "https://allowed.example", "Access_Control_Request_Method": "POST"}
+        preflight = assistant.ask("OPTIONS", "/v1/chat/completions", **asking)
+        assert preflight.headers["access-control-allow-origin"] == "https://allowed.example"
+        reply = assistant.chat(Origin="https://allowed.example")
+        assert reply.headers["access-control-allow-origin"] == "https://allowed.example"
+        assert "access-control-allow-origin" not in assistant.chat(Origin=ELSEWHERE).headers
+
+
+def test_a_full_assistant_says_when_to_come_again() -> None:
+    engine = GatedEngine()
+    with (
+        InProcessVerifier(engine) as verifier,
+        RunningAssistant(EdgeClient(verifier.address), AssistantSettings(max_requests=1)) as assistant,
+    ):
+        body = json.dumps(question(stream=True)).encode()
+        engine.allow(1)
+        first = assistant.send("POST", "/v1/chat/completions", body)
+        first.readline()
+        second = assistant.chat()
+        assert (second.status, second.error["type"]) == (429, "rate_limit_error")
+        assert int(second.headers["retry-after"]) >= 1
+        engine.allow(10_000)
+        first.read()
+        until(lambda: assistant.chat().status == 200, "there is a place again")
+
+
+def test_a_full_verifier_says_when_to_come_again() -> None:
+    engine = GatedEngine(max_sequences=1)
+    with (
+        InProcessVerifier(engine) as verifier,
+        RunningAssistant(EdgeClient(verifier.address)) as assistant,
+    ):
+        body = json.dumps(question(stream=True)).encode()
+        engine.allow(1)
+        first = assistant.send("POST", "/v1/chat/completions", body)
+        first.readline()
+        second = assistant.chat()
+        assert (second.status, second.error["code"]) == (429, "sessions")
+        assert second.headers["retry-after"] == "1"
+        engine.allow(10_000)
+        first.read()
+
+
+def test_a_verifier_that_is_not_there_is_told() -> None:
+    client = EdgeClient("127.0.0.1:1", link=LinkSettings(connect_timeout_s=0.2))
+    with RunningAssistant(client) as assistant:
+        reply = assistant.chat()
+        assert (reply.status, reply.error["type"], reply.error["code"]) == (503, "server_error", "unreachable")
+        assert "cannot be reached" in reply.error["message"]
+        assert reply.headers["retry-after"] == "1"
+        assert assistant.ask("GET", "/ready").status == 503
+        assert assistant.ask("GET", "/health").status == 200
