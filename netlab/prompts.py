@@ -14,3 +14,8 @@ OPENINGS = (
     "Is there a comedy I could watch tonight in Fremont?",
     "I want to fly from Atlanta to Phoenix on the first of March, economy class.",
 )
+
+
+def openings(count: int) -> tuple[str, ...]:
+    """So many of them, again from the first when there are no more: an answer has a seed of its own."""
+    return tuple(OPENINGS[index % len(OPENINGS)] for index in range(count))

@@ -30,7 +30,8 @@ from netlab.commands.options import FILE_OUT, numbers, words
     "--step-ms", default=30.0, type=click.FloatRange(0), help="Least time of a target step: emulates its size."
 )
 @click.option("--temperature", default=0.8, type=click.FloatRange(0), help="0 takes the likeliest token.")
-@click.option("--prompts", default=6, type=click.IntRange(1, 12), help="How many prompts.")
+@click.option("--prompts", default=6, type=click.IntRange(1, 1000), help="How many; from the 13th on with new seeds.")
+@click.option("--control", is_flag=True, help="Stream twice: what do random losses and jitter alone make of a ratio?")
 @click.option("--max-tokens", default=96, type=click.IntRange(2, 2048), help="Tokens of an answer.")
 @click.option("--seed", default=7, type=click.IntRange(0, 2**63), help="Same seed, same words.")
 @click.option("--json", "json_file", type=FILE_OUT, help="Write the figures here.")
@@ -58,7 +59,7 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
     from netlab.experiments import race as races
     from netlab.experiments import race_table
     from netlab.link_process import LinkProcessError
-    from netlab.prompts import OPENINGS
+    from netlab.prompts import openings
     from netlab.verifier_process import VerifierProcessError
     from speculation import policies
 
@@ -78,9 +79,9 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error
     settings = races.RaceSettings(
-        prompts=OPENINGS[: options["prompts"]],
+        prompts=openings(options["prompts"]),
         policies=wanted,
-        **{name: options[name] for name in ("max_tokens", "temperature", "seed", "drafter", "draft_ms")},
+        **{name: options[name] for name in ("max_tokens", "temperature", "seed", "drafter", "draft_ms", "control")},
     )
     try:
         rows = _run(console, target, step_ms, settings, conditions)

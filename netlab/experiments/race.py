@@ -1,7 +1,9 @@
 """Policies raced on the real programs under one network after another.
 
 Every policy answers every prompt under every condition, alone on the link, interleaved; ratios to streaming are taken
-prompt by prompt. Streaming always runs, for it is what the ratios are of.
+prompt by prompt. Streaming always runs, for it is what the ratios are of. Traces and outages are the same for every
+policy, but losses and jitter are drawn for every burst anew: a control, streaming once more, says how far apart two
+answers are that differ in nothing but these draws.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from netlab.race import SWEEP, Lane, Run, chat, interleaved
 from speculation.sampling import SamplingParams
 
 STREAMING = "streaming"
+CONTROL = "control"  # streaming once more
 DEFAULT_POLICIES = (STREAMING, "sync", "pipelined", "server-led", "adaptive")
 Row = dict[str, Any]
 Words = list[tuple[int, ...]]  # token ids of every answer
@@ -25,7 +28,10 @@ Words = list[tuple[int, ...]]  # token ids of every answer
 
 @dataclass(frozen=True)
 class RaceSettings:
-    """What is raced. drafter, draft_ms: as `drafters.load` takes them. seed: of the first prompt; each has its own."""
+    """What is raced. drafter, draft_ms: as `drafters.load` takes them. seed: of the first prompt; each has its own.
+
+    control: whether streaming runs twice.
+    """
 
     prompts: Sequence[str]
     policies: Sequence[str] = DEFAULT_POLICIES
@@ -34,6 +40,7 @@ class RaceSettings:
     seed: int = 7
     drafter: str = "demo"
     draft_ms: float = 0.0
+    control: bool = False
 
     @property
     def params(self) -> SamplingParams:
@@ -42,8 +49,9 @@ class RaceSettings:
 
     @property
     def lanes(self) -> dict[str, str]:
-        """Streaming first."""
-        return {name: name for name in (STREAMING, *self.policies)}
+        """Name to policy, streaming first."""
+        control = {CONTROL: STREAMING} if self.control else {}
+        return {STREAMING: STREAMING} | control | {name: name for name in self.policies}
 
     def answers(self, conditions: int) -> int:
         """How many answers, sweeps of the synchronous lane counted as one each, for a progress bar."""
@@ -96,8 +104,8 @@ def row(condition: Condition, lane: Lane, streaming: Sequence[Run], words: Words
     return {
         "rtt_ms": condition.rtt_ms,
         "profile": condition.profile,
-        "policy": lane.policy,
-        "candidate": lane.candidate,
+        "policy": lane.name,
+        "candidate": lane.candidate if lane.name == lane.policy else lane.name,
         "ms_per_token_p50": round(float(np.median([m.ms_per_token for m in metrics])), 3),
         "ttft_ms_p50": round(float(np.median([m.ttft_ms for m in metrics])), 3),
         "total_over_streaming_p50": round(float(np.median(ratios)), 4),

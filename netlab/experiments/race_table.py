@@ -21,7 +21,7 @@ def table(rows: Sequence[Row]) -> Table:
     )
     view.add_column("network", no_wrap=True)
     view.add_column("policy", overflow="fold")
-    for name in ("first ms", "ms/tok", "/stream", "worst", "fwd/tok", "accept", "B/tok"):
+    for name in ("first ms", "ms/tok", "/stream", "p95", "worst", "fwd/tok", "accept", "B/tok"):
         view.add_column(name, justify="right", no_wrap=True)
     view.add_column("same")
     best: dict[str, float] = {}
@@ -40,6 +40,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row['ttft_ms_p50']:.0f}",
             f"[bold green]{per_token}[/]" if row["ms_per_token_p50"] == best[network] else per_token,
             f"{row['total_over_streaming_p50']:.3f}",
+            f"{row['total_over_streaming_p95']:.3f}",
             f"{row['total_over_streaming_max']:.3f}",
             f"{row['target_forwards_per_token']:.2f}",
             "-" if row["acceptance"] is None else f"{row['acceptance']:.2f}",

@@ -58,7 +58,7 @@ class Device:
         """truth[i]: the target's token at answer position i, as far as the answer's hits reach."""
         self.line = DeviceLine([])
         self.drafted_tokens = self.draft_messages = self.accepted_tokens = self.commits = 0
-        self.first_ms = self.finished_ms = 0.0  # when the first and the last token arrived
+        self.arrived_ms: list[float] = []  # when each token of the answer did
         self._env, self._pace, self._settings, self._send = env, pace, settings, send
         self._hits, self._confidences, self._truth = answer.hits, answer.confidences, truth
         self._inbox: deque[tuple[Commit, float, float | None]] = deque()
@@ -161,8 +161,7 @@ class Device:
             self._on_path = True
         self._in_flight = False
         self._budget = commit.budget
-        if not self.commits:
-            self.first_ms = self._env.now
+        self.arrived_ms += [self._env.now] * len(new)
         self.commits += 1
         self.accepted_tokens += commit.drafted
         self._pace.heard(
@@ -180,8 +179,6 @@ class Device:
         )
         echoed_ms = commit.echo_sent_at_ms or 0.0
         self._draft_bytes = {at: size for at, size in self._draft_bytes.items() if at >= echoed_ms}
-        if commit.finished:
-            self.finished_ms = self._env.now
         return commit.finished
 
 

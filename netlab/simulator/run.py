@@ -42,14 +42,13 @@ class Rider:
 class Result:
     """What one answer took and cost; names and meanings as in `edge_client.types.Metrics`.
 
-    Times are counted from the opening of the session to the arrival of the last token. same_words: verifier and device
+    arrived_ms: when each token came to the device, from the opening of its session on. same_words: verifier and device
     hold exactly what the target would have written alone. trimmed_tokens: guesses that full steps left out; waited_ms:
     time that the verifier spent waiting for guesses.
     """
 
     tokens: int
-    ttft_ms: float
-    total_ms: float
+    arrived_ms: Sequence[float]
     target_forwards: int
     verified_tokens: int
     accepted_tokens: int
@@ -61,6 +60,16 @@ class Result:
     same_words: bool
     trimmed_tokens: int = 0
     waited_ms: float = 0.0
+
+    @property
+    def ttft_ms(self) -> float:
+        """Time to the first token."""
+        return self.arrived_ms[0]
+
+    @property
+    def total_ms(self) -> float:
+        """Time to the last token."""
+        return self.arrived_ms[-1]
 
     @property
     def ms_per_token(self) -> float:
@@ -220,8 +229,7 @@ class _Ride:
         truth = self._truth[: self.rider.answer.tokens]
         return Result(
             tokens=len(session.answer),
-            ttft_ms=device.first_ms - self.rider.starts_ms,
-            total_ms=device.finished_ms - self.rider.starts_ms,
+            arrived_ms=[at_ms - self.rider.starts_ms for at_ms in device.arrived_ms],
             target_forwards=session.target_forwards,
             verified_tokens=session.verified_tokens,
             accepted_tokens=session.accepted_tokens,
