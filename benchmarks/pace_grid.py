@@ -90,11 +90,11 @@ class Played(NamedTuple):
     oracle_ms: float
 
 
-def play(cell: Cell, make: Callable[[], Pace], count: int, tokens: int) -> Cost:
+def play(cell: Cell, make: Callable[[], Pace], count: int, tokens: int, seed: int) -> Cost:
     """One policy in one cell. Raises AssertionError if words differ."""
     settings = VerifierSettings(step_time=StepTime(cell.step_ms))
     results = []
-    for answer in heavy_headed(cell.acceptance).answers(count, tokens, seed=5):
+    for answer in heavy_headed(cell.acceptance).answers(count, tokens, seed):
         rider = Rider(answer, Link.of_rtt(cell.rtt_ms), make(), DeviceSettings(draft_ms=cell.draft_ms))
         results += simulate([rider], settings).results
     assert all(result.same_words for result in results), f"other words at {cell}"
@@ -112,17 +112,19 @@ def _slowest_anywhere(arrived_ms: Sequence[float]) -> float:
     return max((arrived_ms[end] - arrived_ms[0]) / max(1, end) for end in ends)
 
 
-def play_cell(cell: Cell, count: int, tokens: int) -> Played:
+def play_cell(cell: Cell, count: int, tokens: int, seed: int) -> Played:
     """Every policy in one cell. The answers of the adaptive pace are one client's: they share what it measures."""
     adaptive = {
-        objective: play(cell, partial(Adaptive, objective, Experience()), count, tokens)
+        objective: play(cell, partial(Adaptive, objective, Experience()), count, tokens, seed)
         for objective in (Objective.LATENCY, Objective.BALANCED, Objective.CAPACITY)
     }
     settings = VerifierSettings(step_time=StepTime(cell.step_ms))
-    answers = heavy_headed(cell.acceptance).answers(count, tokens, seed=5)
+    answers = heavy_headed(cell.acceptance).answers(count, tokens, seed)
     bounds = [oracle(answer, Link.of_rtt(cell.rtt_ms), cell.draft_ms, settings) for answer in answers]
     oracle_ms = sum(b.total_ms - b.ttft_ms for b in bounds) / sum(b.tokens - 1 for b in bounds)
-    return Played(cell, adaptive, {name: play(cell, make, count, tokens) for name, make in FIXED.items()}, oracle_ms)
+    return Played(
+        cell, adaptive, {name: play(cell, make, count, tokens, seed) for name, make in FIXED.items()}, oracle_ms
+    )
 
 
 def row(played: Played) -> dict[str, Any]:
@@ -175,14 +177,15 @@ SUMMARISED = {
 @click.command(context_settings={"show_default": True})
 @click.option("--answers", default=6, type=click.IntRange(1))
 @click.option("--tokens", default=192, type=click.IntRange(2))
+@click.option("--seed", default=5, help="Of the answers.")
 @click.option("--jobs", default=os.cpu_count(), type=click.IntRange(1))
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
-def main(answers: int, tokens: int, jobs: int, json_file: Path | None) -> None:
+def main(answers: int, tokens: int, seed: int, jobs: int, json_file: Path | None) -> None:
     """Play the grid; print the summary and the cells where the pace does worst."""
     cells = list(itertools.starmap(Cell, itertools.product(ACCEPTANCES, DRAFT_MS, STEP_MS, RTT_MS)))
     console = Console()
     with ProcessPoolExecutor(jobs) as pool:
-        played = pool.map(partial(play_cell, count=answers, tokens=tokens), cells)
+        played = pool.map(partial(play_cell, count=answers, tokens=tokens, seed=seed), cells)
         rows = [row(one) for one in track(played, "cells", len(cells), console=console)]
     figures = {name: summary([r[name] for r in rows]) for name in SUMMARISED}
     table = Table("", *next(iter(figures.values())), title=f"{len(rows)} cells", title_justify="left")
@@ -194,7 +197,13 @@ def main(answers: int, tokens: int, jobs: int, json_file: Path | None) -> None:
             cell = ", ".join(f"{key} {worst[key]:g}" for key in Cell._fields)
             best = worst[f"best_{objective}"]
             console.print(f"{objective}: {worst[f'{objective}_over_best']} of {best} at {cell}")
-    settings = {"answers": answers, "tokens": tokens, "time_limit": TIME_LIMIT, "fixed_policies": list(FIXED)}
+    settings = {
+        "answers": answers,
+        "tokens": tokens,
+        "seed": seed,
+        "time_limit": TIME_LIMIT,
+        "fixed_policies": list(FIXED),
+    }
     report.write(json_file, {"settings": settings, **figures, "rows": rows})
 
 

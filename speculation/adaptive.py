@@ -31,8 +31,10 @@ from speculation.step_clock import StepClock
 MAX_PATIENCE_MS = 2000
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 PRICES = {Objective.LATENCY: 0.0, Objective.BALANCED: 1.0, Objective.CAPACITY: 8.0}  # of a forward, in steps
-HORIZON_TOKENS = 64  # within which an answer that fell behind streaming is to catch up
+HORIZON_TOKENS = 128  # within which an answer that fell behind streaming is to catch up
 CREDIT_STEPS = 8.0  # that an answer may be behind from the start
+CARRIED = 0.5  # of what the client's last answer gained, that the next may stake
+EARNS = 0.8  # of streaming's time: a plan that takes less is sure enough to be staked on
 BEHIND_STEPS = 5.0  # behind streaming by so much, latency waits for nothing
 JITTER_BLOCK_TOKENS = 8
 LAST_MOMENT_MS = 1.0
@@ -66,6 +68,7 @@ class Adaptive(Pace):
         self._block = 1  # guesses of a block as planned
         self._heard_ms: float | None = None
         self._ahead_ms = 0.0  # of plain streaming, since the first commit
+        self._carried_ms = CARRIED * max(0.0, self.known.ahead_ms)
         self._plan()
 
     # -- what it hears --------------------------------------------------------------------------------------------
@@ -75,6 +78,7 @@ class Adaptive(Pace):
         known.heard(news)
         if self._heard_ms is not None:
             self._ahead_ms += news.new_tokens * known.step.median_ms - (news.now_ms - self._heard_ms)
+            known.ahead_ms = self._ahead_ms
         self._heard_ms = news.now_ms
         stands = len(news.outcomes) == news.new_tokens and all(outcome.right for outcome in news.outcomes)
         if stands:
@@ -200,7 +204,8 @@ class Adaptive(Pace):
         `latency` wants the least time. `balanced` pays as much for a target forward as for its time, `capacity` ever
         more, the further the answer is ahead of streaming.
         Both must not be slower than plain streaming: what the answer is ahead of it, or behind, may be spent, or must
-        be made up for, within the next tokens; and no single wait may stake more than that.
+        be made up for, within the next tokens; and no single wait may stake more than that. Where waiting is much faster
+        than streaming by what the client's answers have taught, an answer need not earn its first stake by itself.
         """
         step_ms = self.known.step.median_ms
         price_ms = PRICES[self.objective] * step_ms
@@ -210,7 +215,8 @@ class Adaptive(Pace):
         if self.objective is not Objective.LATENCY:
             purse_ms = self._ahead_ms + CREDIT_STEPS * step_ms
             dear = plans.ms_per_token > step_ms + purse_ms / HORIZON_TOKENS
-            dear |= plans.patience_ms * (plans.fills + 1) > purse_ms
+            stake_ms = np.where(plans.ms_per_token < EARNS * step_ms, purse_ms + self._carried_ms, purse_ms)
+            dear |= plans.patience_ms * (plans.fills + 1) > stake_ms
             dear[0] = False
             cost_ms[dear] = math.inf
         cost_ms[0] *= 1.0 if self.patience_ms else 0.97  # hysteresis

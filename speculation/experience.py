@@ -9,12 +9,16 @@ GUESS_BYTES = 4  # on the wire: an id and a confidence
 
 
 class Experience:
-    """rtt: round trips. step: of the verifier, queueing included. draft: to draw a guess. Times in milliseconds."""
+    """rtt: round trips. step: of the verifier, queueing included. draft: to draw a guess. Times in milliseconds.
+
+    ahead_ms: how far the latest answer was ahead of plain streaming when it was last heard of.
+    """
 
     def __init__(self) -> None:
         self.rtt, self.step, self.draft = Window(16, 50.0), Window(16, 30.0), Window(32, 5.0)
         self.uplink = TransferTime()
         self.calibration = Calibration()
+        self.ahead_ms = 0.0
 
     def heard(self, news: News) -> None:
         """Take what a commit tells."""
