@@ -204,8 +204,8 @@ class Adaptive(Pace):
         `latency` wants the least time. `balanced` pays as much for a target forward as for its time, `capacity` ever
         more, the further the answer is ahead of streaming.
         Both must not be slower than plain streaming: what the answer is ahead of it, or behind, may be spent, or must
-        be made up for, within the next tokens; and no single wait may stake more than that. Where waiting is much faster
-        than streaming by what the client's answers have taught, an answer need not earn its first stake by itself.
+        be made up for, within the next tokens; and no single wait may stake more than that. Where waiting is much
+        faster than streaming by what the client's answers have taught, an answer need not earn its first stake itself.
         """
         step_ms = self.known.step.median_ms
         price_ms = PRICES[self.objective] * step_ms
