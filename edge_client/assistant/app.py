@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from outrider.v1 import verifier_pb2 as pb
@@ -19,12 +20,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from edge_client.assistant import page
 from edge_client.assistant.answering import News, Patient, answers, in_order
 from edge_client.assistant.disconnect import ClientGone, unless_gone
 from edge_client.assistant.errors import ApiError, from_session
 from edge_client.assistant.event_stream import DONE, KEEP_ALIVE, KEEP_ALIVE_S, EventStream, event
 from edge_client.assistant.gauges import Gauges
 from edge_client.assistant.guard import Doors, Guard, read_body
+from edge_client.assistant.request_log import RequestLog
 from edge_client.assistant.requests import Body, ChatBody, CompletionBody, Question, parse
 from edge_client.assistant.shapes import ChatShape, CompletionShape, Shape
 from edge_client.assistant.telling import Telling, echoed
@@ -37,11 +40,13 @@ from edge_client.vocabularies import VocabularyError
 
 @dataclass(frozen=True)
 class AssistantSettings:
-    """doors: who may ask. max_requests: answered at a time. keep_alive_s: silence on a stream before a comment."""
+    """doors: who may ask. max_requests: answered at a time. keep_alive_s: silence on a stream before a comment.
+    page: folder of the page's files."""
 
     doors: Doors = field(default_factory=Doors)
     max_requests: int = 64
     keep_alive_s: float = KEEP_ALIVE_S
+    page: Path = page.FOLDER
 
 
 class Assistant:
@@ -68,8 +73,13 @@ class Assistant:
                 Route("/ready", self._ready),
                 Route("/metrics", self._metrics),
                 Route("/version", self._version),
+                *page.routes(self._settings.page),
             ],
-            middleware=[*([cors] if doors.origins else []), Middleware(Guard, doors=doors)],
+            middleware=[
+                Middleware(RequestLog),
+                *([cors] if doors.origins else []),
+                Middleware(Guard, doors=doors),
+            ],
             exception_handlers={
                 ApiError: self._refuse,
                 HTTPException: self._refuse,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Callable
@@ -47,7 +48,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(client: EdgeClient, settings: AssistantSettings, listening: socket.socket, ready: Callable[[], None]) -> None:
     """Serve until a signal ends it; calls `ready` once it answers."""
-    asyncio.run(_serve(client, settings, listening, ready))
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
+        asyncio.run(_serve(client, settings, listening, ready))
 
 
 async def _serve(

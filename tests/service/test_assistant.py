@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -255,6 +256,24 @@ def test_models_health_readiness_metrics_version(assistant: RunningAssistant) ->
     assistant.chat()
     assert _sample(assistant, "outrider:generation_tokens_total") == before + 24
     assert _sample(assistant, "outrider:num_requests_running") == 0
+
+
+def test_a_request_keeps_its_id(assistant: RunningAssistant) -> None:
+    assert assistant.chat(X_Request_Id="mine-1").headers["x-request-id"] == "mine-1"
+    assert assistant.chat(X_Request_Id="no such id").headers["x-request-id"] != "no such id"
+
+
+def test_a_page_may_load_nothing_from_elsewhere(verifier: InProcessVerifier, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<!doctype html><title>Outrider</title>")
+    with RunningAssistant(EdgeClient(verifier.address), AssistantSettings(page=tmp_path)) as assistant:
+        page = assistant.ask("GET", "/")
+        assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert assistant.ask("GET", "/../secret").status == 404
+        assert assistant.ask("GET", "/v1/models").status == 200
 
 
 def _sample(assistant: RunningAssistant, name: str) -> float:
