@@ -102,7 +102,7 @@ def _run(console: Any, settings: Any, step_ms: float) -> tuple[Any, list[Any]]:
             cells = list(agreement.measure(running, settings, lambda: progress.advance(task)))
         progress.update(task, description="the simulator")
         measured = agreement.Figures.of(cells)
-        return measured, [agreement.compare(cell, recorded, measured) for cell in cells]
+        return measured, agreement.compare(cells, recorded, measured)
 
 
 def _table(rows: list[Any]) -> Any:

@@ -206,9 +206,17 @@ class Compared:
         return {name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(self).items()}
 
 
-def compare(cell: Measured, recorded: Sequence[Recorded], figures: Figures) -> Compared:
-    """Simulate a measured cell. Raises PaceError."""
-    results = [_simulate(cell, each, figures) for each in recorded]
+def compare(cells: Sequence[Measured], recorded: Sequence[Recorded], figures: Figures) -> list[Compared]:
+    """Simulate measured cells, in the order in which they were measured. Raises PaceError.
+
+    A client keeps what it has measured from one answer to the next, so a simulated one does.
+    """
+    clients = {(cell.draft_ms, cell.policy): policies.find(cell.policy) for cell in cells}
+    return [_compare(cell, recorded, figures, clients[cell.draft_ms, cell.policy]) for cell in cells]
+
+
+def _compare(cell: Measured, recorded: Sequence[Recorded], figures: Figures, pace: Callable[[], Pace]) -> Compared:
+    results = [_simulate(cell, each, figures, pace()) for each in recorded]
     real = [run.output for run in cell.runs]
     return Compared(
         rtt_ms=cell.condition.rtt_ms,
@@ -224,11 +232,11 @@ def compare(cell: Measured, recorded: Sequence[Recorded], figures: Figures) -> C
     )
 
 
-def _simulate(cell: Measured, recorded: Recorded, figures: Figures) -> Result:
+def _simulate(cell: Measured, recorded: Recorded, figures: Figures, pace: Pace) -> Result:
     rider = Rider(
         recorded.answer,
         Link.of_settings(LinkSettings.of_rtt(cell.condition.rtt_ms + figures.turn_ms)),
-        policies.find(cell.policy)(),
+        pace,
         DeviceSettings(figures.guess_ms[cell.draft_ms]),
         recorded.prompt_tokens,
     )
