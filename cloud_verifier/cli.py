@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from cloud_verifier.config import config_command, config_option
+
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -30,6 +32,7 @@ def _option(*names: str, **settings: Any) -> Any:
 
 
 @main.command()
+@config_option()
 @_option("--model", required=True, help="Folder of a transformers causal LM, or a hub id such as org/name.")
 @_option("--served-model-name", default=None, help="Name devices ask for.  [default: last part of --model]")
 @_option("--host", default="127.0.0.1", help="Address to listen on.")
@@ -128,6 +131,9 @@ def serve(**options: Any) -> None:
         asyncio.run(serve_until_stopped(engine, served, address, announce, steps))
     except ServerError as error:
         raise CommandError(str(error)) from error
+
+
+main.add_command(config_command(main, "serve"))
 
 
 @main.command()

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edge_client.assistant.cli import serve
+from edge_client.config import config_command
 from edge_client.options import (
     CommandError,
     connection_options,
@@ -185,6 +186,9 @@ def export(model: Path, kind: str, quantize: str | None, output: Path, as_json: 
         click.echo(json.dumps(dataclasses.asdict(exported), indent=1, default=str))
     else:
         click.echo(str(exported))
+
+
+main.add_command(config_command(main, "chat"))
 
 
 @main.group()

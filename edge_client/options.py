@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import platformdirs
 
+from edge_client.config import config_option
 from edge_client.drafters.memory import parse_bytes
 from edge_client.drafters.settings import DeviceSettings, FlashAttention, KvType, Weights
 from speculation.pace import Objective
@@ -52,6 +54,7 @@ def option(*names: str, **settings: Any) -> Any:
 
 
 connection_options = options_of(
+    config_option(platformdirs.user_config_path("outrider") / "edge-client.yaml"),
     option("--verifier", default="127.0.0.1:50051", help="HOST:PORT of the verifier."),
     option(
         "--drafter",
