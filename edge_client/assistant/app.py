@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edge_client.assistant import page
-from edge_client.assistant.answering import News, Patient, answers, in_order
+from edge_client.assistant.choices import News, Patient, answers, in_order
 from edge_client.assistant.disconnect import ClientGone, unless_gone
 from edge_client.assistant.errors import ApiError, from_session
 from edge_client.assistant.event_stream import DONE, KEEP_ALIVE, KEEP_ALIVE_S, EventStream, event

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edge_client.assistant.answering import News, in_order
+from edge_client.assistant.choices import News, in_order
 from edge_client.assistant.event_stream import DONE, event
 from edge_client.assistant.requests import Question
 from edge_client.assistant.shapes import Shape, metrics_of

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
+from edge_client.client import EdgeClient
 from netlab.assistant_process import AssistantProcess
 from netlab.verifier_process import VerifierProcess
+from speculation.sampling import SamplingParams
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "models" / "demo"
@@ -109,6 +111,28 @@ def test_a_chat_application_gets_them(assistant: AssistantProcess, words: str, t
         LLM_USER_PATH=str(tmp_path),
     )
     assert said == words
+
+
+@pytest.mark.parametrize("example", ["assistant.py", "with_openai.py"])
+def test_an_example_talks(
+    verifier: VerifierProcess, assistant: AssistantProcess, example: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two turns, with the words of the Python API."""
+    where = ("--verifier", verifier.address) if example == "assistant.py" else ("--base-url", assistant.url)
+    command = [sys.executable, str(ROOT / "examples" / example), *where, "--seed", "3"]
+    given = f"{QUESTION}\nIn Oakland, please\n\n"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "proto")]))
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    messages: list[dict[str, str]] = []
+    with EdgeClient(verifier.address) as client:
+        for asked in given.split("\n")[:2]:
+            messages.append({"role": "user", "content": asked})
+            said = client.generate(messages, SamplingParams(temperature=0.8, max_tokens=256), seed=3).text
+            messages.append({"role": "assistant", "content": said})
+    assert done.stdout.splitlines() == [message["content"] for message in messages[1::2]]
+    assert done.stderr.count("guessed here") == 2
+    assert len((ROOT / "examples" / example).read_text().splitlines()) < 60
 
 
 def test_a_verifier_that_is_killed_and_started_again_changes_no_word(verifier: VerifierProcess) -> None:
