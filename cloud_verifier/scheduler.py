@@ -21,6 +21,7 @@ from grpc import StatusCode
 from cloud_verifier.budget import Want, allocate
 from cloud_verifier.engines.base import Block, Choices, TargetEngine
 from cloud_verifier.errors import VerifierError
+from cloud_verifier.figures import Figures, LatestStep
 from cloud_verifier.load import Load
 from cloud_verifier.sessions import LastStep, Session
 
@@ -63,6 +64,7 @@ class Scheduler:
         self.engine = engine
         self.settings = settings or SchedulerSettings()
         self._clock = clock
+        self.figures = Figures()
         self._load = Load()
         self._sessions: list[Session] = []
         self._ended: list[Session] = []
@@ -183,6 +185,7 @@ class Scheduler:
         forward_us = round((ended - began) * 1e6)
         used = sum(len(p.block.tokens) for p in plan) / self.settings.step_tokens
         self._load.stepped(used, began * 1e3, ended * 1e3)
+        self._count(plan, ended - began)
         for planned, result in zip(plan, results, strict=True):
             session = planned.session
             try:
@@ -197,6 +200,22 @@ class Scheduler:
             if session.over:
                 self.remove(session)
             session.changed.set()
+
+    def _count(self, plan: list[_Planned], step_s: float) -> None:
+        figures, positions = self.figures, 0
+        for planned in plan:
+            guesses, tokens = len(planned.guesses), len(planned.block.tokens)
+            if planned.session.reading:
+                figures.prompt_positions += tokens - guesses
+            else:
+                figures.pending_positions += tokens - guesses
+            figures.draft_positions += guesses
+            figures.trimmed_draft_tokens += planned.trimmed
+            positions += tokens
+        figures.steps += 1
+        figures.step_s += step_s
+        figures.sessions_in_step = len(plan)
+        figures.latest = LatestStep(figures.steps, step_s, len(plan), positions)
 
     def _fail(self, session: Session, error: Exception) -> None:
         log.error("session %s failed in the engine", session.session_id[:8], exc_info=error)

@@ -116,3 +116,27 @@ def test_with_more_sessions_than_positions_nobody_starves(step_tokens: int) -> N
                 bench.draft(index, 6, 0.9)
             bench.step()
         assert all(session.cached > was for session, was in zip(bench.sessions, before, strict=True))
+
+
+def test_every_position_is_counted_by_its_kind() -> None:
+    bench = Bench(sessions=2, step_tokens=20, prompts=(4,))
+    figures = bench.scheduler.figures
+    bench.step()
+    assert (figures.steps, figures.prompt_positions, figures.pending_positions) == (1, 8, 0)
+    bench.draft(0, 6, 0.9)
+    bench.step()
+    assert (figures.steps, figures.prompt_positions, figures.pending_positions, figures.draft_positions) == (2, 8, 2, 6)
+    assert (figures.sessions_in_step, figures.sessions_waiting, figures.trimmed_draft_tokens) == (2, 0, 0)
+    latest = figures.latest
+    assert (latest.number, latest.sessions, latest.positions) == (2, 2, 8)
+    assert figures.step_s == pytest.approx(0.06)
+    assert latest.step_s == pytest.approx(0.03)
+
+
+def test_an_engine_without_pages_has_none_in_the_figures() -> None:
+    bench = Bench(sessions=2, step_tokens=20)
+    bench.step()
+    figures = bench.scheduler.figures
+    assert (figures.pages_total, figures.prefix_query_tokens, figures.prefix_hit_tokens, figures.preemptions) == (
+        0,
+    ) * 4
