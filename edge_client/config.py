@@ -83,7 +83,7 @@ def resolve(command: click.Command, name: str, flags: list[str], parent: click.C
         for param in settable(command):
             assert param.name is not None
             value = ctx.params.get(param.name)
-            if value not in (None, "") and param.name.endswith("api_key"):
+            if value and param.name.endswith("api_key"):
                 value = HIDDEN
             yield Setting(key_of(param), value, _source(ctx, param))
 

@@ -40,7 +40,7 @@ class Security:
 
     def check(self, host: str) -> None:
         """Raises ValueError if it does not fit together, or if plaintext would leave the machine unasked."""
-        if not self.encrypted and not self.insecure and not _loopback(host):
+        if not self.encrypted and not self.insecure and not is_loopback(host):
             raise ValueError(
                 f"{host} is not this machine, and without TLS prompts and answers would travel in the clear; use TLS, "
                 "or allow plaintext (insecure) if the network is yours alone"
@@ -90,7 +90,8 @@ def _no_password() -> str:
     raise ValueError("the key has a password")
 
 
-def _loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
     if host == "localhost":
         return True
     try:

@@ -62,7 +62,14 @@ class Assistant:
         """The ASGI application."""
         doors = self._settings.doors
         methods, headers = ["GET", "POST"], ["Authorization", "Content-Type", "X-Request-Id"]
-        cors = Middleware(CORSMiddleware, allow_origins=doors.origins, allow_methods=methods, allow_headers=headers)
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=doors.origins,
+            allow_methods=methods,
+            allow_headers=headers,
+            expose_headers=["X-Request-Id", "Retry-After"],
+            allow_private_network=True,  # an origin that was let in may be anywhere, this server is not
+        )
         return Starlette(
             routes=[
                 Route("/v1/models", self._models),

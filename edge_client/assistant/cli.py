@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,11 +16,15 @@ from edge_client.options import CommandError, connection_options, device_options
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @option(
     "--api-key",
-    "api_keys",
     multiple=True,
     envvar="OUTRIDER_EDGE_SERVE_API_KEY",
-    help="Answer only who shows this key; may be given several times. Better in the environment, where others do not "
-    "see it, with spaces between keys.",
+    help="Answer only who shows this key; may be given several times, or several in the environment with spaces "
+    "between them. Other users of this machine can read a command line.",
+)
+@option(
+    "--api-key-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with such keys, one in a line.",
 )
 @option("--without-api-key", is_flag=True, help="Let other machines ask without a key.")
 @option("--allowed-host", "allowed_hosts", multiple=True, help="Another name under which this machine may be asked.")
@@ -37,7 +42,8 @@ from edge_client.options import CommandError, connection_options, device_options
 def serve(
     host: str,
     port: int,
-    api_keys: tuple[str, ...],
+    api_key: tuple[str, ...],
+    api_key_file: Path | None,
     without_api_key: bool,
     allowed_hosts: tuple[str, ...],
     origins: tuple[str, ...],
@@ -49,18 +55,20 @@ def serve(
     try:
         from edge_client.assistant.app import AssistantSettings
         from edge_client.assistant.guard import Doors, loopback_hosts
-        from edge_client.assistant.serving import ServingError, is_loopback, listen
+        from edge_client.assistant.serving import ServingError, listen
         from edge_client.assistant.serving import serve as serve_until_told
+        from edge_client.security import is_loopback
     except ModuleNotFoundError as error:
         raise CommandError(f"{error}; serving needs more: pip install 'outrider[serve]'") from error
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     here = is_loopback(host)
+    api_keys = api_key + _keys_in(api_key_file)
     if not here and not api_keys and not without_api_key:
         raise CommandError(
             f"{host} can be reached by other machines, which could ask without a key; give --api-key, or say "
             "--without-api-key if the network is yours alone"
         )
-    if any(not key.strip() for key in api_keys):
+    if any(not key.strip() for key in api_keys) or (api_key_file and not api_keys):
         raise CommandError("an API key is empty; give one that is hard to guess")
     hosts = loopback_hosts(allowed_hosts) if here else None
     settings = AssistantSettings(Doors(api_keys, hosts, origins), max_requests)
@@ -77,3 +85,13 @@ def serve(
         listening,
         lambda: click.echo(f"serving answers from {options['verifier']} at {address}/v1  (Ctrl-C ends)"),
     )
+
+
+def _keys_in(file: Path | None) -> tuple[str, ...]:
+    """Raises CommandError."""
+    if file is None:
+        return ()
+    try:
+        return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"cannot read the API keys: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -22,7 +22,7 @@ class Doors:
     which this server may be asked; None: any. origins: of web pages from elsewhere that may ask. max_bytes: of a
     request's body."""
 
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     hosts: frozenset[str] | None = LOOPBACK_HOSTS
     origins: tuple[str, ...] = ()
     max_bytes: int = 2 << 20

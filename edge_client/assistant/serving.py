@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 from collections.abc import Callable
 
@@ -13,21 +12,12 @@ import uvicorn
 from edge_client.assistant.app import Assistant, AssistantSettings
 from edge_client.client import AsyncEdgeClient, EdgeClient
 
+IDLE_S = 75  # longer than clients keep a connection for their next request, so that they do not write to a closed one
 FAREWELL_S = 5  # how long answers may go on after the server is told to end
 
 
 class ServingError(Exception):
     """The server cannot be started. The message says why."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -57,7 +47,12 @@ async def _serve(
 ) -> None:
     app = Assistant(AsyncEdgeClient(client), settings).app()
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=FAREWELL_S
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=FAREWELL_S,
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve([listening]))

@@ -212,6 +212,18 @@ def test_one_request_may_stream_plainly(assistant: RunningAssistant) -> None:
     assert plain["metrics"]["forwards"] == 24
 
 
+def test_many_at_once_share_a_channel_and_a_drafter(assistant: RunningAssistant) -> None:
+    async def ask() -> list[str | None]:
+        async with assistant.async_openai() as client:
+            asked = [
+                client.chat.completions.create(model="mock", messages=HELLO, max_tokens=40, seed=seed)
+                for seed in range(24)
+            ]
+            return [said.choices[0].message.content for said in await asyncio.gather(*asked)]
+
+    assert asyncio.run(ask()) == [words(seed, 40) for seed in range(24)]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_leaving_cancels_the_session(stream: bool) -> None:
     engine = GatedEngine()
