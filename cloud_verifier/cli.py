@@ -45,6 +45,15 @@ def _option(*names: str, **settings: Any) -> Any:
     help="Require client certificates that one of these authorities signed.",
 )
 @_option("--insecure", is_flag=True, help="Allow plaintext off the loopback interface.")
+@_option(
+    "--reuse-port", is_flag=True, help="Let a successor listen on the port before this process leaves (SO_REUSEPORT)."
+)
+@_option(
+    "--drain-timeout-s",
+    default=30.0,
+    type=click.FloatRange(0.0),
+    help="After SIGTERM: how long running sessions may go on before devices are sent elsewhere.",
+)
 @_option("--device", default="auto", help="cpu, cuda, cuda:1, or auto.")
 @_option("--dtype", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]), help="auto: float32 on a CPU.")
 @_option("--strict/--no-strict", default=True, help="Make words independent of batch company, bit by bit.")
@@ -112,6 +121,7 @@ def serve(**options: Any) -> None:
         options["ssl_keyfile"],
         options["insecure"],
         options["ssl_ca_certs"],
+        options["reuse_port"],
     )
 
     def announce(port: int) -> None:
@@ -128,7 +138,7 @@ def serve(**options: Any) -> None:
     )
     steps = SchedulerSettings(options["step_tokens"], options["chunk_tokens"])
     try:
-        asyncio.run(serve_until_stopped(engine, served, address, announce, steps))
+        asyncio.run(serve_until_stopped(engine, served, address, announce, steps, options["drain_timeout_s"]))
     except ServerError as error:
         raise CommandError(str(error)) from error
 

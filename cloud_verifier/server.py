@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -16,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
+from cloud_verifier.draining import Draining
 from cloud_verifier.engines.base import TargetEngine
 from cloud_verifier.opening import Served
 from cloud_verifier.scheduler import Scheduler, SchedulerSettings
@@ -35,7 +37,6 @@ CHANNEL_OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.max_concurrent_streams", 4096),
-    ("grpc.so_reuseport", 0),
 ]
 
 
@@ -47,7 +48,8 @@ class ServerError(Exception):
 class Address:
     """Where to listen, with which certificate. Plaintext leaves the loopback interface only if `insecure` says so.
 
-    client_authorities: PEM file; devices must show a certificate that one of them signed.
+    client_authorities: PEM file; devices must show a certificate that one of them signed. reuse_port: several processes
+    may listen on the port, so that a successor can start before this one leaves.
     """
 
     host: str = "127.0.0.1"
@@ -56,6 +58,7 @@ class Address:
     key: Path | None = None
     insecure: bool = False
     client_authorities: Path | None = None
+    reuse_port: bool = False
 
     def add_to(self, server: grpc.aio.Server) -> int:
         """Bind; returns the port. Raises ServerError."""
@@ -86,6 +89,15 @@ class Address:
             return False
 
 
+class Running(NamedTuple):
+    """A verifier that serves."""
+
+    port: int
+    service: VerifierService
+    scheduler: Scheduler
+    draining: Draining
+
+
 @contextlib.asynccontextmanager
 async def running(
     engine: TargetEngine,
@@ -93,15 +105,15 @@ async def running(
     address: Address,
     scheduler_settings: SchedulerSettings | None = None,
     service_settings: ServiceSettings | None = None,
-) -> AsyncIterator[tuple[int, VerifierService, Scheduler]]:
-    """A verifier that serves while the context is open; yields its port, service and scheduler.
+) -> AsyncIterator[Running]:
+    """A verifier that serves while the context is open.
 
     On leaving it says NOT_SERVING, gives open streams a second to end, and stops the engine's thread. Raises
     ServerError.
     """
     scheduler = Scheduler(engine, scheduler_settings)
     service = VerifierService(served, scheduler, service_settings)
-    server = grpc.aio.server(options=CHANNEL_OPTIONS)
+    server = grpc.aio.server(options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", int(address.reuse_port))])
     pb_grpc.add_VerifierServiceServicer_to_server(service, server)
     liveness = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(liveness, server)
@@ -112,7 +124,8 @@ async def running(
     for name in ("", SERVICE_NAME):
         await liveness.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
-        yield port, service, scheduler
+        draining = Draining(server, liveness, service, shares_port=address.reuse_port)
+        yield Running(port, service, scheduler, draining)
     finally:
         await liveness.enter_graceful_shutdown()
         await server.stop(grace=1.0)
@@ -127,11 +140,22 @@ async def serve(
     address: Address,
     announce: Callable[[int], None],
     scheduler_settings: SchedulerSettings | None = None,
+    drain_timeout_s: float = 30.0,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. `announce` is called with the port once requests are welcome."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with running(engine, served, address, scheduler_settings) as (port, _, _):
-        announce(port)
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends that at once.
+
+    `announce` is called with the port once requests are welcome.
+    """
+    async with running(engine, served, address, scheduler_settings) as verifier:
+        stop = asyncio.Event()
+
+        def signalled() -> None:
+            if stop.is_set():
+                verifier.draining.hurry.set()
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, signalled)
+        announce(verifier.port)
         await stop.wait()
+        await verifier.draining.drain(drain_timeout_s)

@@ -36,6 +36,7 @@ from speculation.line import LineError
 
 log = logging.getLogger(__name__)
 
+RETRY_ELSEWHERE_S = 0.1  # what a device waits that knows of one address only: a successor may have it already
 COMMIT_TOKENS = 64  # what drafted_mask can speak of
 Context = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
 OBJECTIVE_NAMES = {objective: name for name, objective in OBJECTIVES.items()}
@@ -61,6 +62,8 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         self._served, self._scheduler = served, scheduler
         self._settings = settings or ServiceSettings()
         self._sessions: dict[str, Session] = {}
+        self._draining = False
+        self._emptied = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opening")
 
     def close(self) -> None:
@@ -71,6 +74,32 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
     def sessions(self) -> int:
         """Sessions known: attached, or waiting for their device to come back."""
         return len(self._sessions)
+
+    @property
+    def streams(self) -> int:
+        """Sessions with a device at the other end just now."""
+        return sum(session.attached for session in self._sessions.values())
+
+    def drain(self) -> None:
+        """Open no more sessions. Those that are open go on, and may be resumed here."""
+        self._draining = True
+        self._note_if_empty()
+
+    async def emptied(self) -> None:
+        """Wait until a draining service has no more streams."""
+        await self._emptied.wait()
+
+    def hand_back(self) -> None:
+        """End every session: its device gets what is written, and goes on elsewhere from there."""
+        for session in list(self._sessions.values()):
+            if not session.over:
+                session.error = _leaving("this verifier leaves; open the session again with continue_from to go on")
+                self._scheduler.remove(session)
+            session.changed.set()
+
+    def _note_if_empty(self) -> None:
+        if self._draining and not self.streams:
+            self._emptied.set()
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Any) -> pb.GetModelInfoResponse:
         try:
@@ -130,6 +159,8 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             session = self._resume(opened)
             prompt_ids: list[int] = []
         else:
+            if self._draining:
+                raise _leaving("this verifier takes no more sessions, for it is about to leave; use another one")
             self._check_room()
             # On another thread, for a megabyte of text takes a second to become tokens; one, so that it takes one core.
             loop = asyncio.get_running_loop()
@@ -192,6 +223,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
 
     def _detach(self, session: Session, keep: bool) -> None:
         session.attached = session.half_closed = False
+        self._note_if_empty()
         if not keep:
             self._forget(session)
             return
@@ -319,6 +351,10 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
 
 async def _refuse(context: Any, error: VerifierError) -> None:
     await context.abort(error.code, error.sentence, error.trailing_metadata())
+
+
+def _leaving(sentence: str) -> VerifierError:
+    return VerifierError(StatusCode.UNAVAILABLE, "DRAINING", sentence, retry_after_s=RETRY_ELSEWHERE_S)
 
 
 def _check_attached(session: Session, attachment: int) -> None:

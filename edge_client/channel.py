@@ -70,12 +70,19 @@ class Channel:
         security: Security | None = None,
         settings: LinkSettings | None = None,
     ) -> None:
-        """verifier: HOST:PORT. Raises ValueError if it is not, if files are none, or as `Security.check`."""
-        host, _, port = verifier.rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError(f"the verifier's address is {verifier!r}; it must look like HOST:PORT")
+        """verifier: HOST:PORT, or several with commas between: another is tried when one is away or about to leave.
+
+        Raises ValueError if it is not, if files are none, or as `Security.check`.
+        """
         security = security or Security()
-        security.check(host.strip("[]"))
+        self._addresses = [address.strip() for address in verifier.split(",")]
+        for address in self._addresses:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(
+                    f"the verifier's address is {address!r}; it must look like HOST:PORT, or HOST:PORT,HOST:PORT"
+                )
+            security.check(host.strip("[]"))
         self._credentials = security.credentials()
         self.metadata = security.metadata
         self.verifier = verifier
@@ -93,9 +100,9 @@ class Channel:
 
     async def _connect(self) -> None:
         if self._credentials is not None:
-            self._channel = grpc.aio.secure_channel(self.verifier, self._credentials, CHANNEL_OPTIONS)
+            self._channel = grpc.aio.secure_channel(self._addresses[0], self._credentials, CHANNEL_OPTIONS)
         else:
-            self._channel = grpc.aio.insecure_channel(self.verifier, CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(self._addresses[0], CHANNEL_OPTIONS)
         self.stub = pb_grpc.VerifierServiceStub(self._channel)
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
@@ -124,6 +131,14 @@ class Channel:
             return reply
 
         async def ask_and_say_why_not() -> pb.GetModelInfoResponse:
+            for _ in self._addresses[1:]:
+                stub = self.stub
+                try:
+                    return await ask(patiently=False)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise
+                await self.move_on(stub)
             try:
                 return await ask(patiently=True)
             except grpc.aio.AioRpcError as error:
@@ -204,6 +219,13 @@ class Channel:
             yield
         finally:
             del self._links[task]
+
+    async def move_on(self, stub: pb_grpc.VerifierServiceAsyncStub, *, leaving: bool = False) -> None:
+        """To the next address, unless another session has done so, for the present one does not serve. leaving: it said
+        itself that another process should be asked, which may have the same address."""
+        if stub is self.stub and (leaving or len(self._addresses) > 1):
+            self._addresses.append(self._addresses.pop(0))
+            await self.renew(stub)
 
     async def renew(self, stub: pb_grpc.VerifierServiceAsyncStub) -> None:
         """Connect anew, unless another session has done so: the connection of `stub` may be dead without a sign of it.

@@ -182,14 +182,18 @@ class SessionLink:
             call.cancel()
             if isinstance(error, TimeoutError):
                 self._trouble = "it took the stream but did not open a session in time"
+                await self.channel.move_on(stub)
                 await self.channel.renew(stub)
             elif isinstance(error, grpc.aio.AioRpcError):
-                self._trouble = error.details() or error.code().name
+                said = SessionError.from_rpc(error)
+                self._trouble = str(said)
                 if not self._target and (untrusted := refused_handshake(self.channel.verifier, self._trouble)):
                     raise untrusted from error
                 if self._session_id and error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE):
                     self._session_id = ""  # another life: the verifier was restarted or the lease has ended
                     return await self._open_stream()
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    await self.channel.move_on(stub, leaving=said.reason == "DRAINING")
             elif isinstance(error, asyncio.CancelledError) and not _meant_for_this_task():
                 raise TimeoutError from error  # the connection was retired
             raise

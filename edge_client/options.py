@@ -55,7 +55,11 @@ def option(*names: str, **settings: Any) -> Any:
 
 connection_options = options_of(
     config_option(platformdirs.user_config_path("outrider") / "edge-client.yaml"),
-    option("--verifier", default="127.0.0.1:50051", help="HOST:PORT of the verifier."),
+    option(
+        "--verifier",
+        default="127.0.0.1:50051",
+        help="HOST:PORT of the verifier; of several with commas between, another is tried when one is away.",
+    ),
     option(
         "--drafter",
         default="none",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+MAX_LOG_BYTES = 1 << 20
 READY = re.compile(r"^serving .* on (?P<host>\S+):(?P<port>\d+) ")
 
 
@@ -52,8 +53,7 @@ class VerifierProcess:
         ready = READY.match(self.banner)
         if ready is None:
             self._child.wait()
-            self._log.seek(0)
-            raise VerifierProcessError(f"the verifier did not start: {self.banner}\n{self._log.read()[-4000:]}")
+            raise VerifierProcessError(f"the verifier did not start: {self.banner}\n{self.log[-4000:]}")
         self.port = int(ready["port"])
 
     @property
@@ -65,6 +65,16 @@ class VerifierProcess:
     def pid(self) -> int:
         """Process id."""
         return self._child.pid
+
+    @property
+    def log(self) -> str:
+        """What it has written to standard error."""
+        return os.pread(self._log.fileno(), MAX_LOG_BYTES, 0).decode(errors="replace")
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended, if it has."""
+        return self._child.poll()
 
     def kill(self) -> None:
         """End it without a word, as a crash would."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cloud_verifier.draining import Draining
 from cloud_verifier.engines.base import TargetEngine
 from cloud_verifier.opening import Served
 from cloud_verifier.scheduler import Scheduler, SchedulerSettings
@@ -70,13 +71,14 @@ class InProcessVerifier:
         mock_or_real: Any = codec or LetterCodec()
         self._served = Served("mock", engine.info, mock_or_real, max_lookahead, objective, max_patience_ms)
         self._settings = (scheduler, service)
-        self._loop = asyncio.new_event_loop()
+        self.loop = asyncio.new_event_loop()
         self._ready: Future[int] = Future()
         self.service: VerifierService
         self.scheduler: Scheduler
+        self.draining: Draining
 
     def __enter__(self) -> InProcessVerifier:
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._main(),), daemon=True)
+        self._thread = threading.Thread(target=self.loop.run_until_complete, args=(self._main(),), daemon=True)
         self._thread.start()
         self.address = f"127.0.0.1:{self._ready.result(timeout=10)}"
         return self
@@ -85,8 +87,8 @@ class InProcessVerifier:
         self._stop = asyncio.Event()
         try:
             async with running(self.engine, self._served, self._where, *self._settings) as parts:
-                port, self.service, self.scheduler = parts
-                self._ready.set_result(port)
+                _, self.service, self.scheduler, self.draining = parts
+                self._ready.set_result(parts.port)
                 await self._stop.wait()
         except BaseException as error:
             if not self._ready.done():
@@ -96,7 +98,7 @@ class InProcessVerifier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(timeout=10)
         assert not self._thread.is_alive()
 

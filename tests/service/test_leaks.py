@@ -118,7 +118,7 @@ def tasks_of(verifier: InProcessVerifier) -> int:
     async def count() -> int:
         return len(asyncio.all_tasks())
 
-    return asyncio.run_coroutine_threadsafe(count(), verifier._loop).result(10)
+    return asyncio.run_coroutine_threadsafe(count(), verifier.loop).result(10)
 
 
 def test_two_hundred_sessions_leave_nothing_behind() -> None:
