@@ -237,6 +237,8 @@ def _refusal(error: SessionError | ValueError) -> ApiError:
         return from_session(error)
     if isinstance(error, VocabularyError):
         return ApiError(502, f"the verifier's vocabulary cannot be used: {error}", code="vocabulary")
+    if isinstance(error, UnicodeEncodeError):
+        return ApiError(400, "a text has half a character (a lone surrogate); send whole ones", code="invalid_value")
     return ApiError(400, str(error), code="invalid_value")
 
 

@@ -25,7 +25,8 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """As OpenAI writes it."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        sentence = str(self).encode("utf-8", "replace").decode()  # it may quote half a character
+        return {"error": {"message": sentence, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         """The whole answer."""

@@ -21,6 +21,7 @@ from speculation.sampling import MAX_LOGPROBS, SamplingError, SamplingParams
 DEFAULT_MODEL = "default"  # also asks for the verifier's own
 MOST_CHOICES = 16
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
+TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
 _SEEDS = 1 << 64
 _SAFE_SEED_BITS = 53  # what a JSON number keeps in every language
 _NOT_HERE = {
@@ -107,7 +108,7 @@ class Body(_Strict):
     logit_bias: dict[str, float] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=_SEEDS)] | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0, lt=1 << 32)]] | None = None
+    stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
 
@@ -224,7 +225,7 @@ class ChatBody(Body):
 class CompletionBody(Body):
     """Of /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
     best_of: int | None = None
@@ -286,7 +287,7 @@ def _said(index: int, message: Message) -> Mapping[str, str]:
 
 def _bias(biases: Mapping[str, float]) -> dict[int, float]:
     for token in biases:
-        if not (token.isascii() and token.isdecimal() and int(token) < 1 << 32):
+        if not (token.isascii() and token.isdecimal() and len(token) <= 10 and int(token) < 1 << 32):
             raise _wrong("logit_bias", f"logit_bias has the key {token[:40]!r}; its keys must be token ids")
     return {int(token): bias for token, bias in biases.items()}
 

@@ -45,6 +45,7 @@ def assistant() -> Iterator[RunningAssistant]:
         ({"messages": []}, 400, "invalid_value", "messages", "at least 1"),
         ({"messages": None}, 400, "invalid_value", "messages", "list"),
         ({"messages": [{"content": "hi"}]}, 400, "invalid_value", "messages", "messages.0.role"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "invalid_value", None, "half a character"),
         ({"n": 17}, 400, "invalid_value", "n", "less than or equal to 16"),
         ({"stop": ["a"] * 17}, 400, "invalid_value", "stop", "at most 16"),
         ({"logit_bias": {"x": 1}}, 400, "invalid_value", "logit_bias", "token ids"),
