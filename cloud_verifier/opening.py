@@ -14,7 +14,8 @@ from cloud_verifier.engines.base import EngineInfo, Sampler
 from cloud_verifier.errors import VerifierError, invalid
 from cloud_verifier.patience import Patience
 from cloud_verifier.sessions import Echo, Session
-from cloud_verifier.text import AnswerText, Codec, TextError
+from cloud_verifier.text import Codec, TextError
+from speculation.answer_text import AnswerText
 from speculation.line import VerifierLine
 from speculation.noise import NOISE_VERSION
 from speculation.pace import PATIENCE_UNLIMITED_MS, Objective

@@ -12,8 +12,8 @@ from cloud_verifier.draft_budget import DraftBudget
 from cloud_verifier.engines.base import Choices, Logprobs, Sampler, SequenceId
 from cloud_verifier.errors import VerifierError
 from cloud_verifier.patience import Patience
-from cloud_verifier.text import AnswerText
 from speculation.acceptance import Rule, shared_noise
+from speculation.answer_text import AnswerText
 from speculation.estimators import Calibration
 from speculation.line import Outcome, VerifierLine
 from speculation.pace import PATIENCE_UNLIMITED_MS

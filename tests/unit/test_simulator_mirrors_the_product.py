@@ -17,7 +17,6 @@ from cloud_verifier import sessions
 from cloud_verifier.engines.base import Sampler
 from cloud_verifier.patience import Patience
 from cloud_verifier.scheduler import Scheduler, SchedulerSettings
-from cloud_verifier.text import AnswerText
 from edge_client import session as riding
 from edge_client.drafters.base import Candidates, Drafter, DrafterInfo
 from edge_client.inbox import Heard
@@ -29,6 +28,7 @@ from netlab.simulator.pair import MARGIN_TOKENS, Answer
 from netlab.simulator.run import PROMPT_TOKENS, Rider, _Ride, simulate
 from netlab.simulator.verifier import Session, StepTime, Verifier, VerifierSettings
 from speculation.adaptive import Adaptive
+from speculation.answer_text import AnswerText
 from speculation.line import VerifierLine
 from speculation.pace import PATIENCE_UNLIMITED_MS, BoundedLookahead, Objective, Pace, Synchronous
 from speculation.sampling import SamplingParams
