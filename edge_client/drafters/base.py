@@ -10,12 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from speculation.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from edge_client.drafters.model_text import ModelText
 
 
 class DrafterError(Exception):
@@ -123,6 +126,17 @@ class Drafter(ABC):
         """The model's own tokens, for a target that has others; None if they are not known or there are none.
 
         Raises what reading them raises. Called at most once for each target, on any thread.
+        """
+        return None
+
+    def text(self) -> ModelText:
+        """The model's own tokenizer and chat template. Raises DrafterError if it has none or they cannot be used."""
+        raise DrafterError(f"{self.info.name} has no words of its own")
+
+    def speaker(self) -> Drafter | None:
+        """The model in it, which can answer alone in its own tokens; None if there is none.
+
+        It is shared: roll this drafter back to 0 before, and the model after.
         """
         return None
 

@@ -218,6 +218,9 @@ class ChainDrafter(Drafter):
     def vocabulary(self) -> Vocabulary | None:
         return self._model.vocabulary() if self._model is not None else None
 
+    def speaker(self) -> Drafter | None:
+        return self._model.speaker() if self._model is not None else None
+
     def with_model(self, wrap: Callable[[Drafter], Drafter]) -> Drafter:
         if self._model is None:
             return self

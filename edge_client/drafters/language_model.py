@@ -53,6 +53,9 @@ class LanguageModelDrafter(Drafter):
     def _free(self) -> None:
         """Free the model; called once."""
 
+    def speaker(self) -> Drafter:
+        return self
+
     @property
     def length(self) -> int:
         return self._length

@@ -24,6 +24,7 @@ from edge_client.drafters.gguf_header import GgufHeader, read_header
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
 from edge_client.drafters.llama_cpp_past import SEQUENCE, Past, Positions, States
 from edge_client.drafters.memory import fitting_context
+from edge_client.drafters.model_text import ModelText
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS, DeviceSettings, FlashAttention, KvType, Weights
 from speculation.vocabulary import Vocabulary
 
@@ -100,6 +101,11 @@ class LlamaCppDrafter(LanguageModelDrafter):
 
     def vocabulary(self) -> Vocabulary:
         return _vocabulary(self._api, self._api.llama_model_get_vocab(self._model), self.info.vocabulary_size)
+
+    def text(self) -> ModelText:
+        from edge_client.drafters.llama_cpp_text import read_text
+
+        return read_text(self._api, self._model, self.vocabulary(), self.info.name)
 
     def _make_batch(self) -> None:
         """One batch for all evaluations, seen as NumPy arrays; every entry belongs to the one sequence."""

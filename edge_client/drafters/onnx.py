@@ -20,6 +20,7 @@ from edge_client.drafters.base import Drafter, DrafterError, DrafterInfo
 from edge_client.drafters.choosing import choose
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
 from edge_client.drafters.memory import fitting_context
+from edge_client.drafters.model_text import ModelText
 from edge_client.drafters.onnx_graph import read_folder_config, read_graph, read_vocabulary
 from edge_client.drafters.providers import (
     AUTO,
@@ -90,6 +91,11 @@ class OnnxDrafter(LanguageModelDrafter):
 
     def vocabulary(self) -> Vocabulary:
         return read_vocabulary(self._file)
+
+    def text(self) -> ModelText:
+        from edge_client.drafters.onnx_text import read_text
+
+        return read_text(self._file, self.info.name)
 
     def _make_buffers(self, opened: Opened) -> None:
         graph, chunk, context = self._graph, self._chunk_tokens, self.info.context_tokens

@@ -214,7 +214,7 @@ def read_vocabulary(file: Path) -> Vocabulary:
             "without it nobody can tell whether drafter and target share a vocabulary"
         )
     try:
-        return Vocabulary.of_tokenizer(_read_json(tokenizer))
+        return Vocabulary.of_tokenizer(read_json(tokenizer))
     except ValueError as error:
         raise DrafterError(f"{tokenizer}: {error}") from error
 
@@ -223,8 +223,8 @@ def read_folder_config(file: Path) -> FolderConfig:
     """From genai_config.json or config.json, whichever is nearer. Raises DrafterError if one cannot be used."""
     genai, transformers = beside(file, "genai_config.json"), beside(file, "config.json")
     if genai is not None:
-        return _from_genai(_read_json(genai))
-    return _from_transformers(_read_json(transformers), transformers) if transformers is not None else FolderConfig()
+        return _from_genai(read_json(genai))
+    return _from_transformers(read_json(transformers), transformers) if transformers is not None else FolderConfig()
 
 
 def beside(file: Path, name: str) -> Path | None:
@@ -269,7 +269,8 @@ def _integer(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises DrafterError."""
     try:
         parsed = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -85,6 +85,9 @@ class VocabularyWrapper(Drafter):
             del self._tokens[length:]
             self._fed, self._found = False, None
 
+    def speaker(self) -> Drafter | None:
+        return self._inner.speaker()
+
     def close(self) -> None:
         self._fed, self._found = False, None
         self._inner.close()
