@@ -41,13 +41,17 @@ class LinkSettings:
     """How long things may take, in seconds.
 
     connect_timeout_s: to reach the verifier at first. reconnect_timeout_s: after a break. quiet_s: silence after which
-    the link is pinged. stalled_s: silence after which the stream is given up and resumed.
+    the link is pinged. waiting_s: silence after which people are told that the answer waits for the network; longer on
+    links whose round trip is long. stalled_s: silence after which the stream is given up and resumed. offline_after_s:
+    silence after which the device may answer alone, if it may.
     """
 
     connect_timeout_s: float = 10.0
     reconnect_timeout_s: float = 60.0
-    quiet_s: float = 1.0
+    quiet_s: float = 0.4
+    waiting_s: float = 0.8
     stalled_s: float = 6.0
+    offline_after_s: float = 3.0
 
 
 class Live(Protocol):

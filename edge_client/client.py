@@ -7,12 +7,13 @@ import contextlib
 import queue
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from outrider.v1 import verifier_pb2 as pb
 
+from edge_client.answering import Answering
 from edge_client.channel import Channel, LinkSettings
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
@@ -20,10 +21,11 @@ from edge_client.drafters.settings import DeviceSettings
 from edge_client.errors import SessionError
 from edge_client.link import SessionLink
 from edge_client.matching import Matching
+from edge_client.offline import CheckedAnswer, Consent, ReplayDrafter, compare
 from edge_client.seat import DrafterSeat
 from edge_client.security import Security
-from edge_client.session import Progress, RidingLoop
-from edge_client.types import Prompt, RequestMetrics, RequestOutput, RideSettings, StreamChunk, TokenLogprob
+from edge_client.session import RidingLoop
+from edge_client.types import OfflineAnswers, Prompt, RequestOutput, RideSettings, StreamChunk
 from edge_client.vocabularies import VocabularyCache
 from speculation import policies
 from speculation.duty import DutyCycle
@@ -33,11 +35,7 @@ from speculation.sampling import SamplingParams
 from speculation.vocabulary import Vocabulary
 
 PROTOCOL_VERSION = 1
-FINISH_REASONS = {
-    pb.FINISH_REASON_STOP: "stop",
-    pb.FINISH_REASON_LENGTH: "length",
-    pb.FINISH_REASON_CANCELLED: "abort",
-}
+Put = Callable[[StreamChunk | BaseException], None]
 OBJECTIVES = {
     Objective.LATENCY: pb.OBJECTIVE_LATENCY,
     Objective.BALANCED: pb.OBJECTIVE_BALANCED,
@@ -65,17 +63,21 @@ class EdgeClient:
         max_draft_duty: float = 1.0,
         security: Security | None = None,
         link: LinkSettings | None = None,
+        offline_answers: OfflineAnswers | str = OfflineAnswers.NEVER,
+        ask_offline: Callable[[], bool] | None = None,
     ) -> None:
         """verifier: HOST:PORT. drafter: what `--drafter` takes, or a Drafter; None streams plainly.
 
         pace: a policy by name, see `speculation.policies`, or what makes one pace per session; objective is for the
         adaptive one. threads: CPU threads of the drafter. device: how its model uses the device. max_draft_duty: most
-        of the time, from 0 to 1, that it may draft. security: TLS and the API key. Raises ValueError for a bad address,
-        policy, share or certificate. A drafter that cannot be loaded is no error: `notices` says so and answers stream
-        plainly.
+        of the time, from 0 to 1, that it may draft. security: TLS and the API key. offline_answers: whether the drafter
+        may answer alone when the verifier cannot be reached: never, auto, or ask, which calls `ask_offline` on the
+        session's thread. Raises ValueError for a bad address, policy, share or certificate. A drafter that cannot be
+        loaded is no error: `notices` says so and answers stream plainly.
         """
         self.notices: list[str] = []
         self._model = model
+        self._offline = Consent(OfflineAnswers(offline_answers), ask_offline)
         self._pace = policies.find(pace, objective) if isinstance(pace, str) else pace
         duty = DutyCycle(max_draft_duty) if max_draft_duty != 1.0 else None
         # Without a drafter nothing will ever be drafted: the verifier need not wait for it.
@@ -83,6 +85,8 @@ class EdgeClient:
         self._channel = Channel(verifier, security=security, settings=link or LinkSettings())
         self._seat = self._load(drafter, threads, device, duty)
         self._seat_lock = threading.Lock()
+        if self._consent(self._offline.answers) != self._offline:
+            self.notices.append("without a drafter that has a model, this device cannot answer when it is offline")
         matched = self._seat is not None and not self._seat.speaks_any_vocabulary
         self._matching = Matching(self._channel, self._seat.drafter, self.notices) if self._seat and matched else None
 
@@ -129,8 +133,11 @@ class EdgeClient:
         ride: RideSettings | None = None,
     ) -> Generator[StreamChunk, None, None]:
         """The answer as it grows; closing the iterator early cancels the session. Raises as `generate` does."""
+        return self._stream(lambda put: self._start(prompt, params, seed, put, ride))
+
+    def _stream(self, start: Callable[[Put], Callable[[], None]]) -> Generator[StreamChunk, None, None]:
         chunks: queue.SimpleQueue[StreamChunk | BaseException] = queue.SimpleQueue()
-        cancel = self._start(prompt, params, seed, chunks.put, ride)
+        cancel = start(chunks.put)
         finished = False
         try:
             while not finished:
@@ -143,6 +150,27 @@ class EdgeClient:
         finally:
             if not finished:
                 cancel()
+
+    def check(self, prompt: Prompt, output: RequestOutput, params: SamplingParams | None = None) -> CheckedAnswer:
+        """What the verifier makes of an answer that the device finished alone; prompt and params as it was asked for.
+
+        The verifier goes on from what it had committed, with the same seed; the device's words are its drafts. Raises
+        SessionError, and ValueError if no part of the answer is the device's own.
+        """
+        checked = None
+        for chunk in self.check_stream(prompt, output, params):
+            checked = chunk.output
+        assert checked is not None
+        return compare(output, checked)
+
+    def check_stream(
+        self, prompt: Prompt, output: RequestOutput, params: SamplingParams | None = None
+    ) -> Generator[StreamChunk, None, None]:
+        """As `check`, as it comes: what the verifier says after the committed part. See `offline.compare`."""
+        if output.offline is None:
+            raise ValueError("no part of this answer is the device's own: there is nothing to check")
+        ride = RideSettings(offline_answers=OfflineAnswers.NEVER)
+        return self._stream(lambda put: self._start(prompt, params, output.seed, put, ride, output))
 
     @property
     def has_drafter(self) -> bool:
@@ -182,10 +210,11 @@ class EdgeClient:
         prompt: Prompt,
         params: SamplingParams | None,
         seed: int | None,
-        put: Callable[[StreamChunk | BaseException], None],
+        put: Put,
         settings: RideSettings | None = None,
+        before: RequestOutput | None = None,
     ) -> Callable[[], None]:
-        """Start a session on a thread of its own; returns what cancels it."""
+        """Start a session on a thread of its own; returns what cancels it. before: the answer to be checked."""
         params, settings = params or SamplingParams(), settings or RideSettings()
         seed = secrets.randbits(64) if seed is None else seed
         wanted = self._seat if settings.drafts else None
@@ -195,8 +224,20 @@ class EdgeClient:
             if settings.diary is not None:
                 pace = Observed(pace, settings.diary)
             request = self._open_request(prompt, params, seed, pace, seat, settings.model or self._model)
-            link = SessionLink(self._channel, request)
-            loop = RidingLoop(link, seat, pace, params, seed, self._matching.ask if self._matching else None)
+            part = before.offline if before is not None else None
+            if before is not None:
+                request.continue_from.extend(before.token_ids)
+            link = SessionLink(self._channel, request, part.target if part is not None else "")
+            consent = self._consent(settings.offline_answers or self._offline.answers)
+            answering = Answering(
+                prompt, params, seed, link, put, consent, lambda given_up: self._alone(seat, given_up), before
+            )
+            match = self._matching.ask if self._matching else None
+            drafting = seat
+            if seat is not None and part is not None and part.of_log:
+                drafting = DrafterSeat(ReplayDrafter(part, answering.committed_length))
+            loop = RidingLoop(link, drafting, pace, params, seed, match, link_changed=answering.link_changed)
+            answering.loop = loop
         except BaseException:
             if seat is not None:
                 self._seat_lock.release()
@@ -205,7 +246,7 @@ class EdgeClient:
         def ride() -> None:
             last: StreamChunk | BaseException
             try:
-                last = _ride(loop, link, params, seed, put)
+                last = answering.run()
             except BaseException as error:
                 last = error
             link.close()
@@ -214,7 +255,35 @@ class EdgeClient:
             put(last)  # only now: whoever reads it may ask again at once, and is to find the drafter free
 
         threading.Thread(target=ride, name="outrider-ride", daemon=True).start()
-        return loop.cancel
+        return answering.cancel
+
+    def _consent(self, answers: OfflineAnswers) -> Consent:
+        """Raises ValueError if somebody is to be asked and there is nobody."""
+        can = self._seat is not None and self._seat.drafter.speaker() is not None
+        return Consent(answers if can else OfflineAnswers.NEVER, self._offline.ask)
+
+    @contextlib.contextmanager
+    def _alone(self, held: DrafterSeat | None, given_up: Callable[[], bool]) -> Iterator[DrafterSeat | None]:
+        """The drafter's own model, for whoever writes without the verifier. held: the seat, if the session has it."""
+        seat = self._seat
+        while held is None and not self._seat_lock.acquire(timeout=0.1):
+            if given_up():
+                yield None
+                return
+        try:
+            model = seat.drafter.speaker() if seat is not None else None
+            if seat is None or model is None:
+                yield None
+            elif model is seat.drafter:
+                yield seat
+            else:
+                seat.rollback(0)
+                model.rollback(0)
+                yield DrafterSeat(model)
+                model.rollback(0)
+        finally:
+            if held is None:
+                self._seat_lock.release()
 
     def _open_request(
         self, prompt: Prompt, params: SamplingParams, seed: int, pace: Pace, seat: DrafterSeat | None, model: str
@@ -259,75 +328,6 @@ def sampling_message(params: SamplingParams) -> pb.SamplingParams:
         stop_ids=params.stop_ids,
         ignore_eos=params.ignore_eos,
         logprobs=params.logprobs,
-    )
-
-
-def _ride(
-    loop: RidingLoop,
-    link: SessionLink,
-    params: SamplingParams,
-    seed: int,
-    put: Callable[[StreamChunk | BaseException], None],
-) -> StreamChunk:
-    """Ride to the end, pass on what comes, and return the last chunk with the complete output."""
-    tokens: list[int] = []
-    drafted: list[bool] = []
-    texts: list[str] = []
-    logprobs: list[TokenLogprob] = []
-
-    def emit(progress: Progress) -> None:
-        tokens.extend(progress.tokens)
-        drafted.extend(progress.drafted)
-        texts.append(progress.text)
-        new = tuple(
-            TokenLogprob(token, entry.logprob, dict(zip(entry.top_ids, entry.top_logprobs, strict=True)))
-            for token, entry in zip(progress.tokens, progress.logprobs, strict=False)
-        )
-        logprobs.extend(new)
-        put(
-            StreamChunk(
-                progress.text,
-                tuple(progress.tokens),
-                tuple(progress.texts),
-                tuple(progress.drafted),
-                tuple(progress.corrected),
-                new,
-            )
-        )
-
-    finished = loop.run(emit)
-    output = RequestOutput(
-        text="".join(texts),
-        token_ids=tuple(tokens),
-        drafted=tuple(drafted),
-        finish_reason=FINISH_REASONS.get(finished.reason, "error"),
-        prompt_tokens=finished.usage.prompt_tokens,
-        seed=seed,
-        metrics=_metrics(loop, link, finished, len(tokens)),
-        logprobs=tuple(logprobs) if params.logprobs is not None else None,
-    )
-    return StreamChunk(output=output)
-
-
-def _metrics(loop: RidingLoop, link: SessionLink, finished: pb.Finished, tokens: int) -> RequestMetrics:
-    ride, stats = loop.ride, finished.statistics
-    return RequestMetrics(
-        ttft_ms=ride.ttft_ms,
-        total_ms=ride.total_ms,
-        ms_per_token=(ride.total_ms - ride.ttft_ms) / max(1, tokens - 1),
-        rtt_ms=link.rtt.median_ms,
-        drafted_tokens=ride.drafted_tokens,
-        verified_tokens=stats.verified_tokens,
-        accepted_tokens=ride.accepted_tokens,
-        acceptance=stats.accepted_tokens / stats.verified_tokens if stats.verified_tokens else None,
-        target_forwards=stats.target_forwards,
-        draft_messages=ride.draft_messages,
-        commits=ride.commits,
-        drafting_ms=ride.drafting_ms,
-        uplink_bytes=link.uplink_bytes,
-        downlink_bytes=link.downlink_bytes,
-        reconnects=link.reconnects,
-        notices=tuple(ride.notices),
     )
 
 

@@ -26,6 +26,13 @@ class Reconnected:
 
 
 @dataclass(frozen=True)
+class LinkChanged:
+    """waiting: nothing has been heard for a while, though it was asked for; or else something has been heard again."""
+
+    waiting: bool
+
+
+@dataclass(frozen=True)
 class Failed:
     """The session cannot go on."""
 
@@ -39,4 +46,4 @@ class Errand:
     run: Callable[[], None]
 
 
-Message = Heard | Reconnected | Failed | Errand
+Message = Heard | Reconnected | LinkChanged | Failed | Errand

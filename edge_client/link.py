@@ -19,7 +19,7 @@ from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.channel import MAX_MESSAGE_BYTES, Channel
 from edge_client.errors import SessionError, closed, left, unreachable
-from edge_client.inbox import Failed, Heard, Message, Reconnected
+from edge_client.inbox import Failed, Heard, LinkChanged, Message, Reconnected
 from edge_client.rtt import RttEstimator
 from edge_client.security import refused_handshake
 
@@ -33,12 +33,14 @@ def now_us() -> int:
 class SessionLink:
     """One session's stream, for as long as the session lives. Made and used by one thread; `close` when done.
 
+    target: fingerprint of the target that must answer; empty for any.
     inbox: messages in order. Failed or a Finished comes whatever happens, and nothing that matters after it. Byte
     counts are of serialised messages.
     """
 
     channel: Channel
     open_request: pb.Open
+    target: str = ""
     inbox: queue.SimpleQueue[Message] = field(default_factory=queue.SimpleQueue)
     rtt: RttEstimator = field(default_factory=RttEstimator)
     uplink_bytes: int = 0
@@ -48,13 +50,14 @@ class SessionLink:
     def __post_init__(self) -> None:
         self._outbox: asyncio.Queue[pb.GenerateRequest] | None = None
         self._session_id = ""
-        self._target = ""
         self._prompt_length = 0
         self._left = False
         self._finished = False
+        self._asked = False  # whether a verifier may be opening a session for this just now
         self._trouble = ""
         self._answer: list[int] = list(self.open_request.continue_from)
-        self._heard_s = 0.0
+        self._heard_s = time.monotonic()
+        self.waiting = False  # whether the session was told so
         self._task = self.channel.call(self._live())
 
     def send(self, request: pb.GenerateRequest) -> None:
@@ -80,7 +83,7 @@ class SessionLink:
             return
         if self._outbox is not None:
             self._put(pb.GenerateRequest(cancel=pb.Cancel()))
-        elif self._session_id:  # between two streams: the verifier forgets the session after its lease
+        elif self._session_id or not self._asked:  # a verifier that knows of the session forgets it after its lease
             self._task.cancel()
 
     def _put(self, request: pb.GenerateRequest) -> None:
@@ -90,7 +93,11 @@ class SessionLink:
     async def _live(self) -> None:
         try:
             with self.channel.living(self):
-                await self._streams()
+                listening = asyncio.create_task(self._listen())
+                try:
+                    await self._streams()
+                finally:
+                    listening.cancel()
         except SessionError as error:
             self.inbox.put(Failed(error))
         except asyncio.CancelledError:
@@ -173,12 +180,14 @@ class SessionLink:
         call: Any = stub.Generate(metadata=self.channel.metadata)
         try:
             await call.wait_for_connection()
+            self._asked = True
             await self._write(call, self._opening())
             response = await asyncio.wait_for(call.read(), self.channel.settings.stalled_s)
             if not isinstance(response, pb.GenerateResponse) or response.WhichOneof("message") != "opened":
                 raise SessionError("INTERNAL", "NO_OPENED", "the verifier did not begin by opening a session")
             self._check_target(response.opened.model_info.target_fingerprint)
         except BaseException as error:
+            self._asked = False
             call.cancel()
             if isinstance(error, TimeoutError):
                 self._trouble = "it took the stream but did not open a session in time"
@@ -202,14 +211,14 @@ class SessionLink:
 
     def _check_target(self, target: str) -> None:
         """A verifier with other weights would go on with other words. Raises SessionError."""
-        if self._target and target != self._target:
+        if self.target and target != self.target:
             raise SessionError(
                 "FAILED_PRECONDITION",
                 "TARGET_CHANGED",
                 f"the verifier at {self.channel.verifier} came back with another target ({target} instead of "
-                f"{self._target}), which would go on with other words; ask again from the beginning",
+                f"{self.target}), which would go on with other words; ask again from the beginning",
             )
-        self._target = target
+        self.target = target
 
     def _opening(self) -> pb.GenerateRequest:
         request = pb.GenerateRequest(open=self._resuming() if self._session_id else self._anew())
@@ -235,8 +244,24 @@ class SessionLink:
         request.continue_from.extend(self._answer)
         return request
 
+    async def _listen(self) -> None:
+        """Tell the session when it hears nothing, whatever the reason, and say so while there still is an answer."""
+        settings = self.channel.settings
+        while True:
+            # A ping leaves after at most one and a half times `quiet_s`, and takes a round trip.
+            usual_s = 1.5 * (settings.quiet_s + (self.rtt.latest_ms or 0.0) / 1e3)
+            patience_s = self._heard_s + max(settings.waiting_s, usual_s) - time.monotonic()
+            if patience_s > 0 or self.waiting:
+                await asyncio.sleep(max(patience_s, settings.quiet_s / 4))
+            else:
+                self.waiting = True
+                self.inbox.put(LinkChanged(True))
+
     def _take(self, response: pb.GenerateResponse) -> None:
         self._heard_s = time.monotonic()
+        if self.waiting:
+            self.waiting = False
+            self.inbox.put(LinkChanged(False))
         self.downlink_bytes += response.ByteSize()
         kind = response.WhichOneof("message")
         if kind == "commit":

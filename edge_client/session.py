@@ -19,7 +19,7 @@ from outrider.v1 import verifier_pb2 as pb
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.matching import Match
 from edge_client.errors import SessionError
-from edge_client.inbox import Errand, Failed, Heard, Message, Reconnected
+from edge_client.inbox import Errand, Failed, Heard, LinkChanged, Message, Reconnected
 from edge_client.link import SessionLink, now_us
 from edge_client.seat import DrafterSeat
 from edge_client.texts import texts_of
@@ -74,9 +74,15 @@ class RidingLoop:
         params: SamplingParams,
         seed: int,
         match: Callable[[pb.GetModelInfoResponse, Callable[[Match], None]], None] | None = None,
+        *,
+        link_changed: Callable[[bool], None] | None = None,
     ) -> None:
-        """match: finds out how the drafter can speak another vocabulary and calls back, at once or from any thread."""
+        """match: finds out how the drafter can speak another vocabulary and calls back, at once or from any thread.
+
+        link_changed: hears whether the answer waits for the network; it may raise, which ends the ride.
+        """
         self._link, self._seat, self._pace, self._match = link, seat, pace, match
+        self._link_changed = link_changed
         self._guess = Guess(params, seed)
         self._greedy = params.greedy
         self._line = DeviceLine([])
@@ -135,7 +141,7 @@ class RidingLoop:
         return idle and self.opened is not None and self._pace.patience_ms > 0
 
     def _end(self, finished: pb.Finished) -> pb.Finished:
-        self.ride.total_ms = self._elapsed_ms()
+        self.ride.total_ms = self.elapsed_ms()
         if self._seat is not None and self.opened is not None:
             try:
                 self._seat.drafter.learn(self._line.log, self.opened.prompt_length)
@@ -151,7 +157,8 @@ class RidingLoop:
         """Ask the verifier to end the session; it answers with Finished."""
         self._link.cancel()
 
-    def _elapsed_ms(self) -> float:
+    def elapsed_ms(self) -> float:
+        """Since the ride began."""
         return (time.perf_counter() - self._began_s) * 1e3
 
     def _view(self) -> View:
@@ -182,6 +189,10 @@ class RidingLoop:
         if isinstance(message, Errand):
             message.run()
             return None
+        if isinstance(message, LinkChanged):
+            if self._link_changed is not None:
+                self._link_changed(message.waiting)
+            return None
         response = message.response
         kind = response.WhichOneof("message")
         if kind == "opened":
@@ -202,6 +213,7 @@ class RidingLoop:
             return
         # Without a drafter nobody looks at the prompt: only its length counts.
         self._line.log = list(opened.prompt_ids) or [0] * opened.prompt_length
+        self._line.log += self._link.open_request.continue_from
         seat = self._seat
         if seat is None:
             return
@@ -250,7 +262,7 @@ class RidingLoop:
             return
         ride = self.ride
         if not ride.commits:
-            ride.ttft_ms = self._elapsed_ms()
+            ride.ttft_ms = self.elapsed_ms()
         ride.commits += 1
         skipped = len(commit.tokens) - len(new)
         drafted = [bool(commit.drafted_mask >> i & 1) for i in range(skipped, len(commit.tokens))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from speculation.observed import Diary
 
@@ -11,17 +12,39 @@ Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
 
 
+class OfflineAnswers(StrEnum):
+    """Whether the device may answer alone when the verifier cannot be reached."""
+
+    NEVER = "never"
+    ASK = "ask"
+    AUTO = "auto"
+
+
+class LinkState(StrEnum):
+    """How an answer fares with the verifier.
+
+    WAITING: the link is silent or broken; what has come stays, and the answer goes on by itself when it is back.
+    OFFLINE: the device goes on alone, to the end of this answer.
+    """
+
+    CONNECTING = "connecting"
+    LIVE = "live"
+    WAITING = "waiting"
+    OFFLINE = "offline"
+
+
 @dataclass(frozen=True)
 class RideSettings:
     """What one answer does otherwise than its client's others.
 
     model: to ask for; empty for the client's. drafts: without them the answer streams plainly. diary: where the ride
-    is written down as it goes, see `speculation.observed`.
+    is written down as it goes, see `speculation.observed`. offline_answers: whether the device may finish it alone.
     """
 
     model: str = ""
     drafts: bool = True
     diary: Diary | None = None
+    offline_answers: OfflineAnswers | None = None
 
 
 @dataclass(frozen=True)
@@ -61,11 +84,29 @@ class RequestMetrics:
 
 
 @dataclass(frozen=True)
+class OfflinePart:
+    """What the device wrote alone, at the end of an answer.
+
+    texts[i]: what token_ids[i] adds to the text. of_log: the tokens are the target's and go on from the log; else they
+    are of the model's own vocabulary. model: who wrote. target: fingerprint of the target that wrote the part before;
+    empty if the verifier was never reached.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    of_log: bool
+    model: str
+    target: str
+
+
+@dataclass(frozen=True)
 class RequestOutput:
     """A complete answer.
 
-    text: without special tokens and without the stop text. finish_reason: stop, length or abort. seed: gives the same
-    words again. drafted[i]: token_ids[i] was guessed by the device.
+    text: without special tokens and without the stop text. token_ids: the verifier's. finish_reason: stop, length or
+    abort. seed: gives the same words again. drafted[i]: token_ids[i] was guessed by the device. offline: the end of the
+    text, if the device wrote it alone.
     """
 
     text: str
@@ -76,6 +117,12 @@ class RequestOutput:
     seed: int
     metrics: RequestMetrics
     logprobs: tuple[TokenLogprob, ...] | None = None
+    offline: OfflinePart | None = None
+
+    @property
+    def committed_text(self) -> str:
+        """The part of the text that the verifier said."""
+        return self.text.removesuffix(self.offline.text) if self.offline is not None else self.text
 
 
 @dataclass(frozen=True)
@@ -83,7 +130,9 @@ class StreamChunk:
     """News of an answer as it grows. The last chunk carries the complete output.
 
     texts[i]: what token_ids[i] adds to the text; the answer's end may add text of no token. drafted[i]: the device had
-    guessed token_ids[i]. corrected[i]: it had guessed another token there. logprobs: empty unless asked for.
+    guessed token_ids[i]. corrected[i]: it had guessed another token there. logprobs: empty unless asked for. link: how
+    the answer fares from now on; a chunk without text may bring nothing else. While it is offline, texts and tokens are
+    the device's own.
     """
 
     text: str = ""
@@ -93,3 +142,9 @@ class StreamChunk:
     corrected: tuple[bool, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     output: RequestOutput | None = None
+    link: LinkState = LinkState.LIVE
+
+    @property
+    def offline(self) -> bool:
+        """Whether these are the device's own words, which no verifier has seen."""
+        return self.link is LinkState.OFFLINE

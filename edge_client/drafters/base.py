@@ -129,7 +129,7 @@ class Drafter(ABC):
         """
         return None
 
-    def text(self) -> ModelText:
+    def model_text(self) -> ModelText:
         """The model's own tokenizer and chat template. Raises DrafterError if it has none or they cannot be used."""
         raise DrafterError(f"{self.info.name} has no words of its own")
 

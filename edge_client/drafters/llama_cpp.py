@@ -102,7 +102,7 @@ class LlamaCppDrafter(LanguageModelDrafter):
     def vocabulary(self) -> Vocabulary:
         return _vocabulary(self._api, self._api.llama_model_get_vocab(self._model), self.info.vocabulary_size)
 
-    def text(self) -> ModelText:
+    def model_text(self) -> ModelText:
         from edge_client.drafters.llama_cpp_text import read_text
 
         return read_text(self._api, self._model, self.vocabulary(), self.info.name)

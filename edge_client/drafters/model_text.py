@@ -51,11 +51,9 @@ class ModelText:
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+        names = {"raise_exception": _refuse, "strftime_now": _now, "add_generation_prompt": True, **self.specials}
         try:
-            return environment.from_string(self.template).render(
-                messages=[dict(message) for message in messages], add_generation_prompt=True, **self.specials
-            )
+            return environment.from_string(self.template, names).render(messages=[dict(each) for each in messages])
         except Exception as error:  # templates are programs and raise what they like
             raise DrafterError(f"the chat template of {self.name} refuses these messages: {error}") from error
 

@@ -92,7 +92,7 @@ class OnnxDrafter(LanguageModelDrafter):
     def vocabulary(self) -> Vocabulary:
         return read_vocabulary(self._file)
 
-    def text(self) -> ModelText:
+    def model_text(self) -> ModelText:
         from edge_client.drafters.onnx_text import read_text
 
         return read_text(self._file, self.info.name)

@@ -9,6 +9,7 @@ from edge_client.drafters.base import DrafterError
 from edge_client.drafters.model_text import ModelText, template_of
 from edge_client.drafters.onnx_graph import TOKENIZER_FILE, beside, read_json, read_vocabulary
 
+_SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TEMPLATE_FILE = "chat_template.jinja"
 
 
@@ -29,7 +30,7 @@ def read_text(file: Path, name: str) -> ModelText:
         return list(tokenizer.encode(text, add_special_tokens=opening).ids)
 
     config = _read(file, "tokenizer_config.json")
-    specials = {key: text for key in ("bos_token", "eos_token", "pad_token", "unk_token") if (text := _text(config, key))}
+    specials = {key: text for key in _SPECIALS if (text := _text(config, key))}
     return ModelText(name, vocabulary, tokenize, _template(file, config), specials, _end_ids(file, tokenizer, specials))
 
 
