@@ -196,7 +196,7 @@ class SessionLink:
             elif isinstance(error, grpc.aio.AioRpcError):
                 said = SessionError.from_rpc(error)
                 self._trouble = str(said)
-                if not self._target and (untrusted := refused_handshake(self.channel.verifier, self._trouble)):
+                if not self.target and (untrusted := refused_handshake(self.channel.verifier, self._trouble)):
                     raise untrusted from error
                 if self._session_id and error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE):
                     self._session_id = ""  # another life: the verifier was restarted or the lease has ended
