@@ -81,7 +81,7 @@ class Answering:
         except TakeOver:
             return self._go_on_alone("the verifier could not be reached")
         except SessionError as error:
-            if error.code not in UNREACHABLE or self._declined or not self._consent():
+            if error.code not in UNREACHABLE or self._declined or not self._consent(self._wanted):
                 raise
             return self._go_on_alone(str(error))
         finally:
@@ -132,10 +132,13 @@ class Answering:
     def _take_over(self) -> None:
         if self._state is LinkState.LIVE or self._declined or self._cancelled.is_set():
             return
-        if not self._consent():
+        if not self._consent(lambda: self._link.waiting and self._wanted()):
             self._declined = True  # once is enough; the answer goes on when the network is back
         elif self._link.waiting:
             raise TakeOver
+
+    def _wanted(self) -> bool:
+        return not self._cancelled.is_set()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -17,6 +17,7 @@ from edge_client.options import (
     device_options,
     make_client,
     make_params,
+    offline_options,
     option,
     pace_options,
     sampling_options,
@@ -46,10 +47,12 @@ main.add_command(serve)
 @connection_options
 @device_options
 @pace_options
+@offline_options
 @sampling_options
 def generate(prompt: str | None, message: str | None, as_json: bool, **options: Any) -> None:
     """Answer one prompt and exit. With neither --prompt nor --message, the prompt is standard input."""
     from edge_client.errors import SessionError
+    from edge_client.terminal import ask_at_terminal, noted
 
     if prompt is not None and message is not None:
         raise click.UsageError("give --prompt or --message, not both")
@@ -59,9 +62,9 @@ def generate(prompt: str | None, message: str | None, as_json: bool, **options: 
     else:
         question = sys.stdin.read() if prompt in (None, "-") else prompt
     params = make_params(options)
-    client = make_client(options)
+    client = make_client(options, ask_at_terminal)
     try:
-        for chunk in client.stream(question, params, seed=options["seed"]):
+        for chunk in noted(client.stream(question, params, seed=options["seed"])):
             if not as_json:
                 click.echo(chunk.text, nl=False)
                 sys.stdout.flush()

@@ -21,7 +21,7 @@ from edge_client.drafters.settings import DeviceSettings
 from edge_client.errors import SessionError
 from edge_client.link import SessionLink
 from edge_client.matching import Matching
-from edge_client.offline import CheckedAnswer, Consent, ReplayDrafter, compare
+from edge_client.offline import Ask, CheckedAnswer, Consent, ReplayDrafter, compare
 from edge_client.seat import DrafterSeat
 from edge_client.security import Security
 from edge_client.session import RidingLoop
@@ -64,7 +64,7 @@ class EdgeClient:
         security: Security | None = None,
         link: LinkSettings | None = None,
         offline_answers: OfflineAnswers | str = OfflineAnswers.NEVER,
-        ask_offline: Callable[[], bool] | None = None,
+        ask_offline: Ask | None = None,
     ) -> None:
         """verifier: HOST:PORT. drafter: what `--drafter` takes, or a Drafter; None streams plainly.
 
@@ -236,7 +236,16 @@ class EdgeClient:
             drafting = seat
             if seat is not None and part is not None and part.of_log:
                 drafting = DrafterSeat(ReplayDrafter(part, answering.committed_length))
-            loop = RidingLoop(link, drafting, pace, params, seed, match, link_changed=answering.link_changed)
+            loop = RidingLoop(
+                link,
+                drafting,
+                pace,
+                params,
+                seed,
+                match,
+                answered=request.continue_from,
+                link_changed=answering.link_changed,
+            )
             answering.loop = loop
         except BaseException:
             if seat is not None:

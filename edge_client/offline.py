@@ -20,6 +20,7 @@ from edge_client.types import OfflineAnswers, OfflinePart, Prompt, RequestOutput
 UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")  # codes of a SessionError after which the device may go on
 
 _SURE = -0.1  # log-probability of a word of the device's own: it is often right, as guesses go
+Ask = Callable[[Callable[[], bool]], bool]
 
 
 class TakeOver(Exception):
@@ -28,20 +29,24 @@ class TakeOver(Exception):
 
 @dataclass(frozen=True)
 class Consent:
-    """Who says that the device may answer alone. ask: a person, on the session's thread; it may take its time."""
+    """Who says that the device may answer alone.
+
+    ask: asks a person, on the session's thread, with a function that says whether the question still stands. It may
+    take its time.
+    """
 
     answers: OfflineAnswers = OfflineAnswers.NEVER
-    ask: Callable[[], bool] | None = None
+    ask: Ask | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError."""
         if self.answers is OfflineAnswers.ASK and self.ask is None:
             raise ValueError("offline_answers is ask, so there must be somebody to ask: give ask_offline")
 
-    def __call__(self) -> bool:
-        """Whether it may."""
+    def __call__(self, stands: Callable[[], bool]) -> bool:
+        """Whether it may. stands: whether the verifier is still out of reach and the answer still wanted."""
         if self.answers is OfflineAnswers.ASK and self.ask is not None:
-            return self.ask()
+            return self.ask(stands)
         return self.answers is OfflineAnswers.AUTO
 
 

@@ -12,10 +12,12 @@ import platformdirs
 from edge_client.config import config_option
 from edge_client.drafters.memory import parse_bytes
 from edge_client.drafters.settings import DeviceSettings, FlashAttention, KvType, Weights
+from edge_client.types import OfflineAnswers
 from speculation.pace import Objective
 
 if TYPE_CHECKING:
     from edge_client.client import EdgeClient
+    from edge_client.offline import Ask
     from edge_client.security import Security
     from speculation.sampling import SamplingParams
 
@@ -146,6 +148,14 @@ pace_options = options_of(
         help="Most of the time that may go into drafting; less saves battery.",
     ),
 )
+offline_options = options_of(
+    option(
+        "--offline-answers",
+        default=OfflineAnswers.NEVER.value,
+        type=click.Choice([answers.value for answers in OfflineAnswers]),
+        help="Whether the drafter may answer alone when the verifier cannot be reached.",
+    ),
+)
 sampling_options = options_of(
     option("--temperature", default=0.8, help="0 takes the likeliest token."),
     option("--top-k", default=0, help="Keep this many of the likeliest tokens; 0 keeps all."),
@@ -196,8 +206,9 @@ def take_security(options: dict[str, Any]) -> Security:
     )
 
 
-def make_client(options: dict[str, Any]) -> EdgeClient:
-    """A client by `connection_options`, `device_options` and `pace_options`; its notices go to standard error.
+def make_client(options: dict[str, Any], ask_offline: Ask | None = None) -> EdgeClient:
+    """A client by `connection_options`, `device_options`, `pace_options` and, where a command has them,
+    `offline_options`; its notices go to standard error.
 
     Raises CommandError.
     """
@@ -214,6 +225,8 @@ def make_client(options: dict[str, Any]) -> EdgeClient:
             device=take_device(options),
             max_draft_duty=options["max_draft_duty"],
             security=take_security(options),
+            offline_answers=options.get("offline_answers", OfflineAnswers.NEVER),
+            ask_offline=ask_offline,
         )
     except ValueError as error:
         raise CommandError(str(error)) from error

@@ -75,14 +75,16 @@ class RidingLoop:
         seed: int,
         match: Callable[[pb.GetModelInfoResponse, Callable[[Match], None]], None] | None = None,
         *,
+        answered: Sequence[int] = (),
         link_changed: Callable[[bool], None] | None = None,
     ) -> None:
         """match: finds out how the drafter can speak another vocabulary and calls back, at once or from any thread.
 
-        link_changed: hears whether the answer waits for the network; it may raise, which ends the ride.
+        answered: tokens that an earlier session has committed. link_changed: hears whether the answer waits for the
+        network; it may raise, which ends the ride.
         """
         self._link, self._seat, self._pace, self._match = link, seat, pace, match
-        self._link_changed = link_changed
+        self._answered, self._link_changed = answered, link_changed
         self._guess = Guess(params, seed)
         self._greedy = params.greedy
         self._line = DeviceLine([])
@@ -213,7 +215,7 @@ class RidingLoop:
             return
         # Without a drafter nobody looks at the prompt: only its length counts.
         self._line.log = list(opened.prompt_ids) or [0] * opened.prompt_length
-        self._line.log += self._link.open_request.continue_from
+        self._line.log += self._answered
         seat = self._seat
         if seat is None:
             return
