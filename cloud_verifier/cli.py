@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cloud_verifier.config import config_command, config_option
+from cloud_verifier.operation.options import Eyes, watching, watching_options
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -79,8 +80,14 @@ def _option(*names: str, **settings: Any) -> Any:
 )
 @_option("--step-ms", default=0.0, type=click.FloatRange(0.0), help="Emulate a larger target: least time of a step.")
 @_option("--step-ms-per-token", default=0.0, type=click.FloatRange(0.0), help="... and this much per position more.")
+@watching_options
 def serve(**options: Any) -> None:
     """Serve a target model over gRPC."""
+    with watching(options) as eyes:
+        _serve(options, eyes)
+
+
+def _serve(options: dict[str, Any], eyes: Eyes) -> None:
     import asyncio
     import logging
 
@@ -95,7 +102,6 @@ def serve(**options: Any) -> None:
     from cloud_verifier.text import Codec, TextError
     from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         codec = Codec(options["model"])
         engine: TargetEngine = load(
@@ -138,7 +144,11 @@ def serve(**options: Any) -> None:
     )
     steps = SchedulerSettings(options["step_tokens"], options["chunk_tokens"])
     try:
-        asyncio.run(serve_until_stopped(engine, served, address, announce, steps, options["drain_timeout_s"]))
+        asyncio.run(
+            serve_until_stopped(
+                engine, served, address, announce, steps, options["drain_timeout_s"], eyes.watchers, eyes.metrics
+            )
+        )
     except ServerError as error:
         raise CommandError(str(error)) from error
 

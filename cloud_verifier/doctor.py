@@ -14,6 +14,7 @@ NEEDED = {
     "grpc_health": "answers health checks",
     "grpc_reflection": "lets grpcurl list the service",
     "jinja2": "applies chat templates",
+    "prometheus_client": "serves metrics",
 }
 DISTRIBUTIONS = {"grpc": "grpcio", "grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection"}
 
@@ -29,6 +30,7 @@ class Finding(NamedTuple):
 def examine() -> list[Finding]:
     """Look at packages, devices and threads. Imports torch if it is there."""
     findings = [_package(module, purpose) for module, purpose in NEEDED.items()]
+    findings.append(_tracing())
     if importlib.util.find_spec("torch"):
         import torch
 
@@ -39,6 +41,13 @@ def examine() -> list[Finding]:
             findings.append(Finding("GPU", True, "none seen by torch; the target runs on the CPU"))
         findings.append(Finding("threads", True, f"{torch.get_num_threads()} of {os.cpu_count()} CPUs"))
     return findings
+
+
+def _tracing() -> Finding:
+    if importlib.util.find_spec("opentelemetry") is None:
+        return Finding("tracing", True, "not installed; for --otel: pip install '.[otel]' in a clone of Outrider")
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    return Finding("tracing", True, f"--otel sends traces to {endpoint or 'http://localhost:4317, the default'}")
 
 
 def _package(module: str, purpose: str) -> Finding:

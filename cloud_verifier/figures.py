@@ -6,7 +6,7 @@ event loop; readers on the same loop need no lock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,10 @@ class Figures:
 
     Counters. steps: forwards. step_s: time spent in them. prompt_positions: tokens of prompts (and of logs that are
     read again) evaluated; pending_positions: the last token of a log, once for each step that went on with it;
-    draft_positions: guesses checked. trimmed_draft_tokens: guesses that a step had no room for. prefix_query_tokens:
+    draft_positions: guesses checked. drafts: times that guesses of a
+    session were checked; accepted_tokens: of the guesses, those that were right, and accepted_by_position: by place in
+    what was checked at once. fills: times that there were none. trimmed_draft_tokens: guesses that a step had no room
+    for. prefix_query_tokens:
     tokens of sequences that were opened; prefix_hit_tokens: those of them that had been evaluated before. preemptions:
     sessions whose keys and values were given up for another's.
 
@@ -40,6 +43,9 @@ class Figures:
     pending_positions: int = 0
     draft_positions: int = 0
     trimmed_draft_tokens: int = 0
+    drafts: int = 0
+    fills: int = 0
+    accepted_tokens: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
@@ -49,6 +55,19 @@ class Figures:
     pages_cached: int = 0
     pages_free: int = 0
     latest: LatestStep = LatestStep()
+    accepted_by_position: list[int] = field(default_factory=list)
+
+    def judged(self, guesses: int, accepted: int) -> None:
+        """A session's guesses were checked, and so many of them were right; without guesses it was a fill."""
+        if not guesses:
+            self.fills += 1
+            return
+        self.drafts += 1
+        self.accepted_tokens += accepted
+        by_position = self.accepted_by_position
+        by_position.extend([0] * (accepted - len(by_position)))
+        for position in range(accepted):
+            by_position[position] += 1
 
     @property
     def pages_total(self) -> int:

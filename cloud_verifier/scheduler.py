@@ -237,5 +237,7 @@ class Scheduler:
             session.statistics.forward_us += forward_us
         session.statistics.trimmed_tokens += planned.trimmed
         session.draft_budget.stepped(len(planned.guesses), planned.trimmed, full=full)
+        accepted = session.statistics.accepted_tokens
         session.take(planned.guesses, choices)
+        self.figures.judged(len(planned.guesses), session.statistics.accepted_tokens - accepted)
         self.engine.truncate(sequence, session.cached)

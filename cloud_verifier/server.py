@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import ipaddress
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,9 +20,13 @@ from outrider.v1 import verifier_pb2_grpc as pb_grpc
 from cloud_verifier.draining import Draining
 from cloud_verifier.engines.base import TargetEngine
 from cloud_verifier.opening import Served
+from cloud_verifier.operation.calls import Watcher, Watching
 from cloud_verifier.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.security.tls import ReloadedCertificate, TlsError, TlsFiles
 from cloud_verifier.service import ServiceSettings, VerifierService
+
+if TYPE_CHECKING:
+    from cloud_verifier.operation.metrics import Metrics
 
 MAX_MESSAGE_BYTES = 1 << 20
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VerifierService"].full_name
@@ -105,6 +109,8 @@ async def running(
     address: Address,
     scheduler_settings: SchedulerSettings | None = None,
     service_settings: ServiceSettings | None = None,
+    watchers: Sequence[Watcher] = (),
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Running]:
     """A verifier that serves while the context is open.
 
@@ -113,7 +119,11 @@ async def running(
     """
     scheduler = Scheduler(engine, scheduler_settings)
     service = VerifierService(served, scheduler, service_settings)
-    server = grpc.aio.server(options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", int(address.reuse_port))])
+    server = grpc.aio.server(
+        interceptors=[Watching(watchers)], options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", int(address.reuse_port))]
+    )
+    if metrics is not None:
+        metrics.watch(served.name, service, scheduler)
     pb_grpc.add_VerifierServiceServicer_to_server(service, server)
     liveness = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(liveness, server)
@@ -141,12 +151,14 @@ async def serve(
     announce: Callable[[int], None],
     scheduler_settings: SchedulerSettings | None = None,
     drain_timeout_s: float = 30.0,
+    watchers: Sequence[Watcher] = (),
+    metrics: Metrics | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends that at once.
 
     `announce` is called with the port once requests are welcome.
     """
-    async with running(engine, served, address, scheduler_settings) as verifier:
+    async with running(engine, served, address, scheduler_settings, watchers=watchers, metrics=metrics) as verifier:
         stop = asyncio.Event()
 
         def signalled() -> None:

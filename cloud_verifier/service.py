@@ -78,7 +78,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
     @property
     def streams(self) -> int:
         """Sessions with a device at the other end just now."""
-        return sum(session.attached for session in self._sessions.values())
+        return sum(session.attached for session in list(self._sessions.values()))
 
     def drain(self) -> None:
         """Open no more sessions. Those that are open go on, and may be resumed here."""

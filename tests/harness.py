@@ -14,6 +14,8 @@ import numpy as np
 from cloud_verifier.draining import Draining
 from cloud_verifier.engines.base import TargetEngine
 from cloud_verifier.opening import Served
+from cloud_verifier.operation.calls import Watcher
+from cloud_verifier.operation.metrics import Metrics
 from cloud_verifier.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.server import Address, running
 from cloud_verifier.service import ServiceSettings, VerifierService
@@ -66,11 +68,14 @@ class InProcessVerifier:
         objective: Objective = Objective.LATENCY,
         max_patience_ms: int = PATIENCE_UNLIMITED_MS,
         address: Address | None = None,
+        watchers: Sequence[Watcher] = (),
+        metrics: Metrics | None = None,
     ) -> None:
         self.engine, self._where = engine, address or Address(port=0)
         mock_or_real: Any = codec or LetterCodec()
         self._served = Served("mock", engine.info, mock_or_real, max_lookahead, objective, max_patience_ms)
         self._settings = (scheduler, service)
+        self._watched: dict[str, Any] = {"watchers": watchers, "metrics": metrics}
         self.loop = asyncio.new_event_loop()
         self._ready: Future[int] = Future()
         self.service: VerifierService
@@ -86,7 +91,7 @@ class InProcessVerifier:
     async def _main(self) -> None:
         self._stop = asyncio.Event()
         try:
-            async with running(self.engine, self._served, self._where, *self._settings) as parts:
+            async with running(self.engine, self._served, self._where, *self._settings, **self._watched) as parts:
                 _, self.service, self.scheduler, self.draining = parts
                 self._ready.set_result(parts.port)
                 await self._stop.wait()
