@@ -30,6 +30,7 @@ class Metrics:
         # or else every counter comes twice, the second time as when it began
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        self._by_model: list[Counter | Histogram] = []
         self._success = self._counter("request_success", "Sessions that were completed.", MODEL, "finished_reason")
         self._refused = self._counter("request_refused", "Calls that ended with an error.", "code", "reason")
         self._resumes = self._counter("session_resumes", "Streams that went on with an earlier session's log.", MODEL)
@@ -53,13 +54,22 @@ class Metrics:
         )
 
     def _counter(self, name: str, words: str, *labels: str) -> Counter:
-        return Counter(f"outrider:{name}", words, labels, registry=self.registry)
+        counter = Counter(f"outrider:{name}", words, labels, registry=self.registry)
+        if labels == (MODEL,):
+            self._by_model.append(counter)
+        return counter
 
     def _histogram(self, name: str, words: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(f"outrider:{name}", words, [MODEL], buckets=buckets, registry=self.registry)
+        histogram = Histogram(f"outrider:{name}", words, [MODEL], buckets=buckets, registry=self.registry)
+        self._by_model.append(histogram)
+        return histogram
 
     def watch(self, model: str, service: VerifierService, scheduler: Scheduler) -> None:
-        """Export what a model's scheduler counts."""
+        """Export what a model's scheduler counts, and zeros of what has not happened yet, so that rates begin there."""
+        for metric in self._by_model:
+            metric.labels(model)
+        for reason in FINISHED.values():
+            self._success.labels(model, reason)
         self.registry.register(_SchedulerFigures(model, service, scheduler))
 
     def serve(self, host: str, port: int) -> tuple[int, Any]:
