@@ -167,10 +167,7 @@ class EdgeClient:
         self, prompt: Prompt, output: RequestOutput, params: SamplingParams | None = None
     ) -> Generator[StreamChunk, None, None]:
         """As `check`, as it comes: what the verifier says after the committed part. See `offline.compare`."""
-        if output.offline is None:
-            raise ValueError("no part of this answer is the device's own: there is nothing to check")
-        ride = RideSettings(offline_answers=OfflineAnswers.NEVER)
-        return self._stream(lambda put: self._start(prompt, params, output.seed, put, ride, output))
+        return self._stream(lambda put: self._start_check(prompt, params, output, put))
 
     @property
     def has_drafter(self) -> bool:
@@ -204,6 +201,14 @@ class EdgeClient:
         self.close()
 
     # -- one session -------------------------------------------------------------------------------------------------
+
+    def _start_check(
+        self, prompt: Prompt, params: SamplingParams | None, output: RequestOutput, put: Put
+    ) -> Callable[[], None]:
+        if output.offline is None:
+            raise ValueError("no part of this answer is the device's own: there is nothing to check")
+        ride = RideSettings(offline_answers=OfflineAnswers.NEVER)
+        return self._start(prompt, params, output.seed, put, ride, output)
 
     def _start(
         self,
@@ -378,9 +383,24 @@ class AsyncEdgeClient:
         ride: RideSettings | None = None,
     ) -> AsyncGenerator[StreamChunk, None]:
         """As `EdgeClient.stream`; leaving the iteration early cancels the session."""
+        async with contextlib.aclosing(
+            self._stream(lambda put: self._client._start(prompt, params, seed, put, ride))
+        ) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def check(self, prompt: Prompt, output: RequestOutput, params: SamplingParams | None = None) -> CheckedAnswer:
+        """As `EdgeClient.check`."""
+        checked = None
+        async for chunk in self._stream(lambda put: self._client._start_check(prompt, params, output, put)):
+            checked = chunk.output
+        assert checked is not None
+        return compare(output, checked)
+
+    async def _stream(self, start: Callable[[Put], Callable[[], None]]) -> AsyncGenerator[StreamChunk, None]:
         loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[StreamChunk | BaseException] = asyncio.Queue()
-        cancel = self._client._start(prompt, params, seed, lambda c: _put_soon(loop, chunks, c), ride)
+        cancel = start(lambda chunk: _put_soon(loop, chunks, chunk))
         finished = False
         try:
             while not finished:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.metadata
 import json
@@ -24,29 +25,36 @@ from edge_client.assistant import page
 from edge_client.assistant.choices import News, Patient, answers, in_order
 from edge_client.assistant.disconnect import ClientGone, unless_gone
 from edge_client.assistant.errors import ApiError, from_session
-from edge_client.assistant.event_stream import DONE, KEEP_ALIVE, KEEP_ALIVE_S, EventStream, event
+from edge_client.assistant.event_stream import DONE, KEEP_ALIVE_S, EventStream, comment, event
 from edge_client.assistant.gauges import Gauges
 from edge_client.assistant.guard import Doors, Guard, read_body
+from edge_client.assistant.offline import HEADER, OfflineAnswersGiven, consent, told
 from edge_client.assistant.request_log import RequestLog
-from edge_client.assistant.requests import Body, ChatBody, CompletionBody, Question, parse
+from edge_client.assistant.requests import DEFAULT_MODEL, Body, ChatBody, CompletionBody, Question, parse
 from edge_client.assistant.shapes import ChatShape, CompletionShape, Shape
 from edge_client.assistant.telling import Telling, echoed
 from edge_client.assistant.upstream import Upstream
 from edge_client.client import AsyncEdgeClient
 from edge_client.errors import SessionError
-from edge_client.types import RequestOutput
+from edge_client.offline import UNREACHABLE
+from edge_client.types import OfflineAnswers, RequestOutput
 from edge_client.vocabularies import VocabularyError
 
 
 @dataclass(frozen=True)
 class AssistantSettings:
     """doors: who may ask. max_requests: answered at a time. keep_alive_s: silence on a stream before a comment.
-    page: folder of the page's files."""
+    page: folder of the page's files. offline: whether the device may finish answers alone; ask: those that say so."""
 
     doors: Doors = field(default_factory=Doors)
     max_requests: int = 64
     keep_alive_s: float = KEEP_ALIVE_S
     page: Path = page.FOLDER
+    offline: OfflineAnswers = OfflineAnswers.NEVER
+    model_info_timeout_s: float = 3.0  # chat apps wait ten seconds for a list of models
+
+
+OFFLINE_PATIENCE_S = 0.5  # for the verifier's name, where the device may have to answer without it
 
 
 class Assistant:
@@ -54,8 +62,9 @@ class Assistant:
 
     def __init__(self, client: AsyncEdgeClient, settings: AssistantSettings) -> None:
         self._client, self._settings = client, settings
-        self._upstream = Upstream(client)
+        self._upstream = Upstream(client, settings.model_info_timeout_s)
         self._gauges = Gauges()
+        self._offline_answers = OfflineAnswersGiven()
         self._running = 0
 
     def app(self) -> Starlette:
@@ -76,6 +85,7 @@ class Assistant:
                 Route("/v1/models/{name:path}", self._model),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._completions, methods=["POST"]),
+                Route("/v1/outrider/check", self._check, methods=["POST"]),
                 Route("/health", self._health),
                 Route("/ready", self._ready),
                 Route("/metrics", self._metrics),
@@ -114,14 +124,16 @@ class Assistant:
         needs = AsyncExitStack()
         try:
             needs.enter_context(self._place())
-            shape = await self._shape(question, shape_kind)
-            news = await needs.enter_async_context(aclosing(answers(self._client, question)))
+            offline = consent(question, self._settings.offline)
+            shape = await self._shape(question, shape_kind, offline)
+            news = await needs.enter_async_context(aclosing(answers(self._client, question, offline)))
             if question.stream:
                 patient = await needs.enter_async_context(aclosing(Patient(news, self._settings.keep_alive_s)))
-                # What is refused is refused with its status: only an answer that has begun, or is slow to, is a stream.
-                first = await unless_gone(request, patient.next())
-                return EventStream(self._events(question, shape, first, patient), needs.pop_all())
-            return JSONResponse(await unless_gone(request, self._whole(question, shape, news)))
+                first = await unless_gone(request, _beginning(question, patient))
+                headers = {HEADER: "true"} if first is not None and first.chunk.offline else {}
+                return EventStream(self._events(question, shape, first, patient), needs.pop_all(), headers)
+            whole = await unless_gone(request, self._whole(question, shape, news))
+            return JSONResponse(whole, headers={HEADER: "true"} if shape.offline else {})
         except (SessionError, ValueError) as error:
             raise _refusal(error) from error
         finally:
@@ -143,8 +155,15 @@ class Assistant:
         finally:
             self._running -= 1
 
-    async def _shape(self, question: Question, kind: type[Shape]) -> Shape:
-        info = await self._upstream.info()
+    async def _shape(self, question: Question, kind: type[Shape], offline: OfflineAnswers) -> Shape:
+        may_be_alone = offline is not OfflineAnswers.NEVER
+        try:
+            async with asyncio.timeout(OFFLINE_PATIENCE_S if may_be_alone else None):
+                info = await self._upstream.info()
+        except (SessionError, TimeoutError) as error:
+            if not may_be_alone or (isinstance(error, SessionError) and error.code not in UNREACHABLE):
+                raise
+            info = pb.GetModelInfoResponse(model=DEFAULT_MODEL)
         wanted = question.params.logprobs is not None
         spelling = await self._upstream.spelling() if wanted else None
         return kind(question.model or info.model, info.target_fingerprint, spelling, question.include_usage)
@@ -154,7 +173,7 @@ class Assistant:
         async for one in news:
             if one.chunk.output is not None:
                 outputs[one.choice] = one.chunk.output
-                self._gauges.answered(one.chunk.output)
+                self._answered(question, shape, one.choice, one.chunk.output)
         choices = [shape.choice(choice, outputs[choice], echoed(question, choice)) for choice in sorted(outputs)]
         return shape.whole(choices, in_order(outputs), question.n)
 
@@ -166,11 +185,11 @@ class Assistant:
         try:
             while True:
                 if news is None:
-                    yield KEEP_ALIVE
+                    yield comment("keep-alive")
                 elif told := telling.of(news):
                     yield told
                 if news is not None and news.chunk.output is not None:
-                    self._gauges.answered(news.chunk.output)
+                    self._answered(question, shape, news.choice, news.chunk.output)
                 news = await patient.next()
         except StopAsyncIteration:
             yield telling.end()
@@ -178,6 +197,22 @@ class Assistant:
             refusal = _refusal(error)
             self._gauges.failed(refusal.status)
             yield event(refusal.body) + DONE
+
+    def _answered(self, question: Question, shape: Shape, choice: int, output: RequestOutput) -> None:
+        self._gauges.answered(output)
+        self._offline_answers.remember(shape.id, question, choice, output)
+
+    async def _check(self, request: Request) -> Response:
+        """Have the verifier check what the device wrote alone."""
+        body = await read_body(request, self._settings.doors.max_bytes)
+        question, choice, output = self._offline_answers.find(_json(body))
+        prompt = question.prompts[choice // question.n]
+        try:
+            with self._place():
+                checked = await unless_gone(request, self._client.check(prompt, output, question.params))
+        except (SessionError, ValueError) as error:
+            raise _refusal(error) from error
+        return JSONResponse(told(checked, output))
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 
@@ -223,6 +258,14 @@ class Assistant:
         return ApiError(
             500, "the assistant made a mistake with this request; its log says which", code="fault"
         ).response()
+
+
+async def _beginning(question: Question, patient: Patient[News]) -> News | None:
+    """The first news worth a stream: a refusal keeps its status. A ride tells of a slow link at once."""
+    while True:
+        news = await patient.next()
+        if news is None or news.view is not None or news.chunk.token_ids or news.chunk.output is not None:
+            return news
 
 
 def _json(body: bytes) -> object:

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from edge_client.assistant.requests import Question
 from edge_client.assistant.ride import RideView
 from edge_client.client import AsyncEdgeClient
-from edge_client.types import RideSettings, StreamChunk
+from edge_client.types import OfflineAnswers, RideSettings, StreamChunk
 
 T = TypeVar("T")
 
@@ -25,19 +25,21 @@ class News:
     view: RideView | None
 
 
-async def answers(client: AsyncEdgeClient, question: Question) -> AsyncGenerator[News, None]:
+async def answers(client: AsyncEdgeClient, question: Question, offline: OfflineAnswers) -> AsyncGenerator[News, None]:
     """News of all choices as they come; closing it cancels what still runs at the verifier.
+
+    offline: whether the device may finish them alone.
 
     Raises SessionError, and ValueError for an unusable prompt.
     """
     choices = range(len(question.prompts) * question.n)
     if len(choices) == 1:
-        async with aclosing(_choice(client, question, 0)) as one:
+        async with aclosing(_choice(client, question, offline, 0)) as one:
             async for news in one:
                 yield news
         return
     queue: asyncio.Queue[News | Exception] = asyncio.Queue()
-    tasks = [asyncio.create_task(_collect(_choice(client, question, choice), queue)) for choice in choices]
+    tasks = [asyncio.create_task(_collect(_choice(client, question, offline, choice), queue)) for choice in choices]
     running = len(tasks)
     try:
         while running:
@@ -52,9 +54,12 @@ async def answers(client: AsyncEdgeClient, question: Question) -> AsyncGenerator
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _choice(client: AsyncEdgeClient, question: Question, choice: int) -> AsyncGenerator[News, None]:
+async def _choice(
+    client: AsyncEdgeClient, question: Question, offline: OfflineAnswers, choice: int
+) -> AsyncGenerator[News, None]:
     view = RideView() if question.ride else None
-    ride = RideSettings(model=question.model, drafts=question.drafts, diary=view.diary if view else None)
+    diary = view.diary if view else None
+    ride = RideSettings(model=question.model, drafts=question.drafts, diary=diary, offline_answers=offline)
     prompt = question.prompts[choice // question.n]
     stream = client.stream(prompt, question.params, seed=question.seed_of(choice), ride=ride)
     async with aclosing(stream):

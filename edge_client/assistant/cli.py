@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from edge_client.options import CommandError, connection_options, device_options, make_client, option, pace_options
+from edge_client.options import (
+    CommandError,
+    connection_options,
+    device_options,
+    make_client,
+    offline_options,
+    option,
+    pace_options,
+)
+from edge_client.types import OfflineAnswers
 
 
 @click.command()
@@ -39,6 +48,7 @@ from edge_client.options import CommandError, connection_options, device_options
 @connection_options
 @device_options
 @pace_options
+@offline_options
 def serve(
     host: str,
     port: int,
@@ -71,17 +81,17 @@ def serve(
     if any(not key.strip() for key in api_keys) or (api_key_file and not api_keys):
         raise CommandError("an API key is empty; give one that is hard to guess")
     hosts = loopback_hosts(allowed_hosts) if here else None
-    settings = AssistantSettings(Doors(api_keys, hosts, origins), max_requests)
     try:
         listening = listen(host, port)
     except ServingError as error:
         raise CommandError(str(error)) from error
-    client = make_client(options)
+    offline = OfflineAnswers(options["offline_answers"])
+    client = make_client(options | {"offline_answers": offline if offline is not OfflineAnswers.ASK else "auto"})
     name = f"[{host}]" if ":" in host else host
     address = f"http://{name}:{listening.getsockname()[1]}"
     serve_until_told(
         client,
-        settings,
+        AssistantSettings(Doors(api_keys, hosts, origins), max_requests, offline=offline),
         listening,
         lambda: click.echo(f"serving answers from {options['verifier']} at {address}/v1  (Ctrl-C ends)"),
     )

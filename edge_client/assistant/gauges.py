@@ -29,6 +29,7 @@ class Gauges:
         self._uplink = self._counter("uplink_bytes", "Bytes sent to the verifier.")
         self._downlink = self._counter("downlink_bytes", "Bytes received from the verifier.")
         self._resumes = self._counter("session_resumes", "Streams that broke and were resumed.")
+        self._fallback = self._counter("fallback", "Answers that the device finished otherwise, by why.", "reason")
         self._first = self._histogram("time_to_first_token_seconds", "Time to the first token.", _SECONDS)
         self._per_token = self._histogram(
             "request_time_per_output_token_seconds", "Mean time per token after the first.", _PER_TOKEN_SECONDS
@@ -67,6 +68,8 @@ class Gauges:
         self._uplink.inc(metrics.uplink_bytes)
         self._downlink.inc(metrics.downlink_bytes)
         self._resumes.inc(metrics.reconnects)
+        if output.offline is not None:
+            self._fallback.labels("offline").inc()
         self._first.observe(metrics.ttft_ms / 1e3)
         self._total.observe(metrics.total_ms / 1e3)
         if len(output.token_ids) > 1:

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_client.assistant.errors import ApiError
-from edge_client.types import Prompt
+from edge_client.types import OfflineAnswers, Prompt
 from speculation.sampling import MAX_LOGPROBS, SamplingError, SamplingParams
 
+OFFLINE_SUFFIX = ":offline"  # of a model's name: the device may finish, or has finished, the answer alone
 DEFAULT_MODEL = "default"  # also asks for the verifier's own
 MOST_CHOICES = 16
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -45,7 +46,7 @@ class Question:
     """What to answer, checked. prompts: each gets `n` choices. model: empty for the default.
 
     ride: whether chunks are to tell of the ride. drafts: False streams plainly. echo: whether a choice begins with its
-    prompt.
+    prompt. offline: whether the device may finish the answer alone; None leaves it to the server.
     """
 
     prompts: Sequence[Prompt]
@@ -57,6 +58,7 @@ class Question:
     include_usage: bool
     ride: bool
     drafts: bool
+    offline: OfflineAnswers | None
     echo: bool = False
 
     def seed_of(self, choice: int) -> int:
@@ -81,6 +83,7 @@ class OutriderOptions(_Strict):
 
     pace: Literal["riding", "streaming"] = "riding"
     ride: bool = False
+    offline: Literal["never", "auto"] | None = None
 
 
 class ResponseFormat(_Strict):
@@ -139,16 +142,21 @@ class Body(_Strict):
                 param="n",
             )
         ours = self.outrider or OutriderOptions()
+        model = (self.model or "").removesuffix(OFFLINE_SUFFIX)
+        offline = OfflineAnswers(ours.offline) if ours.offline is not None else None
+        if offline is None and model != (self.model or ""):
+            offline = OfflineAnswers.AUTO
         return Question(
             prompts=prompts,
             params=self._params(),
             n=n,
             seed=secrets.randbits(_SAFE_SEED_BITS) if self.seed is None else self.seed % _SEEDS,
-            model="" if self.model in (None, DEFAULT_MODEL) else self.model or "",
+            model="" if model == DEFAULT_MODEL else model,
             stream=bool(self.stream),
             include_usage=self.stream_options is not None and self.stream_options.include_usage,
             ride=ours.ride,
             drafts=ours.pace == "riding",
+            offline=offline,
         )
 
     def _check(self) -> None:

@@ -33,7 +33,7 @@ class RideView:
     def news(self, chunk: StreamChunk) -> dict[str, Any]:
         """The object `outrider` of a chunk."""
         events = self._events()  # also what the live figures are made of
-        return {"tokens": _tokens(chunk), "live": self._live(), "events": events}
+        return {"link": chunk.link.value, "tokens": _tokens(chunk), "live": self._live(), "events": events}
 
     def _events(self) -> list[dict[str, Any]]:
         new = self.diary.events[self._seen :]
@@ -97,8 +97,9 @@ class RideView:
 
 
 def _tokens(chunk: StreamChunk) -> list[dict[str, Any]]:
+    own = "offline" if chunk.offline else "server"
     return [
-        {"id": token, "text": text, "writer": "device" if drafted else "corrected" if corrected else "server"}
+        {"id": token, "text": text, "writer": "device" if drafted else "corrected" if corrected else own}
         for token, text, drafted, corrected in zip(
             chunk.token_ids, chunk.texts, chunk.drafted, chunk.corrected, strict=True
         )

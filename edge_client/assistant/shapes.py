@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from edge_client.assistant.requests import OFFLINE_SUFFIX
 from edge_client.assistant.spelling import Spelling
 from edge_client.types import RequestOutput, TokenLogprob
 
@@ -17,12 +18,16 @@ Json = dict[str, Any]
 
 @dataclass
 class Shape(ABC):
-    """One request's answer in its endpoint's form. spelling: None unless log-probabilities are wanted."""
+    """One request's answer in its endpoint's form.
+
+    spelling: None unless log-probabilities are wanted. offline: whether the device has gone on alone by now.
+    """
 
     model: str
     fingerprint: str
     spelling: Spelling | None
     include_usage: bool
+    offline: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = ""
 
@@ -53,7 +58,11 @@ class Shape(ABC):
 
     def whole(self, choices: Sequence[Json], outputs: Sequence[RequestOutput], n: int) -> Json:
         """The whole body."""
+        self.offline = any(output.offline for output in outputs)
         head = self._head(self.whole_object)
+        for choice, output in zip(choices, outputs, strict=True):
+            if output.offline is not None:
+                choice["outrider"] = {"offline": offline_of(output)}
         return head | {"choices": list(choices), "usage": usage(outputs, n), "metrics": metrics_of(outputs)}
 
     def usage_chunk(self, outputs: Sequence[RequestOutput], n: int) -> Json:
@@ -65,7 +74,7 @@ class Shape(ABC):
             "id": self.id,
             "object": kind,
             "created": self.created,
-            "model": self.model,
+            "model": self.model + OFFLINE_SUFFIX if self.offline else self.model,
             "system_fingerprint": self.fingerprint,
         }
 
@@ -142,6 +151,12 @@ class CompletionShape(Shape):
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 
+def offline_of(output: RequestOutput) -> Json:
+    """The end of an answer that the device wrote alone: its text, and the model that wrote it."""
+    assert output.offline is not None
+    return {"text": output.offline.text, "model": output.offline.model}
+
+
 def finish_reason(output: RequestOutput) -> str:
     """OpenAI's word."""
     return "length" if output.finish_reason == "length" else "stop"
@@ -150,7 +165,7 @@ def finish_reason(output: RequestOutput) -> str:
 def usage(outputs: Sequence[RequestOutput], n: int) -> Json:
     """Token counts; a prompt counts once for its n choices. Rejected are guesses that were drawn for nothing."""
     prompt = sum(output.prompt_tokens for output in outputs[::n])
-    completion = sum(len(output.token_ids) for output in outputs)
+    completion = sum(tokens_of(output) for output in outputs)
     drafted = sum(output.metrics.drafted_tokens for output in outputs)
     accepted = sum(output.metrics.accepted_tokens for output in outputs)
     return {
@@ -164,6 +179,11 @@ def usage(outputs: Sequence[RequestOutput], n: int) -> Json:
     }
 
 
+def tokens_of(output: RequestOutput) -> int:
+    """Of the answer, the device's own words included."""
+    return len(output.token_ids) + (len(output.offline.token_ids) if output.offline is not None else 0)
+
+
 def metrics_of(outputs: Sequence[RequestOutput]) -> Json:
     """What a request cost and gained, all choices together; times from the request's beginning on the device.
 
@@ -171,7 +191,7 @@ def metrics_of(outputs: Sequence[RequestOutput]) -> Json:
     target, after the prompt.
     """
     told = [output.metrics for output in outputs]
-    tokens = sum(len(output.token_ids) for output in outputs)
+    tokens = sum(tokens_of(output) for output in outputs)
     ttft_ms, total_ms = min(one.ttft_ms for one in told), max(one.total_ms for one in told)
     verified, accepted = sum(one.verified_tokens for one in told), sum(one.accepted_tokens for one in told)
     rtts = [one.rtt_ms for one in told if one.rtt_ms is not None]
@@ -191,6 +211,7 @@ def metrics_of(outputs: Sequence[RequestOutput]) -> Json:
         "commits": sum(one.commits for one in told),
         "uplink_bytes": sum(one.uplink_bytes for one in told),
         "downlink_bytes": sum(one.downlink_bytes for one in told),
+        "offline_tokens": tokens - sum(len(output.token_ids) for output in outputs),
         "reconnects": sum(one.reconnects for one in told),
         "notices": [notice for one in told for notice in one.notices],
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edge_client.assistant.choices import News, in_order
-from edge_client.assistant.event_stream import DONE, event
+from edge_client.assistant.event_stream import DONE, comment, event
 from edge_client.assistant.requests import Question
-from edge_client.assistant.shapes import Shape, metrics_of
-from edge_client.types import RequestOutput
+from edge_client.assistant.shapes import Shape, metrics_of, offline_of
+from edge_client.types import LinkState, RequestOutput
 
 
 @dataclass
@@ -23,24 +23,30 @@ class Telling:
     def of(self, news: News) -> bytes:
         """Events, or nothing if there is nothing to tell."""
         choice, chunk = news.choice, news.chunk
-        told = b""
-        if choice not in self.begun:
-            self.begun.add(choice)
-            told = self._beginning(choice)
-        if chunk.text or chunk.logprobs or (news.view and chunk.token_ids):
+        self.shape.offline |= chunk.offline
+        told = self._beginning(choice) if choice not in self.begun else b""
+        if chunk.text or chunk.logprobs or (news.view is not None and chunk.output is None):
             part = self.shape.part(choice, chunk.text, chunk.logprobs)
             if news.view is not None:
                 part["outrider"] = news.view.news(chunk)
             told += event(part)
+        elif chunk.output is None and chunk.link is not LinkState.LIVE:
+            told += comment(f"link: {chunk.link.value}")
         if chunk.output is not None:
-            self.outputs[choice] = chunk.output
-            last = self.shape.end(choice, chunk.output)
-            if len(self.outputs) == len(self.question.prompts) * self.question.n:
-                last["metrics"] = metrics_of(in_order(self.outputs))
-            told += event(last)
+            told += self._ending(choice, chunk.output)
         return told
 
+    def _ending(self, choice: int, output: RequestOutput) -> bytes:
+        self.outputs[choice] = output
+        last = self.shape.end(choice, output)
+        if output.offline is not None:
+            last["outrider"] = {"offline": offline_of(output)}
+        if len(self.outputs) == len(self.question.prompts) * self.question.n:
+            last["metrics"] = metrics_of(in_order(self.outputs))
+        return event(last)
+
     def _beginning(self, choice: int) -> bytes:
+        self.begun.add(choice)
         told = b""
         if (begin := self.shape.begin(choice)) is not None:
             told += event(begin)

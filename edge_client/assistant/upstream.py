@@ -11,14 +11,13 @@ from edge_client.assistant.spelling import Spelling
 from edge_client.client import AsyncEdgeClient
 
 FRESH_S = 30.0
-TIMEOUT_S = 3.0  # chat apps wait ten seconds for a list of models
 
 
 class Upstream:
     """Remembers what the verifier told, for every answer names its model and none is to wait for that."""
 
-    def __init__(self, client: AsyncEdgeClient) -> None:
-        self._client = client
+    def __init__(self, client: AsyncEdgeClient, timeout_s: float) -> None:
+        self._client, self._timeout_s = client, timeout_s
         self._info: pb.GetModelInfoResponse | None = None
         self._at_s = 0.0
         self._asking: asyncio.Task[pb.GetModelInfoResponse] | None = None
@@ -26,7 +25,7 @@ class Upstream:
 
     async def ask(self) -> pb.GetModelInfoResponse:
         """Ask the verifier now. Raises SessionError."""
-        self._info = await self._client.model_info(TIMEOUT_S)
+        self._info = await self._client.model_info(self._timeout_s)
         self._at_s = time.monotonic()
         return self._info
 

@@ -107,7 +107,7 @@ def question(**fields: Any) -> dict[str, Any]:
 
 def events(response: http.client.HTTPResponse) -> list[Any]:
     """A stream's events to its end, which must be [DONE]; comments are left out."""
-    lines = [line for line in response.read().decode().split("\n\n") if line and not line.startswith(":")]
+    lines = [line for line in response.read().decode().split("\n") if line and not line.startswith(":")]
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]

@@ -236,7 +236,7 @@ def test_a_full_verifier_says_when_to_come_again() -> None:
 
 def test_a_verifier_that_is_not_there_is_told() -> None:
     client = EdgeClient("127.0.0.1:1", link=LinkSettings(connect_timeout_s=0.2))
-    with RunningAssistant(client) as assistant:
+    with RunningAssistant(client, AssistantSettings(model_info_timeout_s=0.3)) as assistant:
         reply = assistant.chat()
         assert (reply.status, reply.error["type"], reply.error["code"]) == (503, "server_error", "unreachable")
         assert "cannot be reached" in reply.error["message"]
