@@ -11,6 +11,7 @@ import click
 
 from cloud_verifier.config import config_command, config_option
 from cloud_verifier.operation.options import Eyes, watching, watching_options
+from cloud_verifier.security.cli import keys as keys_commands
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -26,6 +27,9 @@ class CommandError(click.ClickException):
 @click.version_option(package_name="outrider")
 def main() -> None:
     """Decide in the cloud: serve a target model to devices that draft."""
+
+
+main.add_command(keys_commands)
 
 
 def _option(*names: str, **settings: Any) -> Any:
@@ -45,6 +49,11 @@ def _option(*names: str, **settings: Any) -> Any:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Require client certificates that one of these authorities signed.",
 )
+@_option(
+    "--api-keys",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Serve only whom this file knows; `cloud-verifier keys` makes it.  [default: serve anybody]",
+)
 @_option("--insecure", is_flag=True, help="Allow plaintext off the loopback interface.")
 @_option(
     "--reuse-port", is_flag=True, help="Let a successor listen on the port before this process leaves (SO_REUSEPORT)."
@@ -55,6 +64,17 @@ def _option(*names: str, **settings: Any) -> Any:
     type=click.FloatRange(0.0),
     help="After SIGTERM: how long running sessions may go on before devices are sent elsewhere.",
 )
+@_option("--max-queue", default=64, type=click.IntRange(0), help="Sessions that wait for a place; more are refused.")
+@_option("--queue-timeout-s", default=30.0, type=click.FloatRange(0.0), help="Longest wait for a place.")
+@_option(
+    "--principal-max-sessions",
+    default=None,
+    type=click.IntRange(0),
+    help="Sessions at once of one principal whose key names no limit; so the next three.  [default: any]",
+)
+@_option("--principal-max-queued", default=None, type=click.IntRange(0), help="Of them waiting.  [default: any]")
+@_option("--principal-max-prompt-tokens", default=None, type=click.IntRange(0), help="Of a prompt.  [default: any]")
+@_option("--principal-tokens-per-minute", default=None, type=click.IntRange(0), help="Read, written.  [default: any]")
 @_option("--device", default="auto", help="cpu, cuda, cuda:1, or auto.")
 @_option("--dtype", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]), help="auto: float32 on a CPU.")
 @_option("--strict/--no-strict", default=True, help="Make words independent of batch company, bit by bit.")
@@ -91,18 +111,30 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
     import asyncio
     import logging
 
+    from cloud_verifier.admission import AdmissionSettings
     from cloud_verifier.engines.base import TargetEngine
     from cloud_verifier.engines.paced import PacedEngine
     from cloud_verifier.engines.torch_engine import load
     from cloud_verifier.engines.torch_engine.load import ModelError
     from cloud_verifier.opening import Served
     from cloud_verifier.scheduler import SchedulerSettings
+    from cloud_verifier.security.authentication import Authentication
+    from cloud_verifier.security.keys import KeyFileError, KeyStore
+    from cloud_verifier.security.principals import Quota
     from cloud_verifier.server import Address, ServerError
     from cloud_verifier.server import serve as serve_until_stopped
+    from cloud_verifier.service import ServiceSettings
     from cloud_verifier.text import Codec, TextError
     from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
 
+    quota = Quota(
+        options["principal_max_sessions"],
+        options["principal_max_queued"],
+        options["principal_max_prompt_tokens"],
+        options["principal_tokens_per_minute"],
+    )
     try:
+        keys = KeyStore(options["api_keys"], quota) if options["api_keys"] else None
         codec = Codec(options["model"])
         engine: TargetEngine = load(
             options["model"],
@@ -113,7 +145,7 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
             context_limit=options["max_model_len"],
             threads=options["threads"],
         )
-    except (ModelError, TextError) as error:
+    except (KeyFileError, ModelError, TextError) as error:
         raise CommandError(str(error)) from error
     if options["strict"] and not engine.info.strict:
         logging.getLogger(__name__).warning("%s", engine.info.strict_report)
@@ -142,11 +174,21 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
         Objective(options["objective"]),
         PATIENCE_UNLIMITED_MS if limit_ms is None else limit_ms,
     )
+    service = ServiceSettings(admission=AdmissionSettings(options["max_queue"], options["queue_timeout_s"]))
     steps = SchedulerSettings(options["step_tokens"], options["chunk_tokens"])
     try:
         asyncio.run(
             serve_until_stopped(
-                engine, served, address, announce, steps, options["drain_timeout_s"], eyes.watchers, eyes.metrics
+                engine,
+                served,
+                address,
+                announce,
+                steps,
+                service,
+                Authentication(keys, quota),
+                options["drain_timeout_s"],
+                eyes.watchers,
+                eyes.metrics,
             )
         )
     except ServerError as error:

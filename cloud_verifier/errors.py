@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
@@ -50,3 +52,8 @@ def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) 
 def invalid(reason: str, sentence: str) -> VerifierError:
     """The request can never be right as it is."""
     return VerifierError(StatusCode.INVALID_ARGUMENT, reason, sentence)
+
+
+async def refuse(context: Any, error: VerifierError) -> None:
+    """End a call with this error."""
+    await context.abort(error.code, error.sentence, error.trailing_metadata())

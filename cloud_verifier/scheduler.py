@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from grpc import StatusCode
 
 from cloud_verifier.budget import Want, allocate
+from cloud_verifier.discretion import log_failure
 from cloud_verifier.engines.base import Block, Choices, TargetEngine
 from cloud_verifier.errors import VerifierError
 from cloud_verifier.figures import Figures, LatestStep
@@ -33,12 +34,12 @@ class SchedulerSettings:
     """Limits, in tokens.
 
     step_tokens: positions in one forward; best as many as the engine evaluates in about the time of one. chunk_tokens:
-    of one session's prompt in one forward. detached_tokens: how far a session without a stream writes on.
+    of one session's prompt in one forward. unread_tokens: how far a session writes on that nobody reads.
     """
 
     step_tokens: int = 512
     chunk_tokens: int = 256
-    detached_tokens: int = 128
+    unread_tokens: int = 128
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Scheduler:
         self._load = Load()
         self._sessions: list[Session] = []
         self._ended: list[Session] = []
+        self.on_room: Callable[[], None] | None = None
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
@@ -77,12 +79,12 @@ class Scheduler:
         return len(self._sessions)
 
     @property
-    def full(self) -> bool:
-        """Whether another session would not find room in the engine."""
-        return self.running + len(self._ended) >= self.engine.info.max_sequences
+    def room(self) -> int:
+        """Sessions that would find room in the engine. `on_room` is called when it may have grown."""
+        return self.engine.info.max_sequences - self.running - len(self._ended)
 
     def add(self, session: Session) -> None:
-        """Let a session take part from the next step on. Check `full` first."""
+        """Let a session take part from the next step on. Check `room` first."""
         self._sessions.append(session)
         self.wake()
 
@@ -119,7 +121,7 @@ class Scheduler:
 
     async def _sleep(self) -> None:
         now = self._clock()
-        dues = [due for s in self._sessions if (due := s.due_s(self.settings.detached_tokens)) is not None]
+        dues = [due for s in self._sessions if (due := s.due_s(self.settings.unread_tokens)) is not None]
         timeout = max(0.0, min(dues) - now) if dues else None
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), timeout)
@@ -130,14 +132,17 @@ class Scheduler:
             if sequence is not None:
                 try:
                     self.engine.close(sequence)
-                except Exception:  # a place is lost; the other sessions must go on
-                    log.exception("the engine could not free a sequence")
-        self._ended.clear()
+                except Exception as error:  # a place is lost; the other sessions must go on
+                    log_failure(log, "the engine could not free a sequence", error)
+        if self._ended:
+            self._ended.clear()
+            if self.on_room is not None:
+                self.on_room()
 
     def _plan(self) -> list[_Planned]:
         """Everybody who is due, longest waiting first, as far as the token budget reaches."""
         now, settings = self._clock(), self.settings
-        dues = [(s.due_s(settings.detached_tokens), s) for s in self._sessions]
+        dues = [(s.due_s(settings.unread_tokens), s) for s in self._sessions]
         due = sorted(((at, s) for at, s in dues if at is not None and at <= now), key=lambda pair: pair[0])
         wants = [Want(s.line.length - s.cached, len(s.guesses()), s.probability) for _, s in due]
         plan: list[_Planned] = []
@@ -178,7 +183,7 @@ class Scheduler:
         except Exception as error:
             if len(plan) == 1:
                 return [error]
-            log.warning("a step of %d sessions failed (%s); stepping each alone", len(plan), error)
+            log_failure(log, f"a step of {len(plan)} sessions failed; stepping each alone", error, logging.WARNING)
             return [result for p in plan for result in self._step([p])]
 
     def _apply(self, plan: list[_Planned], results: list[Choices | Exception], began: float, ended: float) -> None:
@@ -218,7 +223,7 @@ class Scheduler:
         figures.latest = LatestStep(figures.steps, step_s, len(plan), positions)
 
     def _fail(self, session: Session, error: Exception) -> None:
-        log.error("session %s failed in the engine", session.session_id[:8], exc_info=error)
+        log_failure(log, f"session {session.session_id[:8]} failed in the engine", error)
         session.error = VerifierError(
             StatusCode.INTERNAL,
             "ENGINE_FAILED",

@@ -22,6 +22,7 @@ from cloud_verifier.engines.base import TargetEngine
 from cloud_verifier.opening import Served
 from cloud_verifier.operation.calls import Watcher, Watching
 from cloud_verifier.scheduler import Scheduler, SchedulerSettings
+from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.security.tls import ReloadedCertificate, TlsError, TlsFiles
 from cloud_verifier.service import ServiceSettings, VerifierService
 
@@ -109,6 +110,7 @@ async def running(
     address: Address,
     scheduler_settings: SchedulerSettings | None = None,
     service_settings: ServiceSettings | None = None,
+    authentication: Authentication | None = None,
     watchers: Sequence[Watcher] = (),
     metrics: Metrics | None = None,
 ) -> AsyncIterator[Running]:
@@ -120,7 +122,8 @@ async def running(
     scheduler = Scheduler(engine, scheduler_settings)
     service = VerifierService(served, scheduler, service_settings)
     server = grpc.aio.server(
-        interceptors=[Watching(watchers)], options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", int(address.reuse_port))]
+        interceptors=[Watching(watchers), authentication or Authentication()],
+        options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", int(address.reuse_port))],
     )
     if metrics is not None:
         metrics.watch(served.name, service, scheduler)
@@ -150,6 +153,8 @@ async def serve(
     address: Address,
     announce: Callable[[int], None],
     scheduler_settings: SchedulerSettings | None = None,
+    service_settings: ServiceSettings | None = None,
+    authentication: Authentication | None = None,
     drain_timeout_s: float = 30.0,
     watchers: Sequence[Watcher] = (),
     metrics: Metrics | None = None,
@@ -158,7 +163,9 @@ async def serve(
 
     `announce` is called with the port once requests are welcome.
     """
-    async with running(engine, served, address, scheduler_settings, watchers=watchers, metrics=metrics) as verifier:
+    async with running(
+        engine, served, address, scheduler_settings, service_settings, authentication, watchers, metrics
+    ) as verifier:
         stop = asyncio.Event()
 
         def signalled() -> None:

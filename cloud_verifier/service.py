@@ -1,16 +1,13 @@
-"""The gRPC service: streams attach to sessions, feed them drafts, and tell devices how the log grows.
-
-A stream's writer sends whatever the log has beyond what it sent before. So a slow reader costs no memory beyond the log
-itself, several steps may travel in one commit, and resuming is nothing but attaching with a smaller `sent`.
-"""
+"""The gRPC service: streams open sessions or attach to them, and leave them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -19,40 +16,33 @@ from grpc import StatusCode
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
-from cloud_verifier.errors import VerifierError, invalid
-from cloud_verifier.opening import (
-    OBJECTIVES,
-    Served,
-    change_patience,
-    check_ids,
-    check_model,
-    check_version,
-    new_session,
-    vocabulary_pieces,
-)
+from cloud_verifier.admission import Admission, AdmissionSettings, Place
+from cloud_verifier.discretion import log_failure
+from cloud_verifier.errors import VerifierError, invalid, refuse
+from cloud_verifier.opening import OBJECTIVES, Served, check_model, check_version, new_session, vocabulary_pieces
 from cloud_verifier.scheduler import Scheduler
-from cloud_verifier.sessions import Echo, FinishReason, Session
-from speculation.line import LineError
+from cloud_verifier.security.principals import Principal, caller
+from cloud_verifier.sessions import Session
+from cloud_verifier.stream import Context, SessionStream, StreamSettings
 
 log = logging.getLogger(__name__)
 
-RETRY_ELSEWHERE_S = 0.1  # what a device waits that knows of one address only: a successor may have it already
-COMMIT_TOKENS = 64  # what drafted_mask can speak of
-Context = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
 OBJECTIVE_NAMES = {objective: name for name, objective in OBJECTIVES.items()}
-REASONS = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
-}
+QUEUE_POSITION = "outrider-queue-position"
+RETRY_ELSEWHERE_S = 0.1  # what a device waits that knows of one address only: a successor may have it already
+GOODBYE_S = 5.0  # how long to try to tell a device why its stream ends
 
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """lease_s: how long a session whose stream broke is kept. open_timeout_s: how long a stream may take to open."""
+    """lease_s: how long a session whose stream broke is kept. open_timeout_s: how long a stream may take to open.
+    away_s: how long a device may be away before its session gives way to one that waits for a place."""
 
     lease_s: float = 60.0
     open_timeout_s: float = 10.0
+    away_s: float = 3.0
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    stream: StreamSettings = field(default_factory=StreamSettings)
 
 
 class VerifierService(pb_grpc.VerifierServiceServicer):
@@ -62,8 +52,11 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         self._served, self._scheduler = served, scheduler
         self._settings = settings or ServiceSettings()
         self._sessions: dict[str, Session] = {}
+        self._places: dict[str, Place] = {}
+        self._admission = Admission(self, self._settings.admission)
         self._draining = False
         self._emptied = asyncio.Event()
+        scheduler.on_room = self._admission.room_changed
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opening")
 
     def close(self) -> None:
@@ -76,6 +69,11 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         return len(self._sessions)
 
     @property
+    def waiting(self) -> int:
+        """Sessions that wait for a place."""
+        return self._admission.waiting
+
+    @property
     def streams(self) -> int:
         """Sessions with a device at the other end just now."""
         return sum(session.attached for session in list(self._sessions.values()))
@@ -83,6 +81,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
     def drain(self) -> None:
         """Open no more sessions. Those that are open go on, and may be resumed here."""
         self._draining = True
+        self._admission.close(_leaves())
         self._note_if_empty()
 
     async def emptied(self) -> None:
@@ -105,41 +104,53 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         try:
             check_model(request.model, self._served)
         except VerifierError as error:
-            await _refuse(context, error)
+            await refuse(context, error)
         return self._served.model_info()
 
     async def GetVocabulary(self, request: pb.GetVocabularyRequest, context: Any) -> None:  # type: ignore[override]
         try:
             check_model(request.model, self._served)
         except VerifierError as error:
-            await _refuse(context, error)
+            await refuse(context, error)
         for piece in vocabulary_pieces(self._served.codec.vocabulary):
             await context.write(piece)  # which waits for a slow reader, so one piece at a time is in memory
 
     async def Generate(self, _requests: Any, context: Context) -> None:  # type: ignore[override]
+        error = await self._live(context)
+        if error is not None:
+            # A device that does not read does not read this either, until its connection ends.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await refuse(context, error)
+
+    async def _live(self, context: Context) -> VerifierError | None:
+        """A stream from its Open to its end, which may be an error to tell the device."""
         session: Session | None = None
         attachment = 0
         keep = False
         try:
             session, opened = await self._open(context)
             attachment = session.attachment
-            await context.write(pb.GenerateResponse(opened=opened))
-            await self._serve(session, attachment, context)
+            place = self._places[session.session_id]
+            stream = SessionStream(session, place, self._scheduler, context, self._settings.stream)
+            await stream.send(pb.GenerateResponse(opened=opened))
+            await stream.serve()
         except VerifierError as error:
             keep = error.resumable
-            await _refuse(context, error)
+            return error
         except DecodeError:
-            await _refuse(context, invalid("UNDECODABLE", "these bytes are no GenerateRequest of outrider.v1"))
+            return invalid("UNDECODABLE", "these bytes are no GenerateRequest of outrider.v1")
         except (asyncio.CancelledError, grpc.aio.BaseError):
             keep = True  # the stream broke; the device may come back
             raise
-        except Exception:
-            log.exception("a stream failed through a fault of the verifier")
+        except Exception as error:
+            log_failure(log, "a stream failed through a fault of the verifier", error)
             fault = "the verifier made a mistake with this session; open it again with continue_from to go on"
-            await _refuse(context, VerifierError(StatusCode.INTERNAL, "VERIFIER_FAULT", fault))
+            return VerifierError(StatusCode.INTERNAL, "VERIFIER_FAULT", fault)
         finally:
             if session is not None and session.attachment == attachment:
                 self._detach(session, keep)
+        return None
 
     # -- opening and leaving ------------------------------------------------------------------------------------------
 
@@ -155,20 +166,12 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
                 StatusCode.FAILED_PRECONDITION, "NOT_OPEN", "the first message on a stream must be Open"
             )
         opened = request.open
+        check_version(opened)
         if opened.HasField("resume"):
             session = self._resume(opened)
             prompt_ids: list[int] = []
         else:
-            if self._draining:
-                raise _leaving("this verifier takes no more sessions, for it is about to leave; use another one")
-            self._check_room()
-            # On another thread, for a megabyte of text takes a second to become tokens; one, so that it takes one core.
-            loop = asyncio.get_running_loop()
-            session = await loop.run_in_executor(self._thread, new_session, opened, self._served)
-            self._check_room()
-            self._sessions[session.session_id] = session
-            if not session.over:
-                self._scheduler.add(session)
+            session = await self._begin(opened, context)
             prompt_ids = session.line.log[: session.prompt_length] if opened.want_prompt_ids else []
         fingerprint = opened.drafter_vocabulary_fingerprint
         return session, pb.Opened(
@@ -184,31 +187,46 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             max_patience_ms=self._served.max_patience_ms,
         )
 
-    def _check_room(self) -> None:
-        if self._scheduler.full:
-            places = self._scheduler.engine.info.max_sequences
-            raise VerifierError(
-                StatusCode.RESOURCE_EXHAUSTED,
-                "SESSIONS",
-                f"all {places} places of this verifier are taken; try again later",
-                retry_after_s=1.0,
-            )
+    async def _begin(self, opened: pb.Open, context: Context) -> Session:
+        """A new session, once it has a place."""
+        if self._draining:
+            raise _leaves()
+        check_model(opened.model, self._served)
+        principal = caller.get()
+
+        async def tell(position: int) -> None:
+            await context.send_initial_metadata(((QUEUE_POSITION, str(position)),))
+
+        place = await self._admission.place(principal, tell)
+        try:
+            # On another thread, for a megabyte of text takes a second to become tokens; one, so that it takes one core.
+            loop = asyncio.get_running_loop()
+            session = await loop.run_in_executor(self._thread, new_session, opened, self._served)
+            _check_prompt(session, principal)
+        except BaseException:
+            place.leave()
+            raise
+        session.owner = principal.name
+        self._sessions[session.session_id], self._places[session.session_id] = session, place
+        if not session.over:
+            self._scheduler.add(session)
+        place.enter()
+        return session
 
     def _resume(self, opened: pb.Open) -> Session:
-        check_version(opened)
         session = self._sessions.get(opened.resume.session_id)
-        if session is None:
+        if session is None or session.owner != caller.get().name:  # to others it does not exist
             raise VerifierError(
                 StatusCode.NOT_FOUND,
                 "SESSION",
                 "this session is not known here, or its lease has ended; open it again with continue_from",
             )
         known = opened.resume.known_length
-        if not session.prompt_length <= known <= session.line.length:
+        if not session.oldest <= known <= session.line.length:
             raise VerifierError(
                 StatusCode.OUT_OF_RANGE,
                 "KNOWN_LENGTH",
-                f"the device claims to know {known} tokens, but the log has {session.prompt_length} (the prompt) to "
+                f"the device claims to know {known} tokens, but the log can be told from {session.oldest} to "
                 f"{session.line.length}; open again with continue_from",
             )
         session.attachment += 1
@@ -227,10 +245,15 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         if not keep:
             self._forget(session)
             return
-        attachment = session.attachment
+        session.detached_s = time.monotonic()
         loop = asyncio.get_running_loop()
-        loop.call_later(self._settings.lease_s, self._expire, session, attachment)
+        loop.call_later(self._settings.lease_s, self._expire, session, session.attachment)
+        loop.call_later(self._settings.away_s, self._give_way, session, session.attachment)
         self._scheduler.wake()
+
+    def _give_way(self, session: Session, attachment: int) -> None:
+        if self.waiting and not session.over:
+            self._expire(session, attachment)
 
     def _expire(self, session: Session, attachment: int) -> None:
         if not session.attached and session.attachment == attachment:
@@ -238,155 +261,47 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
 
     def _forget(self, session: Session) -> None:
         self._scheduler.remove(session)
-        self._sessions.pop(session.session_id, None)
+        if self._sessions.pop(session.session_id, None) is not None:
+            place = self._places.pop(session.session_id)
+            place.charge(session.line.length)
+            place.leave()
 
-    # -- a stream's life ----------------------------------------------------------------------------------------------
+    # -- places, for the admission ------------------------------------------------------------------------------------
 
-    async def _serve(self, session: Session, attachment: int, context: Context) -> None:
-        sending = asyncio.Lock()  # gRPC takes one write at a time
-        reader = asyncio.create_task(self._read(session, attachment, context, sending))
-        writer = asyncio.create_task(self._write(session, attachment, context, sending))
-        try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            if reader.done() and reader.exception() is None and not writer.done():
-                if session.attachment == attachment:
-                    session.half_closed = True  # no drafts will come
-                    self._scheduler.wake()
-                await asyncio.wait({writer})
-            for task in (reader, writer):
-                if task.done() and (error := task.exception()) is not None:
-                    raise error
-        finally:
-            reader.cancel()
-            writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+    @property
+    def room(self) -> int:
+        """Sessions that would find a place now."""
+        return self._scheduler.room
 
-    async def _read(self, session: Session, attachment: int, context: Context, sending: asyncio.Lock) -> None:
-        while isinstance(request := await context.read(), pb.GenerateRequest):
-            _check_attached(session, attachment)
-            kind = request.WhichOneof("message")
-            if kind == "draft":
-                self._draft(session, request.draft)
-            elif kind == "ping":
-                pong = pb.Pong(echo_sent_at_us=request.ping.sent_at_us)
-                async with sending:
-                    await context.write(pb.GenerateResponse(pong=pong))
-            elif kind == "cancel":
-                if not session.over:
-                    session.finish = FinishReason.CANCELLED
-                    self._scheduler.remove(session)
-                    session.changed.set()
-            elif kind == "open":
-                raise invalid("OPENED_TWICE", "this stream is open already; use a stream per session")
-            else:
-                raise invalid("EMPTY_MESSAGE", "a request must be one of open, draft, ping, cancel")
-
-    def _draft(self, session: Session, draft: pb.Draft) -> None:
-        limit = session.max_lookahead
-        if len(draft.tokens) > limit:
-            raise invalid("DRAFT_TOO_LONG", f"a draft of {len(draft.tokens)} tokens; at most {limit} are allowed")
-        if draft.confidence and len(draft.confidence) != len(draft.tokens):
-            raise invalid(
-                "CONFIDENCE",
-                f"{len(draft.confidence)} confidences for {len(draft.tokens)} tokens; send as many or none",
-            )
-        check_ids(draft.tokens, self._served.engine.vocabulary_size, "the draft")
-        if draft.start > session.line.length + limit:
-            raise VerifierError(
-                StatusCode.OUT_OF_RANGE,
-                "DRAFT_TOO_FAR",
-                f"the draft starts at {draft.start}, more than {limit} past the log's {session.line.length} tokens",
-            )
-        now_s = time.monotonic()
-        confidences = [confidence / 255 for confidence in draft.confidence]
-        asks = not (draft.HasField("patience_ms") or draft.objective)
-        try:
-            session.draft(draft.start, draft.tokens, draft.known_length, confidences, now_s, asks=asks)
-        except LineError as error:
-            raise VerifierError(StatusCode.ABORTED, "KNOWN_LENGTH", str(error), resumable=True) from error
-        change_patience(session.patience, draft)
-        session.echo = Echo(draft.sent_at_us, now_s)
-        self._scheduler.wake()
-
-    async def _write(self, session: Session, attachment: int, context: Context, sending: asyncio.Lock) -> None:
-        while True:
-            async with sending:  # while another write was under way, a new stream may have taken over
-                _check_attached(session, attachment)
-                if session.sent < session.line.length:
-                    await context.write(pb.GenerateResponse(commit=self._commit(session)))
-                    continue
-                if session.error is not None:
-                    raise session.error
-                if session.finish is not None:
-                    await context.write(pb.GenerateResponse(finished=_finished(session)))
-                    return
-                session.changed.clear()
-            await session.changed.wait()
-
-    def _commit(self, session: Session) -> pb.Commit:
-        now_s = time.monotonic()
-        start, first = session.sent, session.sent - session.prompt_length
-        last = min(first + COMMIT_TOKENS, len(session.drafted))
-        session.sent = session.prompt_length + last
-        session.patience.turnaround.sent(session.sent, now_s * 1e3)
-        commit = pb.Commit(
-            start=start,
-            tokens=session.line.log[start : session.sent],
-            drafted_mask=sum(1 << i for i, hit in enumerate(session.drafted[first:last]) if hit),
-            text="".join(session.text.pieces[first:last]) if session.want_text else "",
-            echo_sent_at_us=session.echo.sent_at_us,
-            hold_us=_uint32((now_s - session.echo.received_s) * 1e6),
-            queue_us=_uint32(session.last_step.queue_us),
-            forward_us=_uint32(session.last_step.forward_us),
-            batch_size=session.last_step.batch_size,
-            draft_budget=session.draft_budget.tokens,
-        )
-        if session.want_text and last - first > 1:
-            commit.text_lengths.extend(len(piece.encode()) for piece in session.text.pieces[first:last])
-        if session.sampler.params.logprobs is not None:
-            for entry in session.logprobs[first:last]:
-                commit.logprobs.add(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)
-        return commit
+    def make_room(self, principal: str | None = None, *, politely: bool = False) -> bool:
+        """Give up the session whose device has been away longest; see `House`."""
+        least_s = time.monotonic() - (self._settings.away_s if politely else 0)
+        away = [
+            session
+            for session in self._sessions.values()
+            if not session.attached
+            and session.detached_s <= least_s
+            and (session.owner == principal if principal is not None else not session.over)
+        ]
+        if not away:
+            return False
+        self._forget(min(away, key=lambda session: session.detached_s))
+        return True
 
 
-async def _refuse(context: Any, error: VerifierError) -> None:
-    await context.abort(error.code, error.sentence, error.trailing_metadata())
+def _leaves() -> VerifierError:
+    return _leaving("this verifier takes no more sessions, for it is about to leave; use another one")
 
 
 def _leaving(sentence: str) -> VerifierError:
     return VerifierError(StatusCode.UNAVAILABLE, "DRAINING", sentence, retry_after_s=RETRY_ELSEWHERE_S)
 
 
-def _check_attached(session: Session, attachment: int) -> None:
-    if session.attachment != attachment:
+def _check_prompt(session: Session, principal: Principal) -> None:
+    limit = principal.quota.max_prompt_tokens
+    if limit is not None and session.prompt_length > limit:
         raise VerifierError(
-            StatusCode.ABORTED, "REPLACED", "another stream has resumed this session; this one ends", resumable=True
+            StatusCode.OUT_OF_RANGE,
+            "PROMPT_TOO_LONG",
+            f"the prompt has {session.prompt_length} tokens, and this key may send {limit}; shorten the prompt",
         )
-
-
-def _uint32(value: float) -> int:
-    """Microseconds as the contract counts them: a session that waits for more than 71 minutes has no more to say."""
-    return min(max(0, round(value)), 0xFFFFFFFF)
-
-
-def _finished(session: Session) -> pb.Finished:
-    assert session.finish is not None
-    stats = session.statistics
-    return pb.Finished(
-        reason=REASONS[session.finish],
-        text=session.text.rest() if session.want_text else "",
-        usage=pb.Usage(prompt_tokens=session.prompt_length, completion_tokens=len(session.drafted)),
-        statistics=pb.SessionStatistics(
-            drafted_tokens=session.line.drafted,
-            dropped_tokens=session.line.dropped,
-            verified_tokens=stats.verified_tokens,
-            accepted_tokens=stats.accepted_tokens,
-            target_forwards=stats.target_forwards,
-            fills=stats.fills,
-            forward_us=stats.forward_us,
-            resumes=stats.resumes,
-            trimmed_tokens=stats.trimmed_tokens,
-            waited_us=stats.waited_us,
-        ),
-        length=session.line.length,
-    )

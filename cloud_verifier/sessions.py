@@ -18,6 +18,9 @@ from speculation.estimators import Calibration
 from speculation.line import Outcome, VerifierLine
 from speculation.pace import PATIENCE_UNLIMITED_MS
 
+UNKNOWN_LOGPROBS = Logprobs(math.nan, (), ())
+KEPT_TOKENS = 4096  # how far back a device that resumes may have to be told again
+
 
 class FinishReason(Enum):
     """Why an answer ended."""
@@ -39,6 +42,7 @@ class Statistics:
     resumes: int = 0
     trimmed_tokens: int = 0
     waited_us: int = 0
+    slowed_messages: int = 0
 
 
 @dataclass
@@ -62,12 +66,13 @@ class LastStep:
 class Session:
     """One answer.
 
-    line holds the log. drafted[i], logprobs[i] and text.pieces[i] belong to answer token i. cached: tokens that the
-    engine holds; sequence is None before the first step and after the last. sent: log length that went out on the
-    present stream. attachment counts streams, so that an old stream notices that a new one took over. half_closed: the
-    present stream will bring no more drafts, so there is nothing to be patient for. ready_since_s: when its latest step
-    ended; roused_s: since when it has something to do that needs no patience. calibration: what this device's
-    confidence is worth, by what the log said in the end.
+    owner: name of the principal that opened it. line holds the log. drafted[i], logprobs[i] and text.pieces[i] belong
+    to answer token i. cached: tokens that the engine holds; sequence is None before the first step and after the last.
+    sent: log length that went out on the present stream. attachment counts streams, so that an old stream notices that
+    a new one took over. half_closed: the present stream will bring no more drafts, so there is nothing to be patient
+    for. detached_s: when its last stream left. ready_since_s: when its latest step ended; roused_s: since when it has
+    something to do that needs no patience. calibration: what this device's confidence is worth, by what the log said in
+    the end.
     """
 
     session_id: str
@@ -80,6 +85,7 @@ class Session:
     patience: Patience
     ready_since_s: float
     rule: Rule = shared_noise
+    owner: str = ""
     want_text: bool = False
     sequence: SequenceId | None = None
     cached: int = 0
@@ -92,6 +98,7 @@ class Session:
     attachment: int = 0
     attached: bool = True
     half_closed: bool = False
+    detached_s: float = 0.0
     echo: Echo = field(default_factory=Echo)
     last_step: LastStep = field(default_factory=LastStep)
     statistics: Statistics = field(default_factory=Statistics)
@@ -99,6 +106,7 @@ class Session:
     calibration: Calibration = field(default_factory=Calibration)
     draft_budget: DraftBudget = field(init=False)
     roused_s: float = field(init=False)
+    _gone: int = 0
 
     def __post_init__(self) -> None:
         """A session starts with all it may have."""
@@ -125,13 +133,27 @@ class Session:
         """Whether part of the prompt (or of what the answer continues from) is still to be evaluated."""
         return self.line.length - self.cached > 1 or self.line.length == self.prompt_length
 
-    def due_s(self, detached_tokens: int) -> float | None:
+    @property
+    def oldest(self) -> int:
+        """Length of the log from which it can be told again."""
+        return self.prompt_length + self._gone
+
+    def let_go(self) -> None:
+        """Drop the text and log-probabilities of tokens that went out long ago; the tokens stay."""
+        gone = max(self._gone, self.sent - self.prompt_length - KEPT_TOKENS)
+        for index in range(self._gone, gone):
+            self.text.pieces[index] = ""
+            if self.logprobs:
+                self.logprobs[index] = UNKNOWN_LOGPROBS
+        self._gone = gone
+
+    def due_s(self, unread_tokens: int) -> float | None:
         """Since or from when this session may take part in a step (seconds, monotonic); None if only a message can
         change that.
 
-        A detached session writes on for a while, so that a device that was away finds its words ready.
+        A session that nobody reads writes on for a while, so that a device that was away finds its words ready.
         """
-        if self.over or (not self.attached and self.line.length - self.sent >= detached_tokens):
+        if self.over or self.line.length - self.sent >= unread_tokens:
             return None
         if self.reading or self.half_closed:
             return self.ready_since_s
@@ -177,7 +199,7 @@ class Session:
         """Take over answer tokens from an earlier life of the session (`continue_from`)."""
         for token in tokens:
             if self.sampler.params.logprobs is not None:
-                self.logprobs.append(Logprobs(math.nan, (), ()))  # known to the device from that life
+                self.logprobs.append(UNKNOWN_LOGPROBS)  # known to the device from that life
             self._append(token, drafted=False)
             if self.finish:
                 return

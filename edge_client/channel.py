@@ -40,13 +40,15 @@ T = TypeVar("T")
 class LinkSettings:
     """How long things may take, in seconds.
 
-    connect_timeout_s: to reach the verifier at first. reconnect_timeout_s: after a break. quiet_s: silence after which
-    the link is pinged. waiting_s: silence after which people are told that the answer waits for the network; longer on
-    links whose round trip is long. stalled_s: silence after which the stream is given up and resumed. offline_after_s:
-    silence after which the device may answer alone, if it may.
+    connect_timeout_s: to reach the verifier at first. place_timeout_s: to wait for a place at one that is full, in its
+    queue or for as long as it says. reconnect_timeout_s: both after a break. quiet_s: silence after which the link is
+    pinged. waiting_s: silence after which people are told that the answer waits for the network; longer on links whose
+    round trip is long. stalled_s: silence after which the stream is given up and resumed. offline_after_s: silence
+    after which the device may answer alone, if it may.
     """
 
     connect_timeout_s: float = 10.0
+    place_timeout_s: float = 30.0
     reconnect_timeout_s: float = 60.0
     quiet_s: float = 0.4
     waiting_s: float = 0.8

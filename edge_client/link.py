@@ -20,8 +20,11 @@ from outrider.v1 import verifier_pb2 as pb
 from edge_client.channel import MAX_MESSAGE_BYTES, Channel
 from edge_client.errors import SessionError, closed, left, unreachable
 from edge_client.inbox import Failed, Heard, LinkChanged, Message, Reconnected
+from edge_client.opening_patience import OpeningPatience, transient
 from edge_client.rtt import RttEstimator
 from edge_client.security import refused_handshake
+
+QUEUE_POSITION = "outrider-queue-position"  # of the metadata that a verifier sends while a session waits for a place
 
 
 def now_us() -> int:
@@ -144,7 +147,7 @@ class SessionLink:
             return SessionError("UNAVAILABLE", "NO_FINISHED", "the verifier ended the stream in mid-answer")
         except grpc.aio.AioRpcError as error:
             broken = SessionError.from_rpc(error)
-            if self._finished or _transient(error) or error.code() is grpc.StatusCode.ABORTED:
+            if self._finished or transient(error) or error.code() is grpc.StatusCode.ABORTED:
                 return broken
             raise broken from error
         except asyncio.CancelledError:
@@ -160,21 +163,18 @@ class SessionLink:
     async def _open_patiently(self, again: bool) -> tuple[Any, Any]:
         """Open or resume, for as long as trying makes sense. Raises SessionError."""
         settings = self.channel.settings
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(_transient_again if again else _transient),
-            wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
-            reraise=True,
-        )
+        patience = OpeningPatience(settings, again=again)
+        retrying = tenacity.AsyncRetrying(retry=patience.worth_another_try, wait=patience.wait_s, reraise=True)
         self._trouble = "no answer in time"
         try:
-            async with asyncio.timeout(settings.reconnect_timeout_s if again else settings.connect_timeout_s):
-                return await retrying(self._open_stream)
+            async with patience.deadline:
+                return await retrying(self._open_stream, patience)
         except TimeoutError as error:
-            raise unreachable(self.channel.verifier, self._trouble) from error
+            raise patience.last_refusal or unreachable(self.channel.verifier, self._trouble) from error
         except grpc.aio.AioRpcError as error:
             raise SessionError.from_rpc(error) from error
 
-    async def _open_stream(self) -> tuple[Any, Any]:
+    async def _open_stream(self, patience: OpeningPatience) -> tuple[Any, Any]:
         """Open or resume; returns the call and its Opened, once that has come."""
         stub = self.channel.stub
         call: Any = stub.Generate(metadata=self.channel.metadata)
@@ -182,7 +182,12 @@ class SessionLink:
             await call.wait_for_connection()
             self._asked = True
             await self._write(call, self._opening())
-            response = await asyncio.wait_for(call.read(), self.channel.settings.stalled_s)
+            stalled_s = self.channel.settings.stalled_s
+            queued = QUEUE_POSITION in dict(await asyncio.wait_for(call.initial_metadata(), stalled_s) or ())
+            if queued:  # it is not stalled but full: the deadline is that of a wait for a place
+                self._asked = False
+                patience.queued()
+            response = await asyncio.wait_for(call.read(), None if queued else stalled_s)
             if not isinstance(response, pb.GenerateResponse) or response.WhichOneof("message") != "opened":
                 raise SessionError("INTERNAL", "NO_OPENED", "the verifier did not begin by opening a session")
             self._check_target(response.opened.model_info.target_fingerprint)
@@ -200,7 +205,7 @@ class SessionLink:
                     raise untrusted from error
                 if self._session_id and error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE):
                     self._session_id = ""  # another life: the verifier was restarted or the lease has ended
-                    return await self._open_stream()
+                    return await self._open_stream(patience)
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     await self.channel.move_on(stub, leaving=said.reason == "DRAINING")
             elif isinstance(error, asyncio.CancelledError) and not _meant_for_this_task():
@@ -311,19 +316,3 @@ def _meant_for_this_task() -> bool:
     """Whether a CancelledError is for the present task; gRPC also raises it when only the call was cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _transient_again(error: BaseException) -> bool:
-    """As `_transient`, and a verifier without a free place: after its restart all its devices come back at once."""
-    full = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    return full or _transient(error)
-
-
-def _transient(error: BaseException) -> bool:
-    """Whether the way to the verifier is at fault. A verifier that fails by itself gives a reason; a torn connection
-    can look like an internal error of gRPC's, but has none."""
-    if not isinstance(error, grpc.aio.AioRpcError):
-        return isinstance(error, TimeoutError)
-    if error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
-        return not SessionError.from_rpc(error).reason
-    return error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

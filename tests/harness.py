@@ -17,6 +17,7 @@ from cloud_verifier.opening import Served
 from cloud_verifier.operation.calls import Watcher
 from cloud_verifier.operation.metrics import Metrics
 from cloud_verifier.scheduler import Scheduler, SchedulerSettings
+from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.server import Address, running
 from cloud_verifier.service import ServiceSettings, VerifierService
 from cloud_verifier.text import TextError
@@ -68,13 +69,14 @@ class InProcessVerifier:
         objective: Objective = Objective.LATENCY,
         max_patience_ms: int = PATIENCE_UNLIMITED_MS,
         address: Address | None = None,
+        authentication: Authentication | None = None,
         watchers: Sequence[Watcher] = (),
         metrics: Metrics | None = None,
     ) -> None:
         self.engine, self._where = engine, address or Address(port=0)
         mock_or_real: Any = codec or LetterCodec()
         self._served = Served("mock", engine.info, mock_or_real, max_lookahead, objective, max_patience_ms)
-        self._settings = (scheduler, service)
+        self._settings = (scheduler, service, authentication)
         self._watched: dict[str, Any] = {"watchers": watchers, "metrics": metrics}
         self.loop = asyncio.new_event_loop()
         self._ready: Future[int] = Future()

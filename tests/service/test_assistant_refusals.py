@@ -10,6 +10,8 @@ from typing import Any
 import openai
 import pytest
 
+from cloud_verifier.admission import AdmissionSettings
+from cloud_verifier.service import ServiceSettings
 from edge_client.assistant.app import AssistantSettings
 from edge_client.assistant.guard import Doors, loopback_hosts
 from edge_client.channel import LinkSettings
@@ -219,9 +221,10 @@ def test_a_full_assistant_says_when_to_come_again() -> None:
 
 def test_a_full_verifier_says_when_to_come_again() -> None:
     engine = GatedEngine(max_sequences=1)
+    no_queue = ServiceSettings(admission=AdmissionSettings(max_queue=0))
     with (
-        InProcessVerifier(engine) as verifier,
-        RunningAssistant(EdgeClient(verifier.address)) as assistant,
+        InProcessVerifier(engine, service=no_queue) as verifier,
+        RunningAssistant(EdgeClient(verifier.address, link=LinkSettings(place_timeout_s=0.0))) as assistant,
     ):
         body = json.dumps(question(stream=True)).encode()
         engine.allow(1)

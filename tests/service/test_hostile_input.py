@@ -217,7 +217,7 @@ def test_a_resume_with_an_impossible_length_is_refused_and_harms_nothing(
             refusal = stream.refusal()
         assert refusal[:2] == ("OUT_OF_RANGE", "KNOWN_LENGTH")
         assert f"know {known_length} tokens" in refusal.sentence
-        assert "3 (the prompt) to 4" in refusal.sentence
+        assert "from 3 to 4" in refusal.sentence
         owner.half_close()
         assert first + owner.rest().tokens == answer(PROMPT, SEED, 6)
 

@@ -58,6 +58,8 @@ class Bench:
         results = self.scheduler._step(plan)
         self.now_s += 0.03
         self.scheduler._apply(plan, results, self.now_s - 0.03, self.now_s)
+        for session in self.sessions:
+            session.sent = session.line.length  # somebody reads
         return [s.statistics.verified_tokens - b for s, b in zip(self.sessions, before, strict=True)]
 
 

@@ -332,7 +332,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class SessionStatistics(_message.Message):
-    __slots__ = ("drafted_tokens", "verified_tokens", "accepted_tokens", "dropped_tokens", "target_forwards", "fills", "forward_us", "resumes", "trimmed_tokens", "waited_us")
+    __slots__ = ("drafted_tokens", "verified_tokens", "accepted_tokens", "dropped_tokens", "target_forwards", "fills", "forward_us", "resumes", "trimmed_tokens", "waited_us", "slowed_messages")
     DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -343,6 +343,7 @@ class SessionStatistics(_message.Message):
     RESUMES_FIELD_NUMBER: _ClassVar[int]
     TRIMMED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WAITED_US_FIELD_NUMBER: _ClassVar[int]
+    SLOWED_MESSAGES_FIELD_NUMBER: _ClassVar[int]
     drafted_tokens: int
     verified_tokens: int
     accepted_tokens: int
@@ -353,4 +354,5 @@ class SessionStatistics(_message.Message):
     resumes: int
     trimmed_tokens: int
     waited_us: int
-    def __init__(self, drafted_tokens: _Optional[int] = ..., verified_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., target_forwards: _Optional[int] = ..., fills: _Optional[int] = ..., forward_us: _Optional[int] = ..., resumes: _Optional[int] = ..., trimmed_tokens: _Optional[int] = ..., waited_us: _Optional[int] = ...) -> None: ...
+    slowed_messages: int
+    def __init__(self, drafted_tokens: _Optional[int] = ..., verified_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., target_forwards: _Optional[int] = ..., fills: _Optional[int] = ..., forward_us: _Optional[int] = ..., resumes: _Optional[int] = ..., trimmed_tokens: _Optional[int] = ..., waited_us: _Optional[int] = ..., slowed_messages: _Optional[int] = ...) -> None: ...
