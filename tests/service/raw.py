@@ -108,15 +108,28 @@ class Stream:
             tokens += response.commit.tokens
         return tokens
 
+    def until_the_end(self) -> tuple[list[int], Refusal]:
+        """The tokens that still come, and how the stream ends; a refusal of empty strings if it ends well."""
+        tokens: list[int] = []
+        try:
+            for response in self._call:
+                tokens += response.commit.tokens
+        except grpc.RpcError as error:
+            said = SessionError.from_rpc(cast(Any, error))
+            return tokens, Refusal(said.code, said.reason, str(said))
+        return tokens, Refusal("", "", "")
+
     def rest(self) -> Rest:
         """Read to the end."""
-        rest = Rest([], [], [], pb.Finished())
+        rest = Rest([], [], [], pb.Finished(), [])
         for response in self._call:
             kind = response.WhichOneof("message")
             if kind == "commit":
                 rest.commits.append(response.commit)
                 rest.tokens.extend(response.commit.tokens)
                 rest.texts.append(response.commit.text)
+            elif kind == "pong":
+                rest.pongs.append(response.pong.echo_sent_at_us)
             elif kind == "finished":
                 rest.finished.CopyFrom(response.finished)
                 rest.texts.append(response.finished.text)
@@ -148,6 +161,7 @@ class Rest(NamedTuple):
     texts: list[str]
     commits: list[pb.Commit]
     finished: pb.Finished
+    pongs: list[int]
 
     @property
     def text(self) -> str:
