@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edge_client.assistant.cli import serve
+from edge_client.chat.cli import chat
 from edge_client.config import config_command
 from edge_client.options import (
     CommandError,
@@ -38,6 +39,7 @@ def main() -> None:
 
 
 main.add_command(serve)
+main.add_command(chat)
 
 
 @main.command()
@@ -80,41 +82,6 @@ def generate(prompt: str | None, message: str | None, as_json: bool, **options: 
         raise CommandError(str(error)) from error
     finally:
         client.close()
-
-
-@main.command()
-@click.option("--system", default=None, help="System message.")
-@connection_options
-@device_options
-@pace_options
-@sampling_options
-def chat(system: str | None, **options: Any) -> None:
-    """Talk. Words the device had right are green, the verifier's own are plain; an empty line or Ctrl-D ends."""
-    from edge_client.errors import SessionError
-    from edge_client.terminal import say
-
-    params = make_params(options)
-    client = make_client(options)
-    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-    try:
-        while question := _ask():
-            messages.append({"role": "user", "content": question})
-            try:
-                answer = say(client.stream(messages, params, seed=options["seed"]))
-            except (SessionError, ValueError) as error:
-                messages.pop()
-                click.secho(str(error), fg="red", err=True)
-                continue
-            messages.append({"role": "assistant", "content": answer})
-    finally:
-        client.close()
-
-
-def _ask() -> str:
-    try:
-        return input("> ").strip() if sys.stdin.isatty() else sys.stdin.readline().strip()
-    except (EOFError, KeyboardInterrupt):
-        return ""
 
 
 @main.command()
