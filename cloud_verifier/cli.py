@@ -38,7 +38,14 @@ def _option(*names: str, **settings: Any) -> Any:
 
 @main.command()
 @config_option()
-@_option("--model", required=True, help="Folder of a transformers causal LM, or a hub id such as org/name.")
+@_option(
+    "--model",
+    required=True,
+    multiple=True,
+    metavar="[NAME=]MODEL",
+    help="Folder of a transformers causal LM, or a hub id such as org/name. Of several, devices that name none get the "
+    "first.",
+)
 @_option("--served-model-name", default=None, help="Name devices ask for.  [default: last part of --model]")
 @_option("--host", default="127.0.0.1", help="Address to listen on.")
 @_option("--port", default=50051, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
@@ -117,6 +124,7 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
     from cloud_verifier.engines.torch_engine import load
     from cloud_verifier.engines.torch_engine.load import ModelError
     from cloud_verifier.opening import Served
+    from cloud_verifier.reception import parse_models
     from cloud_verifier.scheduler import SchedulerSettings
     from cloud_verifier.security.authentication import Authentication
     from cloud_verifier.security.keys import KeyFileError, KeyStore
@@ -133,11 +141,11 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
         options["principal_max_prompt_tokens"],
         options["principal_tokens_per_minute"],
     )
-    try:
-        keys = KeyStore(options["api_keys"], quota) if options["api_keys"] else None
-        codec = Codec(options["model"])
+
+    def load_served(name: str, model: str) -> tuple[TargetEngine, Served]:
+        codec = Codec(model)
         engine: TargetEngine = load(
-            options["model"],
+            model,
             device=options["device"],
             dtype=options["dtype"],
             strict=options["strict"],
@@ -145,13 +153,29 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
             context_limit=options["max_model_len"],
             threads=options["threads"],
         )
+        if options["strict"] and not engine.info.strict:
+            logging.getLogger(__name__).warning("%s", engine.info.strict_report)
+        if options["step_ms"] or options["step_ms_per_token"]:
+            engine = PacedEngine(engine, options["step_ms"], options["step_ms_per_token"])
+        limit_ms = options["max_patience_ms"]
+        return engine, Served(
+            name,
+            engine.info,
+            codec,
+            options["max_lookahead"],
+            Objective(options["objective"]),
+            PATIENCE_UNLIMITED_MS if limit_ms is None else limit_ms,
+        )
+
+    try:
+        models = parse_models(options["model"], options["served_model_name"])
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    try:
+        keys = KeyStore(options["api_keys"], quota) if options["api_keys"] else None
+        (engine, served), *others = [load_served(name, model) for name, model in models.items()]
     except (KeyFileError, ModelError, TextError) as error:
         raise CommandError(str(error)) from error
-    if options["strict"] and not engine.info.strict:
-        logging.getLogger(__name__).warning("%s", engine.info.strict_report)
-    if options["step_ms"] or options["step_ms_per_token"]:
-        engine = PacedEngine(engine, options["step_ms"], options["step_ms_per_token"])
-    name = options["served_model_name"] or Path(options["model"]).name
     address = Address(
         options["host"],
         options["port"],
@@ -163,17 +187,8 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
     )
 
     def announce(port: int) -> None:
-        click.echo(f"serving {name} on {options['host']}:{port} ({engine.info.strict_report})")
+        click.echo(f"serving {', '.join(models)} on {options['host']}:{port} ({engine.info.strict_report})")
 
-    limit_ms = options["max_patience_ms"]
-    served = Served(
-        name,
-        engine.info,
-        codec,
-        options["max_lookahead"],
-        Objective(options["objective"]),
-        PATIENCE_UNLIMITED_MS if limit_ms is None else limit_ms,
-    )
     service = ServiceSettings(admission=AdmissionSettings(options["max_queue"], options["queue_timeout_s"]))
     steps = SchedulerSettings(options["step_tokens"], options["chunk_tokens"])
     try:
@@ -189,6 +204,7 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
                 options["drain_timeout_s"],
                 eyes.watchers,
                 eyes.metrics,
+                others,
             )
         )
     except ServerError as error:

@@ -13,6 +13,7 @@ import logging
 import grpc
 from grpc_health.v1 import health
 
+from cloud_verifier.reception import Reception
 from cloud_verifier.service import VerifierService
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Draining:
         self,
         server: grpc.aio.Server,
         liveness: health.aio.HealthServicer,
-        service: VerifierService,
+        service: VerifierService | Reception,
         *,
         shares_port: bool,
     ) -> None:

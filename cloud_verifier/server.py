@@ -21,6 +21,7 @@ from cloud_verifier.draining import Draining
 from cloud_verifier.engines.base import TargetEngine
 from cloud_verifier.opening import Served
 from cloud_verifier.operation.calls import Watcher, Watching
+from cloud_verifier.reception import Reception
 from cloud_verifier.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.security.tls import ReloadedCertificate, TlsError, TlsFiles
@@ -95,7 +96,7 @@ class Address:
 
 
 class Running(NamedTuple):
-    """A verifier that serves."""
+    """A verifier that serves. service, scheduler: of the first model."""
 
     port: int
     service: VerifierService
@@ -113,38 +114,48 @@ async def running(
     authentication: Authentication | None = None,
     watchers: Sequence[Watcher] = (),
     metrics: Metrics | None = None,
+    others: Sequence[tuple[TargetEngine, Served]] = (),
 ) -> AsyncIterator[Running]:
-    """A verifier that serves while the context is open.
+    """A verifier that serves while the context is open. others: more models, that devices have to ask for by name.
 
     On leaving it says NOT_SERVING, gives open streams a second to end, and stops the engine's thread. Raises
     ServerError.
     """
-    scheduler = Scheduler(engine, scheduler_settings)
-    service = VerifierService(served, scheduler, service_settings)
+    schedulers = [Scheduler(one, scheduler_settings) for one in (engine, *(one for one, _ in others))]
+    models = [served, *(one for _, one in others)]
+    services = {
+        model.name: VerifierService(model, scheduler, service_settings)
+        for model, scheduler in zip(models, schedulers, strict=True)
+    }
+    service = services[served.name]
+    front = Reception(services) if others else service
     server = grpc.aio.server(
         interceptors=[Watching(watchers), authentication or Authentication()],
         options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", int(address.reuse_port))],
     )
     if metrics is not None:
-        metrics.watch(served.name, service, scheduler)
-    pb_grpc.add_VerifierServiceServicer_to_server(service, server)
+        for scheduler, (name, one) in zip(schedulers, services.items(), strict=True):
+            metrics.watch(name, one, scheduler)
+    pb_grpc.add_VerifierServiceServicer_to_server(front, server)
     liveness = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(liveness, server)
     reflection.enable_server_reflection([SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     port = address.add_to(server)
-    stepping = asyncio.create_task(scheduler.run())
+    stepping = [asyncio.create_task(scheduler.run()) for scheduler in schedulers]
     await server.start()
-    for name in ("", SERVICE_NAME):
+    for name in ("", SERVICE_NAME, *(f"{SERVICE_NAME}/{name}" for name in services)):
         await liveness.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
-        draining = Draining(server, liveness, service, shares_port=address.reuse_port)
-        yield Running(port, service, scheduler, draining)
+        draining = Draining(server, liveness, front, shares_port=address.reuse_port)
+        yield Running(port, service, schedulers[0], draining)
     finally:
         await liveness.enter_graceful_shutdown()
         await server.stop(grace=1.0)
-        stepping.cancel()
-        await asyncio.gather(stepping, return_exceptions=True)
-        service.close()
+        for task in stepping:
+            task.cancel()
+        await asyncio.gather(*stepping, return_exceptions=True)
+        for one in services.values():
+            one.close()
 
 
 async def serve(
@@ -158,13 +169,14 @@ async def serve(
     drain_timeout_s: float = 30.0,
     watchers: Sequence[Watcher] = (),
     metrics: Metrics | None = None,
+    others: Sequence[tuple[TargetEngine, Served]] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends that at once.
 
     `announce` is called with the port once requests are welcome.
     """
     async with running(
-        engine, served, address, scheduler_settings, service_settings, authentication, watchers, metrics
+        engine, served, address, scheduler_settings, service_settings, authentication, watchers, metrics, others
     ) as verifier:
         stop = asyncio.Event()
 

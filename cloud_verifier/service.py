@@ -50,7 +50,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
 
     def __init__(self, served: Served, scheduler: Scheduler, settings: ServiceSettings | None = None) -> None:
         self._served, self._scheduler = served, scheduler
-        self._settings = settings or ServiceSettings()
+        self.settings = self._settings = settings or ServiceSettings()
         self._sessions: dict[str, Session] = {}
         self._places: dict[str, Place] = {}
         self._admission = Admission(self, self._settings.admission)
@@ -72,6 +72,10 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
     def waiting(self) -> int:
         """Sessions that wait for a place."""
         return self._admission.waiting
+
+    def knows(self, session_id: str) -> bool:
+        """Whether this is a session of this service."""
+        return session_id in self._sessions
 
     @property
     def streams(self) -> int:

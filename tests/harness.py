@@ -72,12 +72,20 @@ class InProcessVerifier:
         authentication: Authentication | None = None,
         watchers: Sequence[Watcher] = (),
         metrics: Metrics | None = None,
+        others: dict[str, TargetEngine] | None = None,
     ) -> None:
         self.engine, self._where = engine, address or Address(port=0)
         mock_or_real: Any = codec or LetterCodec()
         self._served = Served("mock", engine.info, mock_or_real, max_lookahead, objective, max_patience_ms)
         self._settings = (scheduler, service, authentication)
-        self._watched: dict[str, Any] = {"watchers": watchers, "metrics": metrics}
+        self._watched: dict[str, Any] = {
+            "watchers": watchers,
+            "metrics": metrics,
+            "others": [
+                (one, Served(name, one.info, mock_or_real, max_lookahead, objective, max_patience_ms))
+                for name, one in (others or {}).items()
+            ],
+        }
         self.loop = asyncio.new_event_loop()
         self._ready: Future[int] = Future()
         self.service: VerifierService

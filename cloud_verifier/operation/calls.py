@@ -22,6 +22,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from outrider.v1 import verifier_pb2 as pb
 
+from cloud_verifier.security.principals import caller
+
 REQUEST_ID = "x-request-id"
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})(?P<span>[0-9a-f]{16})-[0-9a-f]{2}")
@@ -40,6 +42,7 @@ class Call:
     request_id: str
     traceparent: str = ""
     peer: str = ""
+    principal: str = ""
     model: str = ""
     session: str = ""
     kind: str = ""
@@ -139,7 +142,7 @@ class Watching(grpc.aio.ServerInterceptor):
             call.code = "UNKNOWN"
             raise
         finally:
-            call.ended_s = time.monotonic()
+            call.ended_s, call.principal = time.monotonic(), caller.get().name
             for watcher in self._watchers:
                 watcher.ended(call)
 

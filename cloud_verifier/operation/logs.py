@@ -67,6 +67,7 @@ class AccessLog:
             "status": call.code,
             "reason": call.reason,
             "peer": call.peer,
+            "principal": call.principal,
             "duration_ms": round((call.ended_s - call.started_s) * 1e3, 1),
         }
         if call.generates:

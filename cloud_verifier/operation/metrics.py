@@ -137,8 +137,8 @@ class _SchedulerFigures(Collector):
         }
         gauges = {
             "num_requests_running": ("Sessions in the engine.", self._scheduler.running),
-            "num_requests_waiting": ("Sessions that were due but had no part in a step.", figures.sessions_waiting),
-            "num_sessions_queued": ("Sessions that have no place yet.", self._service.waiting),
+            "num_requests_waiting": ("Sessions that wait for a place.", self._service.waiting),
+            "engine_step_left_out": ("Sessions that were due but had no part in a step.", figures.sessions_waiting),
             "sessions": ("Sessions known, those whose device is away included.", self._service.sessions),
             "streams": ("Sessions with a device at the other end.", self._service.streams),
             "engine_step_sessions": ("Sessions in the latest step.", figures.sessions_in_step),

@@ -98,6 +98,7 @@ def test_every_call_leaves_one_line_without_a_word_of_text(lines: io.StringIO) -
     assert first["request_id"] == "mine"
     assert (first["trace_id"], first["parent_span_id"]) == (TRACE, SPAN)
     assert (first["method"], first["status"]) == ("/outrider.v1.VerifierService/Generate", "OK")
+    assert first["principal"] == "anonymous"
     assert (first["model"], first["prompt_tokens"], first["tokens"]) == ("mock", len("secretwords"), 5)
     assert first["duration_ms"] >= first["first_token_ms"] > 0
     assert "trace_id" not in second
