@@ -65,11 +65,14 @@ class ScriptedTarget(TargetEngine):
         self._texts, self._step_s = texts, step_ms / 1e3
         self._sequences: dict[SequenceId, list[int]] = {}
 
-    def open(self) -> SequenceId:
+    def open(self, _tokens: Sequence[int] = (), _scope: str = "") -> SequenceId:
         """A new sequence."""
         sequence = SequenceId(max(self._sequences, default=0) + 1)
         self._sequences[sequence] = []
         return sequence
+
+    def reserve(self, _sequence: SequenceId, _tokens: int) -> None:
+        """There is always room."""
 
     def length(self, sequence: SequenceId) -> int:
         return len(self._sequences[sequence])

@@ -1,4 +1,4 @@
-"""Who gets how much of a step: a forward takes so many positions and no more.
+"""Who gets how much of a step: a forward takes so many positions and no more, and prompts a part of its own.
 
 Pure: it knows nothing of sessions, engines or time. The simulator runs the very same code.
 """
@@ -24,24 +24,27 @@ class Want:
 
 
 def allocate(wants: Sequence[Want], room: int, chunk: int) -> list[int]:
-    """Positions for each of the wants, at most `room` together; `wants` come longest waiting first.
+    """Positions for each of the wants; `wants` come longest waiting first.
 
-    Everybody gets one position, as far as they reach: so nobody waits longer than it takes to serve those that waited
-    longer. Then prompts are read, `chunk` tokens of each at most. What is left goes to guesses by survival, the
-    probability that a guess and all before it are right: each is worth that many tokens. Survival falls along a line,
-    so the likeliest guesses of all lines together are a prefix of each.
+    Of `room` everybody gets one position, as far as it reaches: so nobody waits longer than it takes to serve those
+    that waited longer. What is left of it goes to guesses by survival, the probability that a guess and all before it
+    are right: each is worth that many tokens. Survival falls along a line, so the likeliest guesses of all lines
+    together are a prefix of each.
+
+    Prompts are read besides, `chunk` positions of all of them together: a step is longer by that and no more, however
+    many come at once. They share it evenly, except that nobody gets more than there is to read.
     """
-    chunks = [min(want.pending, chunk) for want in wants]
-    lines = [want.guesses if want.pending <= chunk else 0 for want in wants]
-    if sum(chunks) + sum(lines) <= room:
-        return [tokens + guesses for tokens, guesses in zip(chunks, lines, strict=True)]
     served = min(room, len(wants))
     given = [1] * served + [0] * (len(wants) - served)
-    left = room - served
-    for index in range(served):
-        more = min(chunks[index] - 1, left)
+    readers = sorted((want.pending - 1, index) for index, want in enumerate(wants[:served]) if want.pending > 1)
+    for number, (tokens, index) in enumerate(readers):
+        more = min(tokens, chunk // (len(readers) - number))
         given[index] += more
-        left -= more
+        chunk -= more
+    left = room - served
+    lines = [want.guesses if more == want.pending else 0 for want, more in zip(wants, given, strict=True)]
+    if sum(lines) <= left:
+        return [tokens + guesses for tokens, guesses in zip(given, lines, strict=True)]
     # Heads of lines, by survival and then by who has waited longest; only as many are looked at as are taken.
     heads = [
         (-want.probability(0), index)

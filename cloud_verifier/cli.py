@@ -85,11 +85,23 @@ def _option(*names: str, **settings: Any) -> Any:
 @_option("--device", default="auto", help="cpu, cuda, cuda:1, or auto.")
 @_option("--dtype", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]), help="auto: float32 on a CPU.")
 @_option("--strict/--no-strict", default=True, help="Make words independent of batch company, bit by bit.")
-@_option("--max-sessions", default=32, type=click.IntRange(1), help="Sessions that hold a place in the KV pool.")
+@_option("--max-sessions", default=32, type=click.IntRange(1), help="Sessions that are served at one time.")
+@_option(
+    "--kv-cache-gib",
+    default=None,
+    type=click.FloatRange(0.0, min_open=True),
+    help="Memory for keys and values.  [default: a quarter of the machine's; on a GPU by --gpu-memory-share]",
+)
+@_option(
+    "--gpu-memory-share",
+    default=0.9,
+    type=click.FloatRange(0.1, 1.0),
+    help="Of the GPU's memory, for weights, keys and values and what a step takes.",
+)
 @_option("--max-model-len", default=None, type=click.IntRange(2), help="Context limit.  [default: the model's]")
 @_option("--max-lookahead", default=64, type=click.IntRange(1, 1024), help="Tokens a line may reach past the log.")
 @_option("--step-tokens", default=512, type=click.IntRange(1), help="Positions in one forward, of all sessions.")
-@_option("--chunk-tokens", default=256, type=click.IntRange(1), help="Of one prompt in one forward.")
+@_option("--chunk-tokens", default=256, type=click.IntRange(1), help="Prompt positions besides, of all sessions.")
 @_option(
     "--objective",
     default="latency",
@@ -152,6 +164,8 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
             max_sequences=options["max_sessions"],
             context_limit=options["max_model_len"],
             threads=options["threads"],
+            kv_cache_gib=options["kv_cache_gib"],
+            gpu_memory_share=options["gpu_memory_share"],
         )
         if options["strict"] and not engine.info.strict:
             logging.getLogger(__name__).warning("%s", engine.info.strict_report)

@@ -19,10 +19,10 @@ class Load:
         self._until_ms: float | None = None
 
     def stepped(self, used: float, began_ms: float, ended_ms: float) -> None:
-        """A step used this share of its token budget."""
+        """A step used this share of its token budget; prompts may make it more than all."""
         if self._until_ms is not None:
             self._pass(0.0, began_ms - self._until_ms)
-        self._pass(used, ended_ms - began_ms)
+        self._pass(min(1.0, used), ended_ms - began_ms)
         self._until_ms = ended_ms
 
     def _pass(self, used: float, ms: float) -> None:

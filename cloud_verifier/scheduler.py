@@ -20,21 +20,25 @@ from grpc import StatusCode
 
 from cloud_verifier.budget import Want, allocate
 from cloud_verifier.discretion import log_failure
-from cloud_verifier.engines.base import Block, Choices, TargetEngine
+from cloud_verifier.engines.base import Block, Choices, EngineFull, TargetEngine
 from cloud_verifier.errors import VerifierError
 from cloud_verifier.figures import Figures, LatestStep
 from cloud_verifier.load import Load
+from cloud_verifier.seats import PRIORITY_S, Seats
 from cloud_verifier.sessions import LastStep, Session
 
 log = logging.getLogger(__name__)
+
+RETRY_S = 0.05  # a session that finds no room in the engine looks again, even if nothing has happened
 
 
 @dataclass(frozen=True)
 class SchedulerSettings:
     """Limits, in tokens.
 
-    step_tokens: positions in one forward; best as many as the engine evaluates in about the time of one. chunk_tokens:
-    of one session's prompt in one forward. unread_tokens: how far a session writes on that nobody reads.
+    step_tokens: positions in one forward that go on with logs and check guesses; best as many as the engine evaluates
+    in about the time of few. chunk_tokens: positions more that read prompts, of all sessions together.
+    unread_tokens: how far a session writes on that nobody reads.
     """
 
     step_tokens: int = 512
@@ -66,6 +70,7 @@ class Scheduler:
         self.settings = settings or SchedulerSettings()
         self._clock = clock
         self.figures = Figures()
+        self._seats = Seats(engine)
         self._load = Load()
         self._sessions: list[Session] = []
         self._ended: list[Session] = []
@@ -122,7 +127,7 @@ class Scheduler:
     async def _sleep(self) -> None:
         now = self._clock()
         dues = [due for s in self._sessions if (due := s.due_s(self.settings.unread_tokens)) is not None]
-        timeout = max(0.0, min(dues) - now) if dues else None
+        timeout = max(RETRY_S if self.figures.sessions_waiting else 0.0, min(dues) - now) if dues else None
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), timeout)
 
@@ -140,24 +145,29 @@ class Scheduler:
                 self.on_room()
 
     def _plan(self) -> list[_Planned]:
-        """Everybody who is due, longest waiting first, as far as the token budget reaches."""
+        """Everybody who is due, longest waiting first, as far as the token budget and the engine's memory reach."""
         now, settings = self._clock(), self.settings
         dues = [(s.due_s(settings.unread_tokens), s) for s in self._sessions]
-        due = sorted(((at, s) for at, s in dues if at is not None and at <= now), key=lambda pair: pair[0])
-        wants = [Want(s.line.length - s.cached, len(s.guesses()), s.probability) for _, s in due]
-        plan: list[_Planned] = []
+        due = [(at, s) for at, s in dues if at is not None and at <= now]
+        due.sort(key=lambda pair: pair[0] - pair[1].priority * PRIORITY_S)
+        # Seats before positions: those who find no room must not take the turn of those whose going on makes some.
+        working = {session for _, session in due}
+        seated: dict[Session, float] = {}
+        for due_s, session in due:
+            if len(seated) == settings.step_tokens:
+                break
+            try:
+                if self._seats.take(session, self._sessions, seated, working, now):
+                    seated[session] = due_s
+            except Exception as error:  # EngineFull, against what `info` promises, or worse
+                self._fail(session, error)
+        self.figures.sessions_waiting = len(due) - len(seated)
+        wants = [Want(s.line.length - s.cached, len(s.guesses()), s.probability) for s in seated]
         shares = allocate(wants, settings.step_tokens, settings.chunk_tokens)
-        for (due_s, session), positions in zip(due, shares, strict=True):
-            if not positions:
-                continue
-            if session.sequence is None:
-                try:
-                    session.sequence = self.engine.open()
-                except Exception as error:  # EngineFull, against what `info` promises, or worse
-                    self._fail(session, error)
-                    continue
-            plan.append(self._planned(session, positions, due_s))
-        return plan
+        return [
+            self._planned(session, positions, due_s)
+            for (session, due_s), positions in zip(seated.items(), shares, strict=True)
+        ]
 
     def _planned(self, session: Session, positions: int, due_s: float) -> _Planned:
         assert session.sequence is not None
@@ -168,6 +178,10 @@ class Scheduler:
         if positions >= len(pending):
             wanted = session.guesses()
             guesses = wanted[: positions - len(pending)]
+            try:
+                self.engine.reserve(session.sequence, len(pending) + len(guesses))
+            except EngineFull:  # there is room for the log itself; nobody's is taken for guesses
+                guesses = []
             choices, trimmed = len(guesses) + 1, len(wanted) - len(guesses)
         history = log_tokens[: session.cached] if session.sampler.params.needs_history else ()
         block = Block(session.sequence, [*pending[:positions], *guesses], choices, session.sampler, history)
@@ -220,6 +234,10 @@ class Scheduler:
         figures.steps += 1
         figures.step_s += step_s
         figures.sessions_in_step = len(plan)
+        figures.preemptions = self._seats.preemptions
+        memory = self.engine.memory
+        figures.pages_used, figures.pages_cached, figures.pages_free = memory.used, memory.cached, memory.free
+        figures.prefix_query_tokens, figures.prefix_hit_tokens = memory.prefix_query_tokens, memory.prefix_hit_tokens
         figures.latest = LatestStep(figures.steps, step_s, len(plan), positions)
 
     def _fail(self, session: Session, error: Exception) -> None:

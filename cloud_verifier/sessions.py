@@ -72,7 +72,8 @@ class Session:
     a new one took over. half_closed: the present stream will bring no more drafts, so there is nothing to be patient
     for. detached_s: when its last stream left. ready_since_s: when its latest step ended; roused_s: since when it has
     something to do that needs no patience. calibration: what this device's confidence is worth, by what the log said in
-    the end.
+    the end. priority: higher goes first. settled: it has written something since it got its sequence. evicted: it
+    then lost that to another; its log is read again once it has something to do.
     """
 
     session_id: str
@@ -87,6 +88,9 @@ class Session:
     rule: Rule = shared_noise
     owner: str = ""
     want_text: bool = False
+    priority: int = 0
+    settled: bool = False
+    evicted: bool = False
     sequence: SequenceId | None = None
     cached: int = 0
     drafted: list[bool] = field(default_factory=list)
@@ -106,12 +110,13 @@ class Session:
     calibration: Calibration = field(default_factory=Calibration)
     draft_budget: DraftBudget = field(init=False)
     roused_s: float = field(init=False)
+    arrived_s: float = field(init=False)
     _gone: int = 0
 
     def __post_init__(self) -> None:
         """A session starts with all it may have."""
         self.draft_budget = DraftBudget(self.max_lookahead)
-        self.roused_s = self.ready_since_s
+        self.roused_s = self.arrived_s = self.ready_since_s
 
     @property
     def prompt_length(self) -> int:
@@ -155,7 +160,7 @@ class Session:
         """
         if self.over or self.line.length - self.sent >= unread_tokens:
             return None
-        if self.reading or self.half_closed:
+        if (self.reading and not self.evicted) or self.half_closed:
             return self.ready_since_s
         patience_ms = self.patience.ms
         due_s = math.inf if patience_ms == PATIENCE_UNLIMITED_MS else self.ready_since_s + patience_ms / 1000
@@ -206,7 +211,7 @@ class Session:
 
     def take(self, guesses: Sequence[int], choices: Choices) -> None:
         """Turn a step's choices into log. guesses: the evaluated ones, len(choices.tokens) - 1."""
-        self.nudged = False
+        self.nudged, self.settled = False, True
         stats = self.statistics
         accepted = self.rule(guesses, choices.tokens)
         stats.target_forwards += 1

@@ -15,9 +15,11 @@ from cloud_verifier.engines.base import (
     EngineFull,
     EngineInfo,
     Logprobs,
+    Memory,
     SequenceId,
     TargetEngine,
 )
+from cloud_verifier.engines.pages import Pages, Table
 
 VOCABULARY_SIZE = 64
 EOS = 1
@@ -54,9 +56,11 @@ class MockEngine(TargetEngine):
         self._next = 0
         self._busy = threading.Lock()
 
-    def open(self) -> SequenceId:
+    def open(self, tokens: Sequence[int] = (), scope: str = "") -> SequenceId:
         if len(self.sequences) >= self.info.max_sequences:
             raise EngineFull("the mock is full")
+        assert len(tokens) <= self.info.context_limit
+        assert isinstance(scope, str)
         self._next += 1
         sequence = SequenceId(self._next)
         self.sequences[sequence] = []
@@ -64,6 +68,10 @@ class MockEngine(TargetEngine):
 
     def length(self, sequence: SequenceId) -> int:
         return len(self.sequences[sequence])
+
+    def reserve(self, sequence: SequenceId, tokens: int) -> None:
+        assert sequence in self.sequences
+        assert tokens >= 0
 
     def step(self, blocks: Sequence[Block]) -> list[Choices]:
         assert self._busy.acquire(blocking=False), "two callers at a time"
@@ -92,3 +100,41 @@ class MockEngine(TargetEngine):
 
     def close(self, sequence: SequenceId) -> None:
         del self.sequences[sequence]
+
+
+class PagedMockEngine(MockEngine):
+    """A mock whose sequences lie in pages, few enough to run out of."""
+
+    def __init__(self, pages: int, page_tokens: int = 4, **settings: int) -> None:
+        super().__init__(**settings)
+        self.pages = Pages(pages, page_tokens)
+        self.tables: dict[SequenceId, Table] = {}
+
+    @property
+    def memory(self) -> Memory:
+        return self.pages.memory
+
+    def open(self, tokens: Sequence[int] = (), scope: str = "") -> SequenceId:
+        sequence = super().open(tokens, scope)
+        self.tables[sequence] = table = self.pages.open(tokens, scope)
+        self.sequences[sequence] = list(table.tokens)
+        return sequence
+
+    def reserve(self, sequence: SequenceId, tokens: int) -> None:
+        self.pages.reserve(self.tables[sequence], tokens)
+
+    def step(self, blocks: Sequence[Block]) -> list[Choices]:
+        for block in blocks:
+            self.reserve(block.sequence, len(block.tokens))
+        results = super().step(blocks)
+        for block in blocks:
+            self.pages.extend(self.tables[block.sequence], block.tokens)
+        return results
+
+    def truncate(self, sequence: SequenceId, length: int) -> None:
+        super().truncate(sequence, length)
+        self.pages.truncate(self.tables[sequence], length)
+
+    def close(self, sequence: SequenceId) -> None:
+        super().close(sequence)
+        self.pages.close(self.tables.pop(sequence))

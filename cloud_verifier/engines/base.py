@@ -18,7 +18,7 @@ SequenceId = NewType("SequenceId", int)
 
 
 class EngineFull(Exception):
-    """No room for another sequence. The message says how many there are and which setting raises the limit."""
+    """No room for another sequence, or for what is to be added to one. The message says which setting makes more."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,20 @@ class EngineInfo:
     max_sequences: int
     strict: bool
     strict_report: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The pages of keys and values: used by open sequences, cached, free; all 0 for an engine without pages.
+
+    prefix_query_tokens: those that sequences were opened with, ever. prefix_hit_tokens: those of them that were there.
+    """
+
+    used: int = 0
+    cached: int = 0
+    free: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,25 +110,42 @@ class TargetEngine(ABC):
     info: EngineInfo
 
     @abstractmethod
-    def open(self) -> SequenceId:
-        """A new, empty sequence. Raises EngineFull."""
+    def open(self, tokens: Sequence[int] = (), scope: str = "") -> SequenceId:
+        """A new sequence that is to begin with these tokens. Raises EngineFull.
+
+        Its `length` tells how many of them it has already, because another sequence of the same scope began so; never
+        all, so that there is something to evaluate. The others are given to `step`.
+        """
 
     @abstractmethod
     def length(self, sequence: SequenceId) -> int:
         """Tokens cached for a sequence."""
 
     @abstractmethod
+    def reserve(self, sequence: SequenceId, tokens: int) -> None:
+        """Make room for so many tokens more, so that steps cannot fail for want of it. Raises EngineFull.
+
+        `truncate` gives back what a sequence does not use.
+        """
+
+    @property
+    def memory(self) -> Memory:
+        """How much of its memory for keys and values is in use."""
+        return Memory()
+
+    @abstractmethod
     def step(self, blocks: Sequence[Block]) -> list[Choices]:
         """Evaluate one block each of distinct sequences in one forward; results in the order of the blocks.
 
         Every sequence grows by its whole block. Raises ValueError, before anything is evaluated, for an empty block, an
-        id outside the vocabulary, a sequence named twice, or a sequence that would outgrow `info.context_limit`. After
-        any error every sequence has the length it had before.
+        id outside the vocabulary, a sequence named twice, or a sequence that would outgrow `info.context_limit`; and
+        EngineFull, so too, if there is no room that was not reserved. After any error every sequence has the length it
+        had before.
         """
 
     @abstractmethod
     def truncate(self, sequence: SequenceId, length: int) -> None:
-        """Keep the first `length` tokens. Raises ValueError unless 0 <= length <= the present length."""
+        """Keep the first `length` tokens, and no room for more. Raises ValueError unless 0 <= length <= the present."""
 
     @abstractmethod
     def close(self, sequence: SequenceId) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from cloud_verifier.engines.base import Block, Choices, SequenceId, TargetEngine
+from cloud_verifier.engines.base import Block, Choices, Memory, SequenceId, TargetEngine
 
 
 class PacedEngine(TargetEngine):
@@ -22,8 +22,15 @@ class PacedEngine(TargetEngine):
         self._engine, self._base_ms, self._per_token_ms = engine, base_ms, per_token_ms
         self.info = engine.info
 
-    def open(self) -> SequenceId:
-        return self._engine.open()
+    def open(self, tokens: Sequence[int] = (), scope: str = "") -> SequenceId:
+        return self._engine.open(tokens, scope)
+
+    def reserve(self, sequence: SequenceId, tokens: int) -> None:
+        self._engine.reserve(sequence, tokens)
+
+    @property
+    def memory(self) -> Memory:
+        return self._engine.memory
 
     def length(self, sequence: SequenceId) -> int:
         return self._engine.length(sequence)

@@ -17,6 +17,7 @@ from cloud_verifier.engines.torch_engine import ModelError, TorchEngine, load
 from cloud_verifier.engines.torch_engine import self_test as self_test_module
 from cloud_verifier.engines.torch_engine.engine import RowRule
 from cloud_verifier.engines.torch_engine.load import wrap
+from cloud_verifier.engines.torch_engine.pool import layer_shapes, page_bytes
 from cloud_verifier.engines.torch_engine.self_test import self_test
 from speculation.sampling import SamplingParams
 
@@ -204,7 +205,7 @@ def test_any_cut_in_any_company_gives_the_same_bits(family: str, dtype: torch.dt
         text = ids(330)
         whole = all_logits(engine, engine.open(), text)
         chance = random.Random(threads)
-        rides = [engine.open() for _ in range(4)]
+        rides = [engine.open(scope=str(ride)) for ride in range(4)]  # so that each keeps what it computed itself
         done = [0] * 4
         while min(done) < len(text):
             going = [i for i in range(4) if done[i] < len(text) and chance.random() < 0.8]
@@ -254,11 +255,11 @@ def test_what_lies_beyond_a_sequence_is_never_seen(engine: TorchEngine) -> None:
     clean = all_logits(engine, engine.open(), text)
     sequence = engine.open()
     all_logits(engine, sequence, text[:10])
-    slot = engine._sequences[sequence].slot
+    (page,) = engine._sequences[sequence].pages
     with torch.inference_mode():
-        for layer in engine._pool._layers:
-            layer.keys[slot, 10:] = 1e4
-            layer.values[slot, 10:] = 1e4
+        for layer in engine._pool._paged:
+            layer.keys[page, 10:] = 1e4
+            layer.values[page, 10:] = 1e4
     assert torch.equal(all_logits(engine, sequence, text[10:]), clean[10:])
 
 
@@ -266,15 +267,15 @@ def test_a_closed_sequence_leaves_nothing_behind(engine: TorchEngine) -> None:
     text = ids(20)
     sequence = engine.open()
     clean = all_logits(engine, sequence, text)
-    slot = engine._sequences[sequence].slot
+    pages = list(engine._sequences[sequence].pages)
     with torch.inference_mode():
-        for layer in engine._pool._layers:
-            layer.keys[slot].fill_(torch.nan)
-            layer.values[slot].fill_(torch.nan)
+        for layer in engine._pool._paged:
+            layer.keys[pages] = torch.nan
+            layer.values[pages] = torch.nan
     engine.close(sequence)
     again = engine.open()
-    assert engine._sequences[again].slot == slot
     assert torch.equal(all_logits(engine, again, text), clean)
+    assert engine._sequences[again].pages == pages
 
 
 def test_the_self_test_notices_what_depends_on_company(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,6 +289,67 @@ def test_the_self_test_notices_what_depends_on_company(monkeypatch: pytest.Monke
         assert not report.strict
         assert "token by token" in report.sentence
     assert not engine._sequences
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pages
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_beginning_that_is_found_gives_the_same_bits(dtype: torch.dtype) -> None:
+    engine = wrap(build("llama", dtype), name="tiny", max_sequences=6)
+    text = ids(300)
+    clean = engine.open(scope="alone")
+    whole = all_logits(engine, clean, text)
+    author = engine.open(text)
+    assert engine.length(author) == 0
+    for first in range(0, 200, 7):  # in other cuts
+        engine.logits([Block(author, text[first : min(first + 7, 200)], 0, GREEDY)])
+    engine.close(author)
+    found = engine.open(text)
+    assert engine.length(found) == 192
+    assert torch.equal(all_logits(engine, found, text[192:]), whole[192:])
+    other = engine.open([*text[:130], 9])
+    assert engine.length(other) == 128
+    assert engine.memory.prefix_hit_tokens == 320
+    all_logits(engine, other, [9] * 70)  # in company of the first, whose pages it must not touch
+    engine.truncate(found, 150)  # into the middle of a page that others may find
+    assert torch.equal(all_logits(engine, found, text[150:]), whole[150:])
+    again = engine.open(text[:193])
+    assert engine.length(again) == 192
+    assert torch.equal(all_logits(engine, again, text[192:193]), whole[192:193])
+
+
+def test_pages_out_of_order_give_the_same_bits() -> None:
+    engine = wrap(build("llama"), name="tiny", max_sequences=4)
+    text = ids(200)
+    whole = all_logits(engine, engine.open(scope="alone"), text)
+    rides = [engine.open(scope=str(ride)) for ride in range(3)]
+    for first in range(0, 200, 20):
+        blocks = [Block(ride, text[first : first + 20], 20, GREEDY) for ride in rides]
+        for logits in engine.logits(blocks):
+            assert torch.equal(logits, whole[first : first + 20])
+    pages = engine._sequences[rides[1]].pages
+    assert pages != list(range(pages[0], pages[0] + len(pages)))
+
+
+def test_too_little_memory_is_said_before_anything_is_evaluated() -> None:
+    model = build("llama")
+    one = page_bytes(layer_shapes(model), torch.float32)
+    engine = wrap(model, name="tiny", max_sequences=4, context_limit=256, kv_cache_gib=5 * one / 2**30)
+    assert engine.memory.free == 5
+    text = ids(256)
+    first, second = engine.open(), engine.open()
+    engine.step([Block(first, text[:200], 0, GREEDY)])
+    with pytest.raises(EngineFull, match="2 pages of 64 tokens are needed and 1 of 5"):
+        engine.step([Block(first, text[200:201], 1, GREEDY), Block(second, text[:100], 1, GREEDY)])
+    assert (engine.length(first), engine.length(second)) == (200, 0)
+    engine.close(first)
+    assert len(all_logits(engine, second, text)) == 256
+    assert engine.memory.used == 4
+    with pytest.raises(ModelError, match="--kv-cache-gib"):
+        wrap(build("llama"), name="tiny", context_limit=256, kv_cache_gib=3 * one / 2**30)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -57,10 +57,10 @@ class FaultyEngine(MockEngine):
     def _struck(self, sequence: SequenceId) -> bool:
         return self.sequences[sequence][:1] == [0]
 
-    def open(self) -> SequenceId:
+    def open(self, tokens: Sequence[int] = (), scope: str = "") -> SequenceId:
         if self._fault == "open" and len(self.sequences) == 1:
             raise MemoryError("no room after all")
-        return super().open()
+        return super().open(tokens, scope)
 
     def step(self, blocks: Sequence[Block]) -> list[Choices]:
         struck = any(self._struck(block.sequence) or block.tokens[0] == 0 for block in blocks)

@@ -28,9 +28,14 @@ def test_nobody_gets_what_it_cannot_use_and_nothing_is_wasted(
     company: list[tuple[int, Line]], room: int, chunk: int
 ) -> None:
     given_ = allocate([want(*one) for one in company], room, chunk)
-    usable = [min(p, chunk) + (len(line) if p <= chunk else 0) for p, line in company]
+    usable = [p + len(line) for p, line in company]
     assert all(0 <= positions <= most for positions, most in zip(given_, usable, strict=True))
-    assert sum(given_) == min(room, sum(usable))
+    served = company[:room]
+    read = sum(min(positions, p) - 1 for positions, (p, _) in zip(given_, served, strict=False))
+    assert read == min(chunk, sum(p - 1 for p, _ in served))
+    lines_ = [len(line) if positions >= p else 0 for positions, (p, line) in zip(given_, served, strict=False)]
+    guesses = sum(max(0, positions - p) for positions, (p, _) in zip(given_, served, strict=False))
+    assert guesses == min(room - len(served), sum(lines_))
 
 
 @given(companies, st.integers(1, 120), st.integers(1, 30))
@@ -44,10 +49,31 @@ def test_those_who_waited_longest_get_their_position_first(
 
 
 @given(companies, st.integers(1, 120), st.integers(1, 30))
-def test_prompts_come_before_guesses(company: list[tuple[int, Line]], room: int, chunk: int) -> None:
+def test_a_step_is_longer_by_one_chunk_at_most_and_prompts_take_nothing_from_guesses(
+    company: list[tuple[int, Line]], room: int, chunk: int
+) -> None:
     given_ = allocate([want(*one) for one in company], room, chunk)
-    if any(positions > pending for positions, (pending, _) in zip(given_, company, strict=True)):
-        assert all(positions >= min(p, chunk) for positions, (p, _) in zip(given_, company, strict=True))
+    assert sum(given_) <= room + chunk
+    without = allocate([want(1, line if p == 1 else []) for p, line in company], room, chunk)
+    for (p, _), positions, before in zip(company, given_, without, strict=True):
+        if p == 1 and not any(other > q > 1 for other, (q, _) in zip(given_, company, strict=True)):
+            assert positions == before
+
+
+@given(st.lists(st.integers(2, 400), min_size=2, max_size=8), st.integers(8, 64))
+def test_a_short_prompt_is_read_in_its_share_of_the_steps_whatever_is_read_beside_it(
+    prompts: list[int], chunk: int
+) -> None:
+    left, steps, ended = list(prompts), 0, {}
+    while any(left):
+        steps += 1
+        going = [i for i, tokens in enumerate(left) if tokens]
+        for i, positions in zip(going, allocate([want(left[i], []) for i in going], 64, chunk), strict=True):
+            left[i] -= positions
+            if not left[i]:
+                ended[i] = steps
+    for i, tokens in enumerate(prompts):
+        assert ended[i] <= math.ceil(tokens / (1 + chunk // len(prompts)))
 
 
 @given(st.lists(lines, min_size=1, max_size=4), st.integers(1, 12))
@@ -73,7 +99,7 @@ def test_probabilities_are_not_looked_at_where_there_is_room_for_all() -> None:
     def never(_index: int) -> float:
         raise AssertionError("not needed")
 
-    assert allocate([Want(1, 5, never), Want(30, 4, never), Want(9, 0, never)], 64, 16) == [6, 16, 9]
+    assert allocate([Want(1, 5, never), Want(30, 4, never), Want(9, 0, never)], 64, 16) == [6, 9, 9]
 
 
 def test_likely_guesses_go_before_unlikely_ones_whoever_they_belong_to() -> None:

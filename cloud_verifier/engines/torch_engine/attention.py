@@ -1,6 +1,6 @@
-"""Attention of a packed forward over the slot pool, registered with transformers under two names.
+"""Attention of a packed forward over the pool of pages, registered with transformers under two names.
 
-`plain_attention` is the definition: each segment's rows against the positions of their slot up to their own.
+`plain_attention` is the definition: each segment's rows against the positions of their sequence up to their own.
 `strict_attention` is the one to use: the same sums, but in tiles of one fixed shape, so that a row's result is bitwise
 the same in any company and in any cut into blocks, and with far fewer calls.
 
@@ -19,13 +19,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from cloud_verifier.engines.torch_engine.layout import TILE_ROWS, Layout, TileBatch
-from cloud_verifier.engines.torch_engine.pool import SlotLayer, SlotPool
+from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagedLayer, PagePool
 
 STRICT = "outrider_strict"
 PLAIN = "outrider_plain"
 UNSUPPORTED = ("softcap", "s_aux", "sinks")  # score soft-capping and attention sinks: not sums that SDPA computes
 
-_current: ContextVar[tuple[SlotPool, Layout]] = ContextVar("outrider_forward")
+_current: ContextVar[tuple[PagePool, Layout]] = ContextVar("outrider_forward")
 
 
 class UnsupportedAttention(Exception):
@@ -33,7 +33,7 @@ class UnsupportedAttention(Exception):
 
 
 @contextmanager
-def forward_on(pool: SlotPool, layout: Layout) -> Iterator[None]:
+def forward_on(pool: PagePool, layout: Layout) -> Iterator[None]:
     """Within it, models set to STRICT or PLAIN attention write to this pool and read from it by this layout."""
     pool.write_index = layout.write_index
     token = _current.set((pool, layout))
@@ -45,12 +45,12 @@ def forward_on(pool: SlotPool, layout: Layout) -> Iterator[None]:
 
 def _enter(
     module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor, extra: dict[str, Any]
-) -> tuple[SlotLayer, Layout]:
+) -> tuple[PagedLayer, Layout]:
     for name in UNSUPPORTED:
         if extra.get(name) is not None:
             raise UnsupportedAttention(f"its attention uses {name}")
     pool, layout = _current.get()
-    layer = pool.slot_layer(int(module.layer_idx))  # type: ignore[arg-type]
+    layer = pool.paged_layer(int(module.layer_idx))  # type: ignore[arg-type]
     for states, cached in ((key, layer.keys), (value, layer.values)):
         if (states.shape[1], states.shape[3]) != cached.shape[2:]:
             raise UnsupportedAttention("it caches something other than its keys and values")
@@ -71,10 +71,11 @@ def plain_attention(
     out = query.new_zeros(query.shape[2], query.shape[1], value.shape[3])
     grouped = query.shape[1] != key.shape[1]
     row = 0
-    for segment, mask in zip(layout.segments, layout.segment_masks(), strict=True):
+    for segment, pages, mask in zip(layout.segments, layout.segment_pages(), layout.segment_masks(), strict=True):
         end = segment.start + segment.rows
-        keys = layer.keys[segment.slot, :end].transpose(0, 1)[None]
-        values = layer.values[segment.slot, :end].transpose(0, 1)[None]
+        keys, values = (
+            states[pages].flatten(0, 1)[:end].transpose(0, 1)[None] for states in (layer.keys, layer.values)
+        )
         rows = query[:, :, row : row + segment.rows]
         seen = scaled_dot_product_attention(rows, keys, values, mask, scale=scaling, enable_gqa=grouped)
         out[row : row + segment.rows] = seen[0].transpose(0, 1)
@@ -115,13 +116,14 @@ def strict_attention(
 
 
 def _seen(states: torch.Tensor, batch: TileBatch) -> torch.Tensor:
-    """What tiles see of states [slots, tokens, heads, width], as [tiles, heads, keys, width]; a view if possible."""
-    if batch.slot_index is not None:
-        return states[:, : batch.keys].index_select(0, batch.slot_index).transpose(1, 2)
-    first, last = batch.slots[0], batch.slots[-1]
-    if first == last:
-        return states[first, : batch.keys].transpose(0, 1).expand(len(batch.slots), -1, -1, -1)
-    return states[first : last + 1, : batch.keys].transpose(1, 2)
+    """What tiles see of states [pages, PAGE_TOKENS, heads, width], as [tiles, heads, keys, width]; a view if it can."""
+    if batch.run is not None:
+        pages = states[batch.run : batch.run + batch.keys // PAGE_TOKENS]
+    else:
+        assert batch.pages is not None
+        pages = states.index_select(0, batch.pages)
+    seen = pages.view(-1, batch.keys, *states.shape[2:]).transpose(1, 2)
+    return seen.expand(batch.last - batch.first, -1, -1, -1) if batch.lone else seen
 
 
 AttentionInterface.register(STRICT, strict_attention)

@@ -9,7 +9,6 @@ machine at hand.
 
 from __future__ import annotations
 
-import heapq
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +16,21 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from cloud_verifier.engines.base import Block, Choices, EngineFull, EngineInfo, Logprobs, SequenceId, TargetEngine
+from cloud_verifier.engines.base import (
+    Block,
+    Choices,
+    EngineFull,
+    EngineInfo,
+    Logprobs,
+    Memory,
+    SequenceId,
+    TargetEngine,
+)
+from cloud_verifier.engines.pages import Pages, Table
 from cloud_verifier.engines.torch_engine.activations import steady
 from cloud_verifier.engines.torch_engine.attention import PLAIN, STRICT, forward_on
 from cloud_verifier.engines.torch_engine.layout import Layout, Segment
-from cloud_verifier.engines.torch_engine.pool import SlotPool
+from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool
 from cloud_verifier.engines.torch_engine.sampler import Row, choose, logprobs
 
 
@@ -47,23 +56,20 @@ def strict_row_rules(device: torch.device) -> tuple[RowRule, ...]:
     return RowRule(64, 64), RowRule(256, 256)
 
 
-@dataclass
-class _Sequence:
-    slot: int
-    length: int
-
-
 class TorchEngine(TargetEngine):
     """A transformers causal LM as a target. `load` makes one from a folder or a hub id and checks that it works."""
 
-    def __init__(self, model: PreTrainedModel, info: EngineInfo, *, strict: bool = True) -> None:
-        """model: on its device, in its dtype; it is set to evaluation mode and to this engine's attention."""
+    def __init__(self, model: PreTrainedModel, info: EngineInfo, pool: PagePool, *, strict: bool = True) -> None:
+        """model: on its device, in its dtype; it is set to evaluation mode and to this engine's attention.
+
+        pool: with the model's layers; its pages hold at least one sequence of `info.context_limit` tokens.
+        """
         self.info = info
         self.model = model.eval()
         self.rows = strict_row_rules(model.device)[0] if strict else PLAIN_ROWS
-        self._pool = SlotPool(info.max_sequences, info.context_limit)
-        self._free_slots = list(range(info.max_sequences))  # a heap: low slots first, so that batches are views
-        self._sequences: dict[SequenceId, _Sequence] = {}
+        self._pool = pool
+        self._pages = Pages(pool.pages, PAGE_TOKENS, pool)
+        self._sequences: dict[SequenceId, Table] = {}
         self._opened = 0
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         model.set_attn_implementation(STRICT if strict else PLAIN)
@@ -74,31 +80,39 @@ class TorchEngine(TargetEngine):
         """Replace fields of `info`, for what is known only after trying (strictness)."""
         self.info = replace(self.info, **changes)  # type: ignore[arg-type]
 
-    def open(self) -> SequenceId:
-        if not self._free_slots:
+    @property
+    def memory(self) -> Memory:
+        return self._pages.memory
+
+    def open(self, tokens: Sequence[int] = (), scope: str = "") -> SequenceId:
+        if len(self._sequences) >= self.info.max_sequences:
             raise EngineFull(
                 f"all {self.info.max_sequences} sequences of the engine are open; close one or raise max_sequences"
             )
         self._opened += 1
         sequence = SequenceId(self._opened)
-        self._sequences[sequence] = _Sequence(heapq.heappop(self._free_slots), 0)
+        self._sequences[sequence] = self._pages.open(tokens, scope)
         return sequence
 
+    def reserve(self, sequence: SequenceId, tokens: int) -> None:
+        self._pages.reserve(self._find(sequence), tokens)
+
     def length(self, sequence: SequenceId) -> int:
-        return self._find(sequence).length
+        return len(self._find(sequence).tokens)
 
     def truncate(self, sequence: SequenceId, length: int) -> None:
         found = self._find(sequence)
-        if not 0 <= length <= found.length:
-            raise ValueError(f"sequence {sequence} has {found.length} tokens and cannot be truncated to {length}")
-        found.length = length
+        if not 0 <= length <= len(found.tokens):
+            raise ValueError(f"sequence {sequence} has {len(found.tokens)} tokens and cannot be truncated to {length}")
+        self._pages.truncate(found, length)
 
-    @torch.inference_mode()
     def close(self, sequence: SequenceId) -> None:
-        found = self._find(sequence)
-        self._pool.clean(found.slot)
+        self._pages.close(self._find(sequence))
         del self._sequences[sequence]
-        heapq.heappush(self._free_slots, found.slot)
+
+    def forget(self) -> None:
+        """Give up what is kept of closed sequences."""
+        self._pages.forget()
 
     @torch.inference_mode()
     def step(self, blocks: Sequence[Block]) -> list[Choices]:
@@ -126,7 +140,7 @@ class TorchEngine(TargetEngine):
         self._grow(blocks)
         return list(logits.split([block.choices for block in blocks]))
 
-    def _find(self, sequence: SequenceId) -> _Sequence:
+    def _find(self, sequence: SequenceId) -> Table:
         try:
             return self._sequences[sequence]
         except KeyError:
@@ -147,15 +161,15 @@ class TorchEngine(TargetEngine):
                 raise ValueError(
                     f"the block of sequence {block.sequence} has a token id outside 0..{self.info.vocabulary_size - 1}"
                 )
-            if found.length + count > self.info.context_limit:
+            if len(found.tokens) + count > self.info.context_limit:
                 raise ValueError(
-                    f"sequence {block.sequence} would grow to {found.length + count} tokens; "
+                    f"sequence {block.sequence} would grow to {len(found.tokens) + count} tokens; "
                     f"the context limit is {self.info.context_limit}"
                 )
 
     def _rows_of(self, block: Block) -> list[Row]:
         """The rows to choose at, one per choice of a block."""
-        length, count = self._sequences[block.sequence].length, len(block.tokens)
+        length, count = len(self._sequences[block.sequence].tokens), len(block.tokens)
         history: Sequence[int] = ()
         if block.sampler.params.needs_history and block.choices:
             if len(block.history) != length:
@@ -170,13 +184,13 @@ class TorchEngine(TargetEngine):
 
     def _grow(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
-            self._sequences[block.sequence].length += len(block.tokens)
+            self._pages.extend(self._sequences[block.sequence], block.tokens)
 
     def _evaluate(self, blocks: Sequence[Block]) -> torch.Tensor:
         """Logits at the rows whose choice is wanted, [sum of choices, V]; writes keys and values, changes no length."""
         found = [self._sequences[block.sequence] for block in blocks]
-        ends = [one.length + len(block.tokens) for one, block in zip(found, blocks, strict=True)]
-        self._pool.reserve(max((one.slot for one in found), default=0) + 1, max(ends, default=0))
+        for one, block in zip(found, blocks, strict=True):
+            self._pages.reserve(one, len(block.tokens))
         parts: list[torch.Tensor] = []
         segments: list[Segment] = []
         tokens: list[int] = []
@@ -187,7 +201,7 @@ class TorchEngine(TargetEngine):
                 take = min(count - done, self.rows.most - len(tokens))
                 unwanted = max(0, count - block.choices - done)  # of the tokens from `done` on
                 wanted.extend(range(len(tokens) + unwanted, len(tokens) + take))
-                segments.append(Segment(one.slot, one.length + done, take))
+                segments.append(Segment(one.pages, len(one.tokens) + done, take))
                 tokens.extend(block.tokens[done : done + take])
                 done += take
                 if len(tokens) == self.rows.most:

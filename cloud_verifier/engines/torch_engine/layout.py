@@ -1,14 +1,15 @@
 """Where everything lies in one packed forward: worked out once, used by every layer.
 
 The new tokens of all sequences are laid end to end as rows. For strict attention rows are cut into tiles: at most
-`TILE_ROWS` rows of one sequence, padded to exactly that many, that see the first `keys` positions of their slot, a
-multiple of `TOKENS_MULTIPLE`. Every kernel thus meets one query shape, whatever the block, and as many keys as the
-position alone tells: no tile reaches across a multiple of `TOKENS_MULTIPLE`, because MKL sums over 192 and over 256
-keys in different orders even where the last 64 weigh nothing. Tiles that see equally many positions run as one batch.
+`TILE_ROWS` rows of one sequence, padded to exactly that many, that see the first pages of their sequence as a whole.
+Every kernel thus meets one query shape, whatever the block, and as many keys as the position alone tells: no tile
+reaches across the end of a page, because MKL sums over 192 and over 256 keys in different orders even where the last 64
+weigh nothing. Tiles that see equally many pages run as one batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -16,37 +17,45 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import pad
 
-from cloud_verifier.engines.torch_engine.pool import TOKENS_MULTIPLE
+from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
 
 TILE_ROWS = 8
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive rows of one sequence: `rows` tokens for positions start, start + 1, ... of a slot."""
+    """Consecutive rows of one sequence: `rows` tokens for positions start, start + 1, ...; pages: all it has."""
 
-    slot: int
+    pages: Sequence[int]
     start: int
     rows: int
+
+    @property
+    def places(self) -> list[int]:
+        """Where in the pool its rows are: page * PAGE_TOKENS + place in the page."""
+        positions = range(self.start, self.start + self.rows)
+        return [self.pages[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS for at in positions]
 
 
 class TileBatch(NamedTuple):
     """Tiles first .. last - 1 of a layout, which all see `keys` positions.
 
-    slots: their slots. slot_index: the same, int64 on the device, or None where a view of the pool will do.
+    lone: all are of one sequence. run: the first page, where all that a lone sequence sees lies in one piece. pages:
+    what they see, one sequence after the other (a lone one once), int64 on the device, None for a run.
     """
 
     first: int
     last: int
     keys: int
-    slots: tuple[int, ...]
-    slot_index: torch.Tensor | None
+    lone: bool
+    run: int | None
+    pages: torch.Tensor | None
 
 
 class _Tile(NamedTuple):
     keys: int
-    slot: int
     row: int  # of its first token
+    segment: int
     start: int  # position of its first token
     rows: int
 
@@ -66,23 +75,24 @@ class HeadIndex(NamedTuple):
 class Layout:
     """One packed forward.
 
-    rows: tokens plus padding rows. positions: int64 [1, rows]. write_index: slot and position of each token.
+    rows: tokens plus padding rows. positions: int64 [1, rows]. write_index: place in the pool of each token, [tokens].
     """
 
     def __init__(self, segments: list[Segment], rows: int, device: torch.device) -> None:
         self.segments = segments
         self.rows = rows
         self._device = device
-        slots = [s.slot for s in segments for _ in range(s.rows)]
+        places = [place for s in segments for place in s.places]
         positions = [s.start + i for s in segments for i in range(s.rows)]
         self.tokens = len(positions)
-        packed = torch.tensor([slots, positions], dtype=torch.int64).to(device)
-        self.write_index = (packed[0], packed[1])
+        packed = torch.tensor([places, positions], dtype=torch.int64).to(device)
+        self.write_index = packed[0]
         self.positions = pad(packed[1:], (0, rows - self.tokens))
         self._tiles: list[_Tile] = []
         self._batches: list[TileBatch] = []
         self._heads: dict[tuple[int, int], HeadIndex] = {}
         self._masks: dict[tuple[int, torch.dtype], list[torch.Tensor]] = {}
+        self._segment_pages: list[torch.Tensor] = []
         self._segment_masks: list[torch.Tensor | None] | None = None
 
     @property
@@ -90,12 +100,12 @@ class Layout:
         """Tiles in the order of the batches."""
         if not self._tiles:
             row = 0
-            for segment in self.segments:
+            for number, segment in enumerate(self.segments):
                 start, end = segment.start, segment.start + segment.rows
                 while start < end:
-                    keys = (start // TOKENS_MULTIPLE + 1) * TOKENS_MULTIPLE
+                    keys = (start // PAGE_TOKENS + 1) * PAGE_TOKENS
                     count = min(TILE_ROWS, end - start, keys - start)
-                    self._tiles.append(_Tile(keys, segment.slot, row, start, count))
+                    self._tiles.append(_Tile(keys, row, number, start, count))
                     start, row = start + count, row + count
             self._tiles.sort()
         return self._tiles
@@ -106,12 +116,18 @@ class Layout:
         if not self._batches:
             first = 0
             for keys, group in groupby(self.tiles, key=lambda tile: tile.keys):
-                slots = tuple(tile.slot for tile in group)
-                viewable = slots[0] == slots[-1] or slots == tuple(range(slots[0], slots[0] + len(slots)))
-                index = None if viewable else torch.tensor(slots, dtype=torch.int64).to(self._device)
-                self._batches.append(TileBatch(first, first + len(slots), keys, slots, index))
-                first += len(slots)
+                owners = [tile.segment for tile in group]
+                self._batches.append(self._batch(first, keys, owners))
+                first += len(owners)
         return self._batches
+
+    def _batch(self, first: int, keys: int, owners: list[int]) -> TileBatch:
+        last, count = first + len(owners), keys // PAGE_TOKENS
+        lone = owners[0] == owners[-1]
+        seen = [page for owner in (owners[:1] if lone else owners) for page in self.segments[owner].pages[:count]]
+        if lone and seen == list(range(seen[0], seen[0] + count)):
+            return TileBatch(first, last, keys, lone, seen[0], None)
+        return TileBatch(first, last, keys, lone, None, torch.tensor(seen, dtype=torch.int64).to(self._device))
 
     def head_index(self, heads: int, kv_heads: int) -> HeadIndex:
         """See `HeadIndex`; heads is a multiple of kv_heads."""
@@ -142,6 +158,15 @@ class Layout:
                 masks.append(mask.masked_fill_(hidden, float("-inf")))
             self._masks[group, dtype] = masks
         return self._masks[group, dtype]
+
+    def segment_pages(self) -> list[torch.Tensor]:
+        """For each segment the pages that hold what its rows see, int64."""
+        if not self._segment_pages:
+            self._segment_pages = [
+                torch.tensor(s.pages[: -(-(s.start + s.rows) // PAGE_TOKENS)], dtype=torch.int64).to(self._device)
+                for s in self.segments
+            ]
+        return self._segment_pages
 
     def segment_masks(self) -> list[torch.Tensor | None]:
         """For each segment which of its positions each row sees, bool [rows, start + rows]; None for a single row."""

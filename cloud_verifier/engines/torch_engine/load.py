@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from cloud_verifier.engines.base import Block, EngineInfo, Sampler
 from cloud_verifier.engines.torch_engine.engine import RowRule, TorchEngine, strict_row_rules
+from cloud_verifier.engines.torch_engine.memory import GPU_MEMORY_SHARE, MemoryTooSmall, pages_within
+from cloud_verifier.engines.torch_engine.pool import PagePool, layer_shapes
 from cloud_verifier.engines.torch_engine.self_test import self_test
 from speculation.sampling import SamplingParams
 
@@ -42,13 +44,16 @@ def load(
     max_sequences: int = 32,
     context_limit: int | None = None,
     threads: int | None = None,
+    kv_cache_gib: float | None = None,
+    gpu_memory_share: float = GPU_MEMORY_SHARE,
 ) -> TorchEngine:
     """Open a causal LM.
 
     model: a local folder as `save_pretrained` writes it, or a hub id (HF_HUB_OFFLINE is respected). device: "auto"
     (CUDA if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32",
     "bfloat16", "float16". context_limit: at most so many tokens per sequence; never more than the model's own limit.
-    threads: CPU threads of this process, None to leave as they are. Raises ModelError.
+    threads: CPU threads of this process, None to leave as they are. kv_cache_gib, gpu_memory_share: see `memory`.
+    Raises ModelError.
     """
     if max_sequences < 1:
         raise ModelError(f"max_sequences is {max_sequences}; it must be at least 1.")
@@ -69,6 +74,8 @@ def load(
         strict=strict,
         max_sequences=max_sequences,
         context_limit=context_limit,
+        kv_cache_gib=kv_cache_gib,
+        gpu_memory_share=gpu_memory_share,
     )
 
 
@@ -79,6 +86,8 @@ def wrap(
     strict: bool = True,
     max_sequences: int = 32,
     context_limit: int | None = None,
+    kv_cache_gib: float | None = None,
+    gpu_memory_share: float = GPU_MEMORY_SHARE,
 ) -> TorchEngine:
     """An engine on a model that is already in memory, on its device and in its dtype. Raises ModelError.
 
@@ -99,10 +108,17 @@ def wrap(
     model.eval()
     trial = _trial_ids(info.vocabulary_size, limit)
     own = _own_logits(model, trial)
-    engine = TorchEngine(model, info, strict=strict)
+    try:
+        shapes = layer_shapes(model)
+        pages = pages_within(model, shapes, limit, max_sequences, kv_cache_gib, gpu_memory_share)
+        pool = PagePool(shapes, pages, model.dtype, model.device)
+    except MemoryTooSmall as error:
+        raise ModelError(str(error)) from error
+    engine = TorchEngine(model, info, pool, strict=strict)
     _compare(engine, trial, own)
     if strict:
         _settle_rows(engine)
+    engine.forget()  # what was tried is nobody's beginning
     engine.describe(fingerprint=fingerprint(model, engine.info.strict, engine.rows))
     return engine
 

@@ -1,64 +1,72 @@
-"""The pool of keys and values that all sequences share: one slot each, rolled back by length.
+"""The tensors behind the pages of keys and values.
 
-A slot is never cleaned on rollback: attention looks only at positions up to the token it computes, so what lies beyond
-a sequence's length is never seen. It is cleaned when its sequence is closed, so that nothing of one session, not even a
-NaN, stays behind for the next.
+A page is not cleaned on rollback: attention looks only at positions up to the token it computes, so what lies beyond a
+sequence's length is never seen. It is cleaned when a sequence gets it, so that nothing of one session, not even a NaN,
+reaches another.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-TOKENS_MULTIPLE = 64  # capacities are multiples of it, because strict attention reads keys in multiples of it
-FIRST_SLOTS = 4
-FIRST_TOKENS = 256
+PAGE_TOKENS = 64  # strict attention reads keys in multiples of it
 
 
-class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, [slots, tokens, heads, width] each; allocated when the first keys arrive."""
+class LayerShape(NamedTuple):
+    """What one layer caches of a token: heads of a key's and of a value's width."""
+
+    heads: int
+    key_width: int
+    value_width: int
+
+
+@torch.inference_mode()
+def layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
+    """What the layers of a model cache, by trying: configurations name it in too many ways."""
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    cache = model(input_ids=ids, use_cache=True).past_key_values
+    return [LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in cache.layers]
+
+
+def page_bytes(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:
+    """Of one page in all layers."""
+    return PAGE_TOKENS * dtype.itemsize * sum(s.heads * (s.key_width + s.value_width) for s in shapes)
+
+
+class PagedLayer(CacheLayerMixin):
+    """One layer's keys [pages, PAGE_TOKENS, heads, width], and its values."""
 
     is_sliding = False
 
-    def __init__(self, pool: SlotPool) -> None:
+    def __init__(self, pool: PagePool, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._pool = pool
-        self.keys: torch.Tensor
-        self.values: torch.Tensor
+        self.keys: torch.Tensor = keys
+        self.values: torch.Tensor = values
+        self._rows = (keys.flatten(0, 1), values.flatten(0, 1))  # views: by position in the pool
+        self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        slots, tokens = self._pool.capacity
-        self.keys = key_states.new_zeros(slots, tokens, key_states.shape[1], key_states.shape[3])
-        self.values = value_states.new_zeros(slots, tokens, value_states.shape[1], value_states.shape[3])
-        self.is_initialized = True
+        """There is nothing left to do."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: object, **_kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scatter one packed forward's states ([1, heads, rows, width]) to where `SlotPool.write_index` says.
+        """Scatter one packed forward's states ([1, heads, rows, width]) to where `PagePool.write_index` says.
 
         Rows past the last index are padding and are dropped. Returns its arguments: attention reads the pool itself.
         """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         index = self._pool.write_index
-        rows = index[0].shape[0]
-        self.keys.index_put_(index, key_states[0, :, :rows].transpose(0, 1))
-        self.values.index_put_(index, value_states[0, :, :rows].transpose(0, 1))
+        for rows, states in zip(self._rows, (key_states, value_states), strict=True):
+            if states.shape[1::2] != rows.shape[1:]:
+                continue  # attention refuses it, in a sentence
+            rows.index_copy_(0, index, states[0, :, : index.shape[0]].transpose(0, 1))
         return key_states, value_states
-
-    def grow(self, slots: int, tokens: int) -> None:
-        """Reallocate to at least this capacity, keeping what is there; on a lack of memory nothing has changed."""
-        if not self.is_initialized or (slots <= self.keys.shape[0] and tokens <= self.keys.shape[1]):
-            return
-        grown = []
-        for old in (self.keys, self.values):
-            new = old.new_zeros(max(slots, old.shape[0]), max(tokens, old.shape[1]), *old.shape[2:])
-            new[: old.shape[0], : old.shape[1]] = old
-            grown.append(new)
-        self.keys, self.values = grown
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length, 0
@@ -67,51 +75,46 @@ class SlotLayer(CacheLayerMixin):
         return 0  # positions are given explicitly; a packed forward has no one length
 
     def get_max_length(self) -> int:
-        return self._pool.capacity[1]
+        return self.keys.shape[0] * PAGE_TOKENS
 
 
-class SlotPool(Cache):
-    """A transformers cache whose layers hold every sequence in a slot of its own.
+class PagePool(Cache):
+    """A transformers cache whose layers hold the pages of every sequence.
 
-    capacity: slots and tokens per slot that are allocated now; both grow by doubling up to the limits.
-    write_index: the slot and the position of each row of the forward that runs now, int64 of shape [rows] each.
+    Memory that was never written to is not touched, so on a CPU it is not taken either.
+    write_index: where each row of the forward that runs now goes, page * PAGE_TOKENS + place in it, int64 [rows].
     """
 
-    def __init__(self, max_slots: int, max_tokens: int) -> None:
-        self._max_slots = max_slots
-        self._max_tokens = _round_up(max_tokens)
-        self.capacity = (min(FIRST_SLOTS, max_slots), min(FIRST_TOKENS, self._max_tokens))
-        self.write_index: tuple[torch.Tensor, torch.Tensor]
-        self._layers: list[SlotLayer] = []  # those of `layers`, which transformers adds one by one, by their type
-        super().__init__(layer_class_to_replicate=cast(Any, self._add_layer))
+    def __init__(self, shapes: Sequence[LayerShape], pages: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.pages = pages
+        self.write_index: torch.Tensor
+        self._groups: list[torch.Tensor] = []  # [layers, pages, PAGE_TOKENS, heads, width]
+        layers: list[PagedLayer | None] = [None] * len(shapes)
+        for shape in dict.fromkeys(shapes):
+            alike = [index for index, other in enumerate(shapes) if other == shape]
+            keys, values = (
+                torch.empty(len(alike), pages, PAGE_TOKENS, shape.heads, width, dtype=dtype, device=device)
+                for width in (shape.key_width, shape.value_width)
+            )
+            self._groups += [keys, values]
+            for place, index in enumerate(alike):
+                layers[index] = PagedLayer(self, keys[place], values[place])
+        self._paged = cast(list[PagedLayer], layers)
+        super().__init__(layers=cast(Any, layers))
 
-    def slot_layer(self, index: int) -> SlotLayer:
-        """The layer of this index, which has been written to."""
-        return self._layers[index]
+    def paged_layer(self, index: int) -> PagedLayer:
+        """The layer of this index."""
+        return self._paged[index]
 
-    def _add_layer(self) -> SlotLayer:
-        self._layers.append(SlotLayer(self))
-        return self._layers[-1]
+    @torch.inference_mode()
+    def clear(self, pages: Sequence[int]) -> None:
+        """Zero these pages."""
+        index = torch.tensor(pages, dtype=torch.int64).to(self._groups[0].device)
+        for group in self._groups:
+            group.index_fill_(1, index, 0)
 
-    def reserve(self, slots: int, tokens: int) -> None:
-        """Make room for this many slots of this many tokens each."""
-        have_slots, have_tokens = self.capacity
-        while have_slots < slots:
-            have_slots = min(2 * have_slots, self._max_slots)
-        while have_tokens < tokens:
-            have_tokens = min(2 * have_tokens, self._max_tokens)
-        if (have_slots, have_tokens) != self.capacity:
-            for layer in self._layers:
-                layer.grow(have_slots, have_tokens)
-            self.capacity = (have_slots, have_tokens)
-
-    def clean(self, slot: int) -> None:
-        """Zero one slot."""
-        for layer in self._layers:
-            if layer.is_initialized and slot < layer.keys.shape[0]:
-                layer.keys[slot].zero_()
-                layer.values[slot].zero_()
-
-
-def _round_up(tokens: int) -> int:
-    return -(-tokens // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
+    @torch.inference_mode()
+    def copy(self, source: int, target: int) -> None:
+        """Copy all of a page."""
+        for group in self._groups:
+            group[:, target] = group[:, source]

@@ -10,11 +10,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
 from cloud_verifier.engines.base import Block, Sampler, SequenceId
 from cloud_verifier.engines.torch_engine.engine import TorchEngine
+from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
 from speculation.sampling import SamplingParams
 
 LONG_TOKENS = 448
@@ -37,7 +39,7 @@ def self_test(engine: TorchEngine) -> StrictReport:
     """Test an engine that has no open sequences; leaves none open. Takes about as long as 1,500 tokens of prefill."""
     ids = random.Random(7)
     vocabulary, limit = engine.info.vocabulary_size, engine.info.context_limit
-    count = min(len(LENGTHS), engine.info.max_sequences)
+    count = _fitting(engine)
     prompts = [[ids.randrange(vocabulary) for _ in range(min(n, limit - 8))] for n in LENGTHS[:count]]
     blocks = [[ids.randrange(vocabulary) for _ in range(n)] for n in BLOCKS[:count]]
     long = [ids.randrange(vocabulary) for _ in range(min(LONG_TOKENS, limit))]
@@ -45,7 +47,8 @@ def self_test(engine: TorchEngine) -> StrictReport:
     opened = [engine.open() for _ in range(count)]
     try:
         faults = _company_and_blocks(engine, opened, prompts, blocks)
-        engine.truncate(opened[0], 0)
+        for sequence in opened:
+            engine.truncate(sequence, 0)
         if not _chunks_agree(engine, opened[0], long):
             faults.append(f"one chunk of {len(long)} tokens differs from the same tokens in short chunks")
     finally:
@@ -59,6 +62,13 @@ def self_test(engine: TorchEngine) -> StrictReport:
         f"Strict mode is exact here: {count} sequences together and alone, blocks of up to {max(BLOCKS)} and single "
         f"tokens, {len(long)} tokens in one chunk and in short ones gave the same logits bit by bit.",
     )
+
+
+def _fitting(engine: TorchEngine) -> int:
+    """How many of the sequences an engine has places and memory for."""
+    needed = list(accumulate(-(-(length + max(BLOCKS)) // PAGE_TOKENS) for length in LENGTHS))
+    fitting = sum(pages <= engine.memory.free for pages in needed)
+    return min(fitting, engine.info.max_sequences)
 
 
 def _company_and_blocks(
@@ -97,6 +107,7 @@ def _company_and_blocks(
 def _chunks_agree(engine: TorchEngine, sequence: SequenceId, tokens: list[int]) -> bool:
     whole = engine.logits([_block(sequence, tokens, len(tokens))])[0]
     engine.truncate(sequence, 0)
+    engine.forget()  # so that every page is computed anew
     done, turn = 0, 0
     while done < len(tokens):
         chunk = tokens[done : done + CHUNKS[turn % len(CHUNKS)]]

@@ -1,0 +1,174 @@
+"""Pages of keys and values: which sequence holds which, which may be shared, which may be had. Integers only.
+
+A page keeps `page_tokens` consecutive positions of a sequence. It is *free*, *held* by one or more sequences, or
+*cached*: held by none, but kept, for a sequence may come that begins with the same tokens. What was cached longest
+goes first when a page is needed.
+
+A page that is full becomes *known* by the page before it and by its own tokens, compared one by one: whoever finds it
+so has the same tokens from the beginning, so the same keys and values. A known page is never written again; a sequence
+that goes back into the middle of one and writes on gets a copy. Whoever holds a known page holds the one before it, so
+of a chain the last is given up first, and no page is ever known by one that is gone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cloud_verifier.engines.base import EngineFull, Memory
+
+Key = tuple[int | str, tuple[int, ...]]  # the page before, or the scope of a first one; the tokens
+
+
+class Store(Protocol):
+    """Where the keys and values of pages are."""
+
+    def clear(self, pages: Sequence[int]) -> None:
+        """Zero these pages: they may hold anything, even NaNs of another sequence."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy all of a page."""
+
+
+@dataclass(eq=False)
+class Table:
+    """One sequence: the tokens evaluated, and the pages that hold them, or are to hold what comes.
+
+    scope: sequences share pages with those of their own scope only. known: so many of the first pages are known.
+    """
+
+    scope: str
+    tokens: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    known: int = 0
+
+
+class Pages:
+    """All pages of one engine, numbered from 0."""
+
+    def __init__(self, count: int, page_tokens: int, store: Store | None = None) -> None:
+        """store: is told what to do to pages; None if there is nothing in them."""
+        self.count, self.page_tokens, self._store = count, page_tokens, store
+        self._free = list(range(count - 1, -1, -1))  # the end first, so that a lone sequence lies in one piece
+        self._cached: OrderedDict[int, None] = OrderedDict()  # longest first
+        self._holders = [0] * count
+        self._known: dict[Key, int] = {}
+        self._key_of: dict[int, Key] = {}
+        self._query_tokens = self._hit_tokens = 0
+
+    @property
+    def available(self) -> int:
+        """Pages that can be had."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def memory(self) -> Memory:
+        """How many pages are what, and what sharing has brought."""
+        free, cached = len(self._free), len(self._cached)
+        return Memory(self.count - free - cached, cached, free, self._query_tokens, self._hit_tokens)
+
+    def open(self, tokens: Sequence[int] = (), scope: str = "") -> Table:
+        """A sequence that is to begin with these tokens; it has those already that known pages hold, never all."""
+        table, size = Table(scope), self.page_tokens
+        for first in range(0, len(tokens) - size, size):
+            part = tuple(tokens[first : first + size])
+            page = self._known.get((table.pages[-1] if table.pages else scope, part))
+            if page is None:
+                break
+            self._hold(page)
+            table.pages.append(page)
+            table.tokens += part
+        table.known = len(table.pages)
+        self._query_tokens += len(tokens)
+        self._hit_tokens += len(table.tokens)
+        return table
+
+    def reserve(self, table: Table, more: int) -> None:
+        """Make sure that so many tokens more can be written. Raises EngineFull, and nothing has changed."""
+        self._learn(table)
+        length, size = len(table.tokens), self.page_tokens
+        missing = max(0, -(-(length + more) // size) - len(table.pages))
+        at = length // size
+        copied = more > 0 and length % size > 0 and table.pages[at] in self._key_of
+        if missing + copied > self.available:
+            raise EngineFull(
+                f"{missing + copied} pages of {size} tokens are needed and {self.available} of {self.count} can be "
+                "had; raise the memory for keys and values"
+            )
+        if copied:
+            page = self._take()
+            if self._store is not None:
+                self._store.copy(table.pages[at], page)
+            self._release(table.pages[at])
+            table.pages[at] = page
+        if missing:
+            fresh = [self._take() for _ in range(missing)]
+            if self._store is not None:
+                self._store.clear(fresh)
+            table.pages += fresh
+
+    def extend(self, table: Table, tokens: Sequence[int]) -> None:
+        """These tokens were written; there was room for them."""
+        table.tokens += tokens
+        assert len(table.tokens) <= len(table.pages) * self.page_tokens
+
+    def truncate(self, table: Table, length: int) -> None:
+        """Keep the first `length` tokens."""
+        del table.tokens[length:]
+        kept = -(-length // self.page_tokens)
+        for page in reversed(table.pages[kept:]):
+            self._release(page)
+        del table.pages[kept:]
+        table.known = min(table.known, length // self.page_tokens)
+
+    def close(self, table: Table) -> None:
+        """The sequence ends; what it knows stays as long as nobody needs the room."""
+        self._learn(table)
+        self.truncate(table, 0)
+
+    def forget(self) -> None:
+        """Give up all that is cached."""
+        while self._cached:
+            page = self._oldest()
+            self._free.append(page)
+
+    def _learn(self, table: Table) -> None:
+        """Make full pages known. Not at once when they fill: guesses at their end may yet be taken back."""
+        size = self.page_tokens
+        while (table.known + 1) * size <= len(table.tokens):
+            at = table.known
+            before = table.pages[at - 1] if at else table.scope
+            key = (before, tuple(table.tokens[at * size : (at + 1) * size]))
+            page, same = table.pages[at], self._known.get(key)
+            if same is None:
+                self._known[key], self._key_of[page] = page, key
+            elif same != page:  # another sequence was first: one of the two is enough
+                self._hold(same)
+                table.pages[at] = same
+                self._release(page)
+            table.known += 1
+
+    def _hold(self, page: int) -> None:
+        self._cached.pop(page, None)
+        self._holders[page] += 1
+
+    def _take(self) -> int:
+        page = self._free.pop() if self._free else self._oldest()
+        self._holders[page] = 1
+        return page
+
+    def _oldest(self) -> int:
+        page, _ = self._cached.popitem(last=False)
+        del self._known[self._key_of.pop(page)]
+        return page
+
+    def _release(self, page: int) -> None:
+        self._holders[page] -= 1
+        if self._holders[page]:
+            return
+        if page in self._key_of:
+            self._cached[page] = None
+        else:
+            self._free.append(page)
