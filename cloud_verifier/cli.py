@@ -100,7 +100,7 @@ def _option(*names: str, **settings: Any) -> Any:
 )
 @_option("--max-model-len", default=None, type=click.IntRange(2), help="Context limit.  [default: the model's]")
 @_option("--max-lookahead", default=64, type=click.IntRange(1, 1024), help="Tokens a line may reach past the log.")
-@_option("--step-tokens", default=512, type=click.IntRange(1), help="Positions in one forward, of all sessions.")
+@_option("--step-tokens", default=512, type=click.IntRange(1), help="Positions in one forward, prompts aside.")
 @_option("--chunk-tokens", default=256, type=click.IntRange(1), help="Prompt positions besides, of all sessions.")
 @_option(
     "--objective",

@@ -168,7 +168,7 @@ def test_the_prompt_of_one_does_not_stop_the_words_of_another() -> None:
     """A prompt of 200 tokens read beside a writing session: both have a part in every step."""
     engine = GatedEngine()
     with (
-        InProcessVerifier(engine, scheduler=SchedulerSettings(step_tokens=9, chunk_tokens=40)) as verifier,
+        InProcessVerifier(engine, scheduler=SchedulerSettings(step_tokens=9, chunk_tokens=7)) as verifier,
         Stream(verifier.address, ask()) as writing,
         Stream(verifier.address) as reading,
     ):

@@ -12,7 +12,7 @@ from cloud_verifier.engines.base import Sampler
 from cloud_verifier.patience import Patience
 from cloud_verifier.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.sessions import FinishReason, Session
-from cloud_verifier.text import AnswerText
+from speculation.answer_text import AnswerText
 from speculation.line import VerifierLine
 from speculation.pace import PATIENCE_UNLIMITED_MS
 from speculation.sampling import SamplingParams
