@@ -25,6 +25,7 @@ from edge_client.options import (
     take_device,
     take_security,
 )
+from edge_client.setting_up.cli import setup
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -40,6 +41,7 @@ def main() -> None:
 
 main.add_command(serve)
 main.add_command(chat)
+main.add_command(setup)
 
 
 @main.command()

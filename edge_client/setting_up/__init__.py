@@ -1,0 +1,1 @@
+"""Set-up for people: `edge-client setup`."""
