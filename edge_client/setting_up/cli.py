@@ -13,6 +13,8 @@ import platformdirs
 
 from edge_client.options import CommandError, option, take_security
 
+_NOT_ASKED: dict[str, Any] = {"ssl_client_certfile": None, "ssl_client_keyfile": None, "verifier_api_key": ""}
+
 
 @click.command()
 @option("--verifier", "--target", default=None, help="HOST:PORT of the verifier.")
@@ -31,14 +33,12 @@ from edge_client.options import CommandError, option, take_security
 @click.option("--json", "as_json", is_flag=True, help="Print what was found and written as JSON; implies --yes.")
 def setup(
     verifier: str | None,
-    drafters: tuple[str,
-    ...],
+    drafters: tuple[str, ...],
     threads: int,
     output: Path | None,
     yes: bool,
     as_json: bool,
-    **o: Any,
-    ,
+    **options: Any,
 ) -> None:
     """Ask for what is needed, measure the drafter, check the whole path and write the configuration."""
     from edge_client.client import EdgeClient
@@ -61,7 +61,7 @@ def setup(
     if not as_json:
         for one in tried:
             click.echo(f"drafter {one.spec}: {one.detail}")
-    security = take_security({**options, "ssl_client_certfile": None, "ssl_client_keyfile": None, "verifier_api_key": ""})
+    security = take_security({**options, **_NOT_ASKED})
     findings = examine(
         verifier=settings["verifier"],
         drafter=settings["drafter"],
