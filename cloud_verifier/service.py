@@ -27,6 +27,7 @@ from cloud_verifier.stream import Context, SessionStream, StreamSettings
 
 log = logging.getLogger(__name__)
 
+DEADLINE_SLACK_S = 1.0
 OBJECTIVE_NAMES = {objective: name for name, objective in OBJECTIVES.items()}
 QUEUE_POSITION = "outrider-queue-position"
 RETRY_ELSEWHERE_S = 0.1  # what a device waits that knows of one address only: a successor may have it already
@@ -145,7 +146,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         except DecodeError:
             return invalid("UNDECODABLE", "these bytes are no GenerateRequest of outrider.v1")
         except (asyncio.CancelledError, grpc.aio.BaseError):
-            keep = True  # the stream broke; the device may come back
+            keep = not _past_deadline(context)  # the stream broke; the device may come back
             raise
         except Exception as error:
             log_failure(log, "a stream failed through a fault of the verifier", error)
@@ -291,6 +292,15 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             return False
         self._forget(min(away, key=lambda session: session.detached_s))
         return True
+
+
+def _past_deadline(context: Context) -> bool:
+    """Whether the stream ended because its device had set it a time: then nobody will come back for the session.
+
+    A device's own clock runs out first, by what its call took to get here.
+    """
+    left_s = context.time_remaining()
+    return left_s is not None and left_s <= DEADLINE_SLACK_S
 
 
 def _leaves() -> VerifierError:

@@ -48,6 +48,7 @@ class Stream:
         options: Sequence[tuple[str, Any]] = (),
         credentials: grpc.ChannelCredentials | None = None,
         api_key: str = "",
+        deadline_s: float = DEADLINE_S,
     ) -> None:
         self._requests: queue.SimpleQueue[pb.GenerateRequest | None] = queue.SimpleQueue()
         # A local pool: or else two streams of one test share a connection, and what breaks one breaks the other.
@@ -61,7 +62,7 @@ class Stream:
         self._call: Any = stub.Generate(
             iter(self._requests.get, None),
             metadata=Security(api_key=api_key).metadata,
-            timeout=DEADLINE_S,
+            timeout=deadline_s,
             wait_for_ready=True,
         )
         if open_request is not None:

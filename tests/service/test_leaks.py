@@ -138,6 +138,18 @@ def test_two_hundred_sessions_leave_nothing_behind() -> None:
         completed(verifier.address)
 
 
+def test_a_session_whose_deadline_has_passed_is_not_kept() -> None:
+    engine = MockEngine()
+    with InProcessVerifier(engine, service=ServiceSettings(lease_s=3600)) as verifier:
+        with Stream(verifier.address, WAITING, deadline_s=0.5) as stream:
+            stream.opened()
+            with pytest.raises(grpc.RpcError) as ended:
+                stream.rest()
+        assert ended.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        until(lambda: verifier.service.sessions == 0, "the session is forgotten")
+        until(lambda: not engine.sequences, "its place is free")
+
+
 def test_a_verifier_that_stops_takes_its_sessions_along() -> None:
     """Attached, detached and running: nothing is left of them in an engine that outlives its verifier."""
     engine = MockEngine(max_sequences=64)

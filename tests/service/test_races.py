@@ -48,6 +48,9 @@ class Hand:
             raise self.write_error
         self.written.append(response)
 
+    def time_remaining(self) -> float | None:
+        return None  # no deadline
+
     async def abort(self, code: grpc.StatusCode, details: str, metadata: Any) -> None:
         self.status = (code.name, details)
         raise Aborted
