@@ -19,12 +19,14 @@ from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
 from edge_client.drafters.settings import DeviceSettings
 from edge_client.errors import SessionError
+from edge_client.inbox import Errand
 from edge_client.link import SessionLink
 from edge_client.matching import Matching
 from edge_client.offline import Ask, CheckedAnswer, Consent, ReplayDrafter, compare
 from edge_client.seat import DrafterSeat
 from edge_client.security import Security
 from edge_client.session import RidingLoop
+from edge_client.turns import Turns
 from edge_client.types import OfflineAnswers, Prompt, RequestOutput, RideSettings, StreamChunk
 from edge_client.vocabularies import VocabularyCache
 from speculation import policies
@@ -47,7 +49,7 @@ class EdgeClient:
     """Answers from a verifier, with a drafter on this device riding ahead.
 
     One client holds one channel and one drafter. Several threads may use it at once; the drafter serves one session at
-    a time, and sessions that find it taken stream without drafts.
+    a time, and sessions that find it taken stream without drafts until it is their turn.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class EdgeClient:
         self._pace_without_drafter = Streaming if isinstance(pace, str) else pace
         self._channel = Channel(verifier, security=security, settings=link or LinkSettings())
         self._seat = self._load(drafter, threads, device, duty)
-        self._seat_lock = threading.Lock()
+        self._turns = Turns()  # at the seat
         if self._consent(self._offline.answers) != self._offline:
             self.notices.append("without a drafter that has a model, this device cannot answer when it is offline")
         matched = self._seat is not None and not self._seat.speaks_any_vocabulary
@@ -191,8 +193,9 @@ class EdgeClient:
         if self._matching is not None:
             self._matching.close()
         if self._seat is not None:
-            with self._seat_lock:
-                self._seat.drafter.close()
+            while not self._turns.take(self, timeout_s=1.0):
+                pass  # the last rides end
+            self._seat.drafter.close()
 
     def __enter__(self) -> Self:
         return self
@@ -223,19 +226,20 @@ class EdgeClient:
         params, settings = params or SamplingParams(), settings or RideSettings()
         seed = secrets.randbits(64) if seed is None else seed
         wanted = self._seat if settings.drafts else None
-        seat = wanted if wanted is not None and self._seat_lock.acquire(blocking=False) else None
+        who = object()
+        seat = wanted if wanted is not None and self._turns.take(who) else None
         try:
             pace = self._pace() if seat else self._pace_without_drafter() if settings.drafts else Streaming()
             if settings.diary is not None:
                 pace = Observed(pace, settings.diary)
-            request = self._open_request(prompt, params, seed, pace, seat, settings.model or self._model)
+            request = self._open_request(prompt, params, seed, pace, wanted, settings.model or self._model)
             part = before.offline if before is not None else None
             if before is not None:
                 request.continue_from.extend(before.token_ids)
             link = SessionLink(self._channel, request, part.target if part is not None else "")
             consent = self._consent(settings.offline_answers or self._offline.answers)
             answering = Answering(
-                prompt, params, seed, link, put, consent, lambda given_up: self._alone(seat, given_up), before
+                prompt, params, seed, link, put, consent, lambda given_up: self._alone(who, given_up), before
             )
             match = self._matching.ask if self._matching else None
             drafting = seat
@@ -252,9 +256,10 @@ class EdgeClient:
                 link_changed=answering.link_changed,
             )
             answering.loop = loop
+            if wanted is not None and seat is None and before is None:
+                self._turns.ask(who, lambda: self._offer(link, loop, wanted, settings))
         except BaseException:
-            if seat is not None:
-                self._seat_lock.release()
+            self._turns.leave(who)
             raise
 
         def ride() -> None:
@@ -264,8 +269,7 @@ class EdgeClient:
             except BaseException as error:
                 last = error
             link.close()
-            if seat is not None:
-                self._seat_lock.release()
+            self._turns.leave(who)
             put(last)  # only now: whoever reads it may ask again at once, and is to find the drafter free
 
         threading.Thread(target=ride, name="outrider-ride", daemon=True).start()
@@ -276,28 +280,32 @@ class EdgeClient:
         can = self._seat is not None and self._seat.drafter.speaker() is not None
         return Consent(answers if can else OfflineAnswers.NEVER, self._offline.ask)
 
+    def _offer(self, link: SessionLink, loop: RidingLoop, seat: DrafterSeat, settings: RideSettings) -> None:
+        """Tell a session that began without the drafter that it has it now."""
+        pace = None
+        if self._pace_without_drafter is Streaming:  # it had another pace as long as nothing could be drafted
+            pace = self._pace() if settings.diary is None else Observed(self._pace(), settings.diary)
+        link.inbox.put(Errand(lambda: loop.welcome(seat, pace)))
+
     @contextlib.contextmanager
-    def _alone(self, held: DrafterSeat | None, given_up: Callable[[], bool]) -> Iterator[DrafterSeat | None]:
-        """The drafter's own model, for whoever writes without the verifier. held: the seat, if the session has it."""
+    def _alone(self, who: object, given_up: Callable[[], bool]) -> Iterator[DrafterSeat | None]:
+        """The drafter's own model, for whoever writes without the verifier, until `who` leaves the seat."""
         seat = self._seat
-        while held is None and not self._seat_lock.acquire(timeout=0.1):
+        self._turns.ask(who, lambda: None)
+        while not self._turns.take(who, timeout_s=0.1):
             if given_up():
                 yield None
                 return
-        try:
-            model = seat.drafter.speaker() if seat is not None else None
-            if seat is None or model is None:
-                yield None
-            elif model is seat.drafter:
-                yield seat
-            else:
-                seat.rollback(0)
-                model.rollback(0)
-                yield DrafterSeat(model)
-                model.rollback(0)
-        finally:
-            if held is None:
-                self._seat_lock.release()
+        model = seat.drafter.speaker() if seat is not None else None
+        if seat is None or model is None:
+            yield None
+        elif model is seat.drafter:
+            yield seat
+        else:
+            seat.rollback(0)
+            model.rollback(0)
+            yield DrafterSeat(model)
+            model.rollback(0)
 
     def _open_request(
         self, prompt: Prompt, params: SamplingParams, seed: int, pace: Pace, seat: DrafterSeat | None, model: str

@@ -216,9 +216,19 @@ class RidingLoop:
         # Without a drafter nobody looks at the prompt: only its length counts.
         self._line.log = list(opened.prompt_ids) or [0] * opened.prompt_length
         self._line.log += self._answered
-        seat = self._seat
-        if seat is None:
-            return
+        if self._seat is not None:
+            self._sit_down(self._seat, opened)
+
+    def welcome(self, seat: DrafterSeat, pace: Pace | None) -> None:
+        """The drafter has become free for this session: to be called on its own thread. pace: to ride with from now on,
+        if that is another."""
+        self._pace = pace or self._pace
+        if self.opened is None:
+            self._seat = seat
+        else:
+            self._sit_down(seat, self.opened)
+
+    def _sit_down(self, seat: DrafterSeat, opened: pb.Opened) -> None:
         if opened.model_info.noise_version != NOISE_VERSION and not self._greedy:
             self._lose_drafter(f"the verifier uses version {opened.model_info.noise_version} of the shared noise")
         elif opened.vocabulary_matches or seat.speaks_any_vocabulary:

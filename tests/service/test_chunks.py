@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,7 +13,8 @@ from speculation.observed import Committed, Diary, Sent
 from speculation.sampling import SamplingParams
 from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
 from tests.mock_engine import MockEngine, answer
-from tests.service.raw import PROMPT, SEED
+from tests.service.engines import GatedEngine
+from tests.service.raw import DEADLINE_S, PROMPT, SEED, until
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=120, logprobs=0)
 
@@ -67,3 +69,24 @@ def test_a_diary_holds_what_was_sent_and_what_came_back(address: str) -> None:
 def test_one_answer_may_ask_for_another_model(address: str) -> None:
     with EdgeClient(address, model="another") as client:
         assert client.generate(PROMPT, PARAMS, ride=RideSettings(model="mock")).finish_reason == "length"
+
+
+def test_an_answer_that_found_the_drafter_taken_gets_it_in_mid_answer() -> None:
+    engine = GatedEngine()
+    with (
+        InProcessVerifier(engine) as verifier,
+        EdgeClient(verifier.address, MockDrafter(1, SEED, 1.0), pace="sync:4") as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        first = client.stream(PROMPT, SamplingParams(), seed=SEED)
+        engine.allow(1)
+        next(first)  # it has the drafter
+        second = thread.submit(client.generate, PROMPT, SamplingParams(max_tokens=200), seed=SEED)
+        until(lambda: verifier.service.sessions == 2, "the second one is open")
+        until(lambda: client._turns._waiting != {}, "it waits for the drafter")
+        first.close()
+        until(lambda: client._turns._waiting == {}, "the drafter is handed over")
+        engine.allow(10_000)
+        output = second.result(DEADLINE_S)
+        assert output.token_ids == tuple(answer(PROMPT, SEED, 200))
+        assert output.metrics.drafted_tokens > 0

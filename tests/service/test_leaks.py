@@ -207,7 +207,7 @@ def test_a_client_keeps_no_threads_and_no_tasks() -> None:
                     assert output.metrics.reconnects == 0, "its last draft came too late, which is no broken stream"
             until(lambda: ours() == 1, "all rides end")
             until(lambda: link_tasks(client) <= before, "all tasks end")
-            assert not client._seat_lock.locked()
+            assert not client._turns.taken
         until(lambda: verifier.service.sessions == 0, "the verifier has forgotten all")
     assert ours() == 0
 
