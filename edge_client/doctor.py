@@ -7,6 +7,9 @@ import importlib.util
 import os
 from typing import NamedTuple
 
+from outrider.v1 import verifier_pb2 as pb
+
+from edge_client.certificate import examine_certificate
 from edge_client.drafters.base import ANY_VOCABULARY, Drafter
 from edge_client.drafters.settings import DeviceSettings
 from edge_client.drafters.spec import CHAIN, LOOKUPS
@@ -19,6 +22,7 @@ RUNTIMES = {
         "pip install '.[llama]' in a clone of Outrider; it compiles llama.cpp, which takes minutes",
     ),
 }
+SLOW_MS = 40.0  # per guess: no faster than most verifiers write by themselves
 DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python"}
 
 
@@ -113,6 +117,11 @@ def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter |
     info = drafter.info
     drafter.rollback(0)
     detail = f"{info.name}, {ms:.1f} ms per token, context of {info.context_tokens} tokens"
+    if ms > SLOW_MS:
+        detail += (
+            f"; slower than {SLOW_MS:.0f} ms it hardly ever guesses ahead of a verifier: give it more --threads, take a "
+            "smaller model or quantization, or an accelerator (--provider auto, --gpu-layers -1)"
+        )
     findings = [Finding("drafter", True, detail)]
     if info.runs_on:
         findings.append(Finding("runs on", not info.notices, "; ".join((info.runs_on, *info.notices))))
@@ -137,11 +146,39 @@ def _verifier(verifier: str, model: str, drafter: Drafter | None, security: Secu
         channel.model_info(model, timeout_s=5.0)
         rtt_ms = (time.perf_counter() - began) * 1000
         findings = [Finding("verifier", True, f"{info.model} at {verifier}, round trip {rtt_ms:.1f} ms")]
+        findings += _versions(info)
         if drafter is not None and drafter.info.vocabulary_fingerprint != ANY_VOCABULARY:
             found = Matching(channel, drafter, []).find(info)
             findings.append(Finding("vocabulary", found.way is not Way.NONE, found.sentence))
         return findings
     except SessionError as error:
-        return [Finding("verifier", False, str(error))]
+        findings = [Finding("verifier", False, str(error))]
+        if security.encrypted:
+            trusted, sentence = examine_certificate(verifier.split(",", maxsplit=1)[0].strip(), security)
+            findings.append(Finding("certificate", trusted, sentence))
+        return findings
     finally:
         channel.close()
+
+
+def _versions(info: pb.GetModelInfoResponse) -> list[Finding]:
+    """Whether both sides mean the same by a message and by a random number."""
+    from edge_client.client import PROTOCOL_VERSION
+    from speculation.noise import NOISE_VERSION
+
+    findings = []
+    if info.protocol_version != PROTOCOL_VERSION:
+        older = "device" if info.protocol_version > PROTOCOL_VERSION else "verifier"
+        sentence = (
+            f"the verifier speaks version {info.protocol_version} of the contract, this device {PROTOCOL_VERSION}"
+        )
+        findings.append(Finding("contract", False, f"{sentence}; update the {older}"))
+    if info.noise_version != NOISE_VERSION:
+        older = "device" if info.noise_version > NOISE_VERSION else "verifier"
+        sentence = (
+            f"the verifier draws with version {info.noise_version} of the noise, this device with {NOISE_VERSION}"
+        )
+        findings.append(
+            Finding("noise", False, f"{sentence}, so drafts help at temperature 0 only; update the {older}")
+        )
+    return findings

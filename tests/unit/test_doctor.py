@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 import pytest
+from outrider.v1 import verifier_pb2 as pb
 
 from edge_client import doctor
 from edge_client.drafters import providers
@@ -75,3 +76,12 @@ def test_what_the_drafter_really_runs_on_is_said() -> None:
     assert by_name["drafter"].ok
     assert not by_name["runs on"].ok
     assert "nodes on CPUExecutionProvider; the installed ONNX Runtime has no provider qnn" in by_name["runs on"].detail
+
+
+def test_versions_that_do_not_fit_say_who_is_to_be_updated() -> None:
+    assert doctor._versions(pb.GetModelInfoResponse(protocol_version=1, noise_version=1)) == []
+    contract, noise = doctor._versions(pb.GetModelInfoResponse(protocol_version=2, noise_version=0))
+    assert contract.detail.endswith("update the device")
+    assert noise.detail.endswith("update the verifier")
+    assert not contract.ok
+    assert not noise.ok
