@@ -1,4 +1,4 @@
-"""The verifier's certificate as this device sees it, in sentences: who vouches for it, until when, and what is wrong."""
+"""The verifier's certificate as this device sees it: who vouches for it, until when, and what is wrong with it."""
 
 from __future__ import annotations
 

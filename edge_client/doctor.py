@@ -119,8 +119,8 @@ def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter |
     detail = f"{info.name}, {ms:.1f} ms per token, context of {info.context_tokens} tokens"
     if ms > SLOW_MS:
         detail += (
-            f"; slower than {SLOW_MS:.0f} ms it hardly ever guesses ahead of a verifier: give it more --threads, take a "
-            "smaller model or quantization, or an accelerator (--provider auto, --gpu-layers -1)"
+            f"; slower than {SLOW_MS:.0f} ms it hardly ever guesses ahead of a verifier: give it more --threads, take "
+            "a smaller model or quantization, or an accelerator (--provider auto, --gpu-layers -1)"
         )
     findings = [Finding("drafter", True, detail)]
     if info.runs_on:
@@ -146,7 +146,7 @@ def _verifier(verifier: str, model: str, drafter: Drafter | None, security: Secu
         channel.model_info(model, timeout_s=5.0)
         rtt_ms = (time.perf_counter() - began) * 1000
         findings = [Finding("verifier", True, f"{info.model} at {verifier}, round trip {rtt_ms:.1f} ms")]
-        findings += _versions(info)
+        findings += _versions(info) + _certificate(verifier, security)
         if drafter is not None and drafter.info.vocabulary_fingerprint != ANY_VOCABULARY:
             found = Matching(channel, drafter, []).find(info)
             findings.append(Finding("vocabulary", found.way is not Way.NONE, found.sentence))
@@ -161,23 +161,28 @@ def _verifier(verifier: str, model: str, drafter: Drafter | None, security: Secu
         channel.close()
 
 
+def _certificate(verifier: str, security: Security) -> list[Finding]:
+    """Of the first address, if TLS is used."""
+    if not security.encrypted:
+        return []
+    return [Finding("certificate", *examine_certificate(verifier.split(",", maxsplit=1)[0].strip(), security))]
+
+
 def _versions(info: pb.GetModelInfoResponse) -> list[Finding]:
     """Whether both sides mean the same by a message and by a random number."""
     from edge_client.client import PROTOCOL_VERSION
     from speculation.noise import NOISE_VERSION
 
     findings = []
-    if info.protocol_version != PROTOCOL_VERSION:
-        older = "device" if info.protocol_version > PROTOCOL_VERSION else "verifier"
-        sentence = (
-            f"the verifier speaks version {info.protocol_version} of the contract, this device {PROTOCOL_VERSION}"
-        )
+    theirs = info.protocol_version
+    if theirs != PROTOCOL_VERSION:
+        older = "device" if theirs > PROTOCOL_VERSION else "verifier"
+        sentence = f"the verifier speaks version {theirs} of the contract, this device {PROTOCOL_VERSION}"
         findings.append(Finding("contract", False, f"{sentence}; update the {older}"))
-    if info.noise_version != NOISE_VERSION:
-        older = "device" if info.noise_version > NOISE_VERSION else "verifier"
-        sentence = (
-            f"the verifier draws with version {info.noise_version} of the noise, this device with {NOISE_VERSION}"
-        )
+    theirs = info.noise_version
+    if theirs != NOISE_VERSION:
+        older = "device" if theirs > NOISE_VERSION else "verifier"
+        sentence = f"the verifier draws with version {theirs} of the noise, this device with {NOISE_VERSION}"
         findings.append(
             Finding("noise", False, f"{sentence}, so drafts help at temperature 0 only; update the {older}")
         )
