@@ -44,11 +44,14 @@ class Answer(NamedTuple):
     total_ms: float
 
 
-async def over_http(url: str, messages: Messages, tokens: int, seed: int) -> Answer:
-    """Ask on a connection of its own, which stands before the clock starts, as an app's would."""
+async def over_http(url: str, messages: Messages, tokens: int, seed: int, *, to_its_end: bool = False) -> Answer:
+    """Ask on a connection of its own, which stands before the clock starts, as an app's would.
+
+    to_its_end: the answer may end before it has so many tokens, as one must that a next turn goes on from.
+    """
     where = urlsplit(url)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
-    fields = {"messages": messages, "max_tokens": tokens, "seed": seed, "ignore_eos": True, "stream": True}
+    fields = {"messages": messages, "max_tokens": tokens, "seed": seed, "ignore_eos": not to_its_end, "stream": True}
     body = json.dumps(fields).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
     began_s = time.perf_counter()
@@ -117,7 +120,7 @@ def second_turns(url: str, rounds: int, prompts: Iterator[str]) -> dict[str, flo
     warm, cold = [], []
     for seed in range(rounds):
         first = user(next(prompts))
-        answer = asyncio.run(over_http(url, first, 96, seed))
+        answer = asyncio.run(over_http(url, first, 96, seed, to_its_end=True))
         again = user("And for the day after that, please?")
         talk = [*first, {"role": "assistant", "content": answer.text}, *again]
         warm.append(asyncio.run(over_http(url, talk, 1, seed)).first_ms)
