@@ -1,0 +1,159 @@
+"""Streams to a service: one that skips gRPC, for speed, and one over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import grpc
+from outrider.v1 import verifier_pb2 as pb
+
+from benchmarks.fuzz.device import Device
+from cloud_verifier.service import VerifierService
+
+METHOD = "/outrider.v1.VerifierService/Generate"
+WINDOW_MESSAGES = 16  # that a verifier can send to a device that does not read
+
+
+class Wire(Protocol):
+    """A stream, as the device uses it."""
+
+    device: Device
+
+    @property
+    def over(self) -> bool:
+        """Whether the stream has ended."""
+
+    def send(self, message: bytes | None) -> None:
+        """Send a message; None closes this side."""
+
+    def listen(self, listens: bool) -> None:
+        """Read what comes, or leave it where it is."""
+
+    def cut(self) -> None:
+        """Break the stream."""
+
+
+class _Aborted(grpc.aio.BaseError):
+    """As gRPC's own, which cannot be made in Python."""
+
+
+class DirectWire:
+    """Calls the service itself; messages are serialised and parsed as on a socket."""
+
+    def __init__(self, service: VerifierService, device: Device, complain: Callable[[str], None]) -> None:
+        self.device, self._complain = device, complain
+        self._inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._unread: list[bytes] = []
+        self._listening = asyncio.Event()
+        self._listening.set()
+        self._closed = False
+        context: Any = self
+        self._task = asyncio.create_task(service.Generate(None, context))
+        self._task.add_done_callback(self._ended)
+
+    @property
+    def over(self) -> bool:
+        return self._task.done()
+
+    def send(self, message: bytes | None) -> None:
+        if message is not None:
+            self.device.sent(message)
+        self._inbox.put_nowait(message)
+
+    def listen(self, listens: bool) -> None:
+        if listens:
+            self._listening.set()
+            unread, self._unread = self._unread, []
+            for data in unread:
+                self.device.heard(pb.GenerateResponse.FromString(data))
+        else:
+            self._listening.clear()
+
+    def cut(self) -> None:
+        self._task.cancel()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        self.listen(True)
+        error = task.exception()
+        if error is None and not self.device.finished:
+            self._complain("the stream ended well in mid-answer")
+        elif error is not None and not isinstance(error, _Aborted):
+            self._complain(f"the stream's handler raised {error!r}")
+
+    # -- what a handler sees of gRPC ----------------------------------------------------------------------------------
+
+    async def read(self) -> Any:
+        """The next message. Raises DecodeError, as gRPC's own."""
+        if self._closed or (message := await self._inbox.get()) is None:
+            self._closed = True
+            return grpc.aio.EOF
+        return pb.GenerateRequest.FromString(message)
+
+    async def write(self, response: pb.GenerateResponse) -> None:
+        """Send; waits for a device that does not read."""
+        data = response.SerializeToString()
+        if len(self._unread) >= WINDOW_MESSAGES:
+            await self._listening.wait()
+        if self._listening.is_set():
+            self.device.heard(pb.GenerateResponse.FromString(data))
+        else:
+            self._unread.append(data)
+
+    async def abort(self, code: grpc.StatusCode, details: str, metadata: Any) -> None:
+        """End with a status."""
+        self.listen(True)
+        self.device.refused(code.name, details, metadata)
+        raise _Aborted
+
+
+class SocketWire:
+    """A gRPC call on a channel, with the bytes as they are."""
+
+    def __init__(self, channel: grpc.aio.Channel, device: Device, complain: Callable[[str], None]) -> None:
+        self.device, self._complain = device, complain
+        self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._listening = asyncio.Event()
+        self._listening.set()
+        method: Any = channel.stream_stream(METHOD)
+        self._call = method(self._messages(), wait_for_ready=True)
+        self._task = asyncio.create_task(self._hear())
+
+    @property
+    def over(self) -> bool:
+        return self._task.done()
+
+    def send(self, message: bytes | None) -> None:
+        if message is not None:
+            self.device.sent(message)
+        self._outbox.put_nowait(message)
+
+    def listen(self, listens: bool) -> None:
+        if listens:
+            self._listening.set()
+        else:
+            self._listening.clear()
+
+    def cut(self) -> None:
+        self._call.cancel()
+        self._task.cancel()
+
+    async def _messages(self) -> AsyncIterator[bytes]:
+        while (message := await self._outbox.get()) is not None:
+            yield message
+
+    async def _hear(self) -> None:
+        try:
+            async for data in self._call:
+                self.device.heard(pb.GenerateResponse.FromString(data))
+                await self._listening.wait()
+            if not self.device.finished:
+                self._complain("the stream ended well in mid-answer")
+        except grpc.aio.AioRpcError as error:
+            with contextlib.suppress(asyncio.CancelledError):
+                metadata = await self._call.trailing_metadata()
+                self.device.refused(error.code().name, error.details() or "", tuple(metadata or ()))
