@@ -235,7 +235,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
                 f"{session.line.length}; open again with continue_from",
             )
         session.attachment += 1
-        session.attached = True
+        session.attached, session.half_closed = True, False
         session.sent = known
         session.statistics.resumes += 1
         session.line.forget()

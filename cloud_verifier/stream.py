@@ -54,6 +54,7 @@ class SessionStream:
         self._attachment = session.attachment
         self._rate = TokenBucket(settings.messages_per_s, settings.burst_messages)
         self._sending = asyncio.Lock()
+        self._complete = False
 
     async def serve(self) -> None:
         """Read and write until the answer is complete. Raises VerifierError, and what gRPC raises."""
@@ -100,7 +101,8 @@ class SessionStream:
             elif kind == "ping":
                 pong = pb.GenerateResponse(pong=pb.Pong(echo_sent_at_us=request.ping.sent_at_us))
                 async with self._sending:
-                    await self.send(pong)
+                    if not self._complete:
+                        await self.send(pong)
             elif kind == "cancel":
                 if not session.over:
                     session.finish = FinishReason.CANCELLED
@@ -159,6 +161,7 @@ class SessionStream:
                 if session.error is not None:
                     raise session.error
                 if session.finish is not None:
+                    self._complete = True  # nothing follows a Finished
                     await self.send(pb.GenerateResponse(finished=_finished(session)))
                     return
                 session.changed.clear()

@@ -18,17 +18,17 @@ FLOOD = 300  # messages
 HUGE_BYTES = 900_000
 
 
-def generate(seed: int, number: int, streams: int = 0) -> list[Operation]:
-    """Case `number` of a seed. streams: how many devices; 0 draws it."""
+def generate(seed: int, number: int) -> list[Operation]:
+    """Case `number` of a seed."""
     rng = random.Random(f"{seed}/{number}")
-    count = streams or rng.randint(1, MOST_STREAMS)
+    count = rng.randint(1, MOST_STREAMS)
     plans = [rng.choices(BEHAVIOURS, WEIGHTS)[0](stream, count, rng) for stream in range(count)]
     case: list[Operation] = []
     while any(plans):
         plan = rng.choice([plan for plan in plans if plan])
-        for _ in range(rng.choice((1, 1, 2, 5))):
-            if plan:
-                case.append(plan.pop(0))
+        several = rng.choice((1, 1, 2, 5))
+        case += plan[:several]
+        del plan[:several]
         if rng.random() < 0.3:
             case.append(Wait(rng.choice((1, 3, 10, 40))))
     return case
@@ -55,7 +55,7 @@ def _open(rng: random.Random) -> pb.Open:
         sampling.presence_penalty = 0.5
     if rng.random() < 0.6:
         opened.patience_ms = rng.choice((0, 1, 50, PATIENCE_UNLIMITED_MS, PATIENCE_UNLIMITED_MS))
-    opened.objective = rng.choice(tuple(pb.Objective.values()))
+    opened.objective = rng.choice((pb.OBJECTIVE_UNSPECIFIED, pb.OBJECTIVE_LATENCY, pb.OBJECTIVE_CAPACITY))
     return opened
 
 

@@ -30,7 +30,8 @@ def mutate(message: Message, rng: random.Random) -> None:
         return
     if not message.DESCRIPTOR.fields:
         return
-    field = rng.choice(message.DESCRIPTOR.fields)
+    fields: list[FieldDescriptor] = [*message.DESCRIPTOR.fields]
+    field = rng.choice(fields)
     if rng.random() < 0.1:
         message.ClearField(field.name)
     elif _is_message(field):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import grpc
@@ -104,6 +104,9 @@ class DirectWire:
         else:
             self._unread.append(data)
 
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        """Say that the session has to wait for its place."""
+
     async def abort(self, code: grpc.StatusCode, details: str, metadata: Any) -> None:
         """End with a status."""
         self.listen(True)
@@ -120,12 +123,13 @@ class SocketWire:
         self._listening = asyncio.Event()
         self._listening.set()
         method: Any = channel.stream_stream(METHOD)
-        self._call = method(self._messages(), wait_for_ready=True)
+        self._call = method(wait_for_ready=True)
         self._task = asyncio.create_task(self._hear())
+        self._sender = asyncio.create_task(self._send())
 
     @property
     def over(self) -> bool:
-        return self._task.done()
+        return self._task.done() and self._sender.done()
 
     def send(self, message: bytes | None) -> None:
         if message is not None:
@@ -141,14 +145,19 @@ class SocketWire:
     def cut(self) -> None:
         self._call.cancel()
         self._task.cancel()
+        self._sender.cancel()
 
-    async def _messages(self) -> AsyncIterator[bytes]:
-        while (message := await self._outbox.get()) is not None:
-            yield message
+    async def _send(self) -> None:
+        """As `edge_client.link` does, and for its reason: a write that comes too late is no error of the call's."""
+        with contextlib.suppress(grpc.aio.BaseError):
+            await self._call.wait_for_connection()
+            while (message := await self._outbox.get()) is not None:
+                await self._call._cython_call.send_serialized_message(message)
+            await self._call.done_writing()
 
     async def _hear(self) -> None:
         try:
-            async for data in self._call:
+            while (data := await self._call.read()) is not grpc.aio.EOF:
                 self.device.heard(pb.GenerateResponse.FromString(data))
                 await self._listening.wait()
             if not self.device.finished:
@@ -157,3 +166,5 @@ class SocketWire:
             with contextlib.suppress(asyncio.CancelledError):
                 metadata = await self._call.trailing_metadata()
                 self.device.refused(error.code().name, error.details() or "", tuple(metadata or ()))
+        finally:
+            self._sender.cancel()

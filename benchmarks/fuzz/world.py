@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -13,8 +14,9 @@ import grpc
 from outrider.v1 import verifier_pb2 as pb
 
 from benchmarks.fuzz.device import Device
-from benchmarks.fuzz.operations import Cut, Draft, HalfClose, Listen, Operation, Resume, Send, Wait
+from benchmarks.fuzz.operations import Draft, HalfClose, Listen, Operation, Resume, Send, Wait
 from benchmarks.fuzz.wires import DirectWire, SocketWire, Wire
+from cloud_verifier.admission import AdmissionSettings
 from cloud_verifier.opening import Served
 from cloud_verifier.scheduler import Scheduler
 from cloud_verifier.server import Address, running
@@ -23,7 +25,7 @@ from speculation.pace import PATIENCE_UNLIMITED_MS
 from tests.harness import LetterCodec
 from tests.mock_engine import MockEngine
 
-CONTEXT_LIMIT, PLACES = 192, 6
+CONTEXT_LIMIT, PLACES, QUEUE = 192, 4, 1
 LEASE_S = 3600.0
 PATIENCE_TURNS = 20_000  # until what does not happen is a fault
 TURN_S = 0.0005  # of an event loop that shares its cores with gRPC's threads
@@ -77,20 +79,25 @@ class World:
         self.messages = 0
         self.refusals: dict[str, int] = {}
         self._engine, self._served, self._service, self._scheduler = engine, served, service, scheduler
-        self._address = ""
+        self.port = 0  # 0: cases skip gRPC
         self._channel: grpc.aio.Channel | None = None
         self._wires: list[Wire] = []
         self._bystander: Wire | None = None
+        self._idle_tasks = sys.maxsize
 
     def complain(self, problem: str) -> None:
         """Something that must not be."""
         self.problems.append(problem)
 
+    async def settle(self) -> None:
+        """Learn how many tasks there are between cases: a server has some of its own only after its first call."""
+        await self.play([Send(0, pb.GenerateRequest().SerializeToString())])
+        self._idle_tasks = len(asyncio.all_tasks())
+
     async def play(self, case: Sequence[Operation]) -> list[str]:
         """Run a case to its end; returns what was wrong."""
         self.problems.clear()
         await self._seat_bystander()
-        tasks = len(asyncio.all_tasks())
         with self._connected():
             await self._run(case)
             for wire in self._wires:
@@ -101,12 +108,13 @@ class World:
             await self._until(lambda: all(wire.over for wire in self._wires), "all streams end")
         if self._channel is not None:
             await self._channel.close()
+        await self._until(lambda: self._service.streams == 1, "the verifier notices that the case's streams are gone")
         loop = asyncio.get_running_loop()
         assert isinstance(loop, WarpedLoop)
         loop.ahead_s += LEASE_S + 1
         await self._until(lambda: self._service.sessions == 1, "the verifier forgets the case's sessions")
         await self._until(lambda: len(self._engine.sequences) == 1, "the case's places are free")
-        await self._until(lambda: len(asyncio.all_tasks()) <= tasks, "the case's tasks end")
+        await self._until(lambda: len(asyncio.all_tasks()) <= self._idle_tasks, "the case's tasks end")
         if self._scheduler.running != 1:
             self.complain(f"the scheduler runs {self._scheduler.running} sessions instead of the bystander's")
         await self._advance_bystander()
@@ -120,8 +128,8 @@ class World:
 
     @contextlib.contextmanager
     def _connected(self) -> Any:
-        if self._address:
-            self._channel = grpc.aio.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)])
+        if self.port:
+            self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", [("grpc.use_local_subchannel_pool", 1)])
         yield
 
     def _wire(self) -> Wire:
@@ -166,7 +174,7 @@ class World:
         return pb.GenerateRequest(open=pb.Open(protocol_version=1, resume=resume)).SerializeToString()
 
     async def _turn(self, turns: int) -> None:
-        if self._address:  # gRPC's own threads take their time
+        if self.port:  # gRPC's own threads take their time
             await asyncio.sleep(turns * TURN_S)
         else:
             for _ in range(turns):
@@ -227,14 +235,14 @@ async def world(*, sockets: bool) -> AsyncIterator[World]:
     engine = MockEngine(max_sequences=PLACES, context_limit=CONTEXT_LIMIT, eos_every=0)
     codec: Any = AnyLetterCodec()
     served = Served("mock", engine.info, codec)
-    settings = ServiceSettings(lease_s=LEASE_S, open_timeout_s=10.0)
+    settings = ServiceSettings(lease_s=LEASE_S, admission=AdmissionSettings(max_queue=QUEUE))
     async with contextlib.AsyncExitStack() as stack:
         if sockets:
             verifier = await stack.enter_async_context(
                 running(engine, served, Address(port=0), service_settings=settings)
             )
             subject = World(engine, served, verifier.service, verifier.scheduler)
-            subject._address = f"127.0.0.1:{verifier.port}"
+            subject.port = verifier.port
         else:
             scheduler = Scheduler(engine)
             service = VerifierService(served, scheduler, settings)
@@ -247,6 +255,7 @@ async def world(*, sockets: bool) -> AsyncIterator[World]:
         stack.callback(logging.getLogger().removeHandler, listener)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: subject.complain(f"unhandled: {context}"))
+        await subject.settle()
         yield subject
         if subject._bystander is not None:
             subject._bystander.cut()

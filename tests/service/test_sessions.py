@@ -469,3 +469,23 @@ def test_a_session_without_a_stream_writes_on_so_far_and_no_further() -> None:
             again.opened()
             words += again.rest().tokens
     assert words == answer(PROMPT, SEED, 40)
+
+
+def test_a_session_resumed_from_a_half_closed_stream_waits_for_drafts_again() -> None:
+    engine = GatedEngine()
+    with (
+        InProcessVerifier(engine) as verifier,
+        Stream(verifier.address, ask(8, waiting=True)) as old,
+        Stream(verifier.address) as new,
+    ):
+        session_id = old.opened().session_id
+        (session,) = verifier.service._sessions.values()
+        old.half_close()
+        until(lambda: session.half_closed, "the verifier knows that the old stream brings no drafts")
+        new.send(open=ask(resume=(session_id, START)))
+        new.opened()
+        assert not session.half_closed
+        engine.allow(100)
+        words = new.tokens(1)
+        new.half_close()
+        assert words + new.rest().tokens == answer(PROMPT, SEED, 8)

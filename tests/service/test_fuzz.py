@@ -1,0 +1,69 @@
+"""A few thousand messages of `python -m benchmarks.fuzz`, and every case that it once broke something with."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+from outrider.v1 import verifier_pb2 as pb
+
+from benchmarks.fuzz import http2
+from benchmarks.fuzz.__main__ import problems
+from benchmarks.fuzz.generate import generate
+from benchmarks.fuzz.operations import Send, Wait, dumps, loads, messages
+from benchmarks.fuzz.shrink import shrink
+from benchmarks.fuzz.world import WarpedLoop, world
+from cloud_verifier.service import VerifierService
+
+CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
+SEED = 2
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_what_once_broke_something_breaks_nothing(path: Path) -> None:
+    assert problems(loads(path.read_text())) == []
+
+
+def test_some_thousand_messages_break_nothing() -> None:
+    async def play() -> int:
+        async with world(sockets=False) as subject:
+            for number in range(150):
+                assert await subject.play(generate(SEED, number)) == [], f"seed {SEED}, case {number}"
+            return subject.messages
+
+    with asyncio.Runner(loop_factory=WarpedLoop) as runner:
+        assert runner.run(play()) > 1500
+
+
+def test_over_sockets_and_beside_what_is_no_grpc_nothing_breaks() -> None:
+    async def play() -> None:
+        rng = random.Random(SEED)
+        async with world(sockets=True) as subject:
+            for number in range(8):
+                await http2.say(subject.port, http2.connection(rng))
+                assert await subject.play(generate(SEED, number)) == [], f"seed {SEED}, case {number}"
+
+    with asyncio.Runner(loop_factory=WarpedLoop) as runner:
+        runner.run(play())
+
+
+def test_a_case_is_the_same_every_time_and_survives_being_printed() -> None:
+    for number in range(50):
+        case = generate(SEED, number)
+        assert case == generate(SEED, number)
+        assert loads(dumps(case)) == case
+    assert generate(SEED, 0) != generate(SEED + 1, 0)
+
+
+def test_a_verifier_that_forgets_nothing_is_found_out_and_the_case_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.fuzz.world.PATIENCE_TURNS", 200)
+    monkeypatch.setattr(VerifierService, "_forget", lambda _self, _session: None)
+    case = generate(SEED, 1)
+    assert messages(case) > 1
+    assert any("forgets the case's sessions" in problem for problem in problems(case))
+    shortened = [step for step in shrink(case, lambda c: bool(problems(c)), 60) if not isinstance(step, Wait)]
+    assert len(shortened) == 1
+    assert isinstance(shortened[0], Send)
+    assert pb.GenerateRequest.FromString(shortened[0].message).WhichOneof("message") == "open"
