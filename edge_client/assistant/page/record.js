@@ -1,0 +1,73 @@
+// One message, and what an answer tells of its ride while it is written.
+//
+// A message, as it is kept: role, text, state ("done", "writing", "stopped", "failed"), error, metrics; and whose words
+// they were first: lengths[i] is how many characters token i has, writers[i] its writer's letter.
+
+/** Writers by letter: who had a token first. */
+export const WRITERS = { d: "device", s: "server", c: "corrected", o: "offline" };
+const LETTERS = Object.fromEntries(Object.entries(WRITERS).map(([letter, writer]) => [writer, letter]));
+
+/** A message of the user's. */
+export function question(text) {
+  return { role: "user", text, state: "done" };
+}
+
+/** An answer that has not begun. */
+export function emptyAnswer() {
+  return { role: "assistant", text: "", state: "writing", error: "", metrics: null, lengths: [], writers: "" };
+}
+
+/** An answer's ride, which is not kept. samples: live figures, the latest last. arrivals: [ms, characters so far]. */
+export class Ride {
+  samples = [];
+  events = [];
+  arrivals = [];
+  #began = performance.now();
+
+  /** Add a chunk to the message and to its ride. Returns whether text came. */
+  take(message, chunk) {
+    const choice = chunk.choices?.[0];
+    const text = choice?.delta?.content ?? "";
+    const told = chunk.outrider;
+    if (chunk.model?.endsWith(":offline")) message.offline = true;
+    if (chunk.metrics) message.metrics = chunk.metrics;
+    if (text) this.#write(message, text, told?.tokens ?? []);
+    if (told?.live) this.samples.push(told.live);
+    if (told?.events) this.events.push(...told.events);
+    return text !== "";
+  }
+
+  #write(message, text, tokens) {
+    let left = text.length;
+    for (const token of tokens) {
+      const length = Math.min(token.text.length, left);
+      if (length > 0) add(message, length, LETTERS[token.writer] ?? "s");
+      left -= length;
+    }
+    if (left > 0) add(message, left, message.offline ? "o" : "s"); // text of no token of its own
+    message.text += text;
+    this.arrivals.push([performance.now() - this.#began, message.text.length]);
+  }
+}
+
+function add(message, length, letter) {
+  message.lengths.push(length);
+  message.writers += letter;
+}
+
+/** Pieces of an answer's text with their writers' letters, one per token. */
+export function* pieces(message) {
+  let start = 0;
+  for (const [index, length] of message.lengths.entries()) {
+    yield [message.text.slice(start, start + length), message.writers[index]];
+    start += length;
+  }
+  if (start < message.text.length) yield [message.text.slice(start), "s"];
+}
+
+/** How many tokens each writer has, by letter. */
+export function counts(message) {
+  const counted = { d: 0, s: 0, c: 0, o: 0 };
+  for (const letter of message.writers) counted[letter] += 1;
+  return counted;
+}
