@@ -63,6 +63,14 @@ export async function ready(signal) {
   return response.json();
 }
 
+/** What the verifier makes of an answer that the device finished alone. Throws Fault. */
+export async function check(id) {
+  const request = { method: "POST", headers: { "Content-Type": "application/json", ...headers() }, body: JSON.stringify({ id }) };
+  const response = await reached(fetch("v1/outrider/check", request), NOT_RUNNING);
+  if (!response.ok) throw await faultOf(response);
+  return response.json();
+}
+
 async function reached(promise, otherwise) {
   try {
     return await promise;

@@ -121,7 +121,8 @@ export class Chat {
 
   async #write(seed) {
     const { chat } = this;
-    const body = { ...request(chat.messages, seed), outrider: { ride: true } };
+    const { offline } = store.settings();
+    const body = { ...request(chat.messages, seed), outrider: { ride: true, ...(offline ? { offline } : {}) } };
     const message = emptyAnswer();
     const ride = new Ride();
     const running = new AbortController();
@@ -133,11 +134,12 @@ export class Chat {
     this.#toEnd();
     announce("Answering");
     link.busy(true);
+    link.put("connecting");
     let savedAt = performance.now();
     try {
       for await (const chunk of answer(body, running.signal)) {
-        ride.take(message, chunk);
-        link.heard(Boolean(message.offline));
+        ride.hear(message, chunk);
+        link.put(chunk.outrider?.link);
         if (performance.now() - savedAt > SAVE_EVERY_MS) {
           savedAt = performance.now();
           store.save(chat);
@@ -184,7 +186,7 @@ export class Chat {
     }
     for (const message of messages) {
       if (!this.#views.has(message)) {
-        const view = new MessageView(message, { copy, edit: (one) => this.edit(one), again: (one) => this.again(one) });
+        const view = new MessageView(message, this.#actions);
         this.#views.set(message, view);
         by("messages").append(view.element);
       }
@@ -193,6 +195,18 @@ export class Chat {
     if (near) this.#toEnd();
     this.changed();
   }
+
+  #actions = {
+    copy,
+    edit: (message) => this.edit(message),
+    again: (message) => this.again(message),
+    changed: () => {
+      this.#views.clear();
+      by("messages").replaceChildren();
+      this.#keep(this.chat);
+      this.#show();
+    },
+  };
 
   #shown = new WeakMap();
 
@@ -222,7 +236,7 @@ export class Chat {
 function fail(message, fault) {
   message.state = "failed";
   message.error = fault.message;
-  if (fault.code === "not_running") link.gone();
+  if (fault.code === "not_running") link.put("gone");
   if (fault.code === "invalid_api_key") message.error += " Give it under Settings.";
 }
 

@@ -1,7 +1,4 @@
-// How it stands with the verifier: connecting, live, waiting for the network, or no assistant on this device.
-//
-// While an answer is written its chunks are the sign of life. When they stay away the verifier is asked; if it does not
-// say anything either within a second of silence, the answer waits for the network.
+// How it stands with the verifier. While an answer is written its chunks tell; in between the verifier is asked.
 
 import { announce, by } from "./dom.js";
 import { ready } from "./api.js";
@@ -13,67 +10,52 @@ const WORDS = {
   offline: "Offline: this device answers alone",
   gone: "The assistant is not running",
 };
-const QUIET_MS = 450; // then the verifier is asked
-const WAITING_MS = 950; // then people are told
-const IDLE_MS = 10_000;
+const LIVE_EVERY_MS = 10_000;
+const ELSE_EVERY_MS = 1000;
+const TIMEOUT_MS = 4000;
 
 let state = "connecting";
 let writing = false;
-let heardAt = 0;
-let asking = null;
-let askedAt = 0;
+let asking = false;
+let askedAt = -Infinity;
 
 /** Begin to watch. tell: called with what the verifier says of itself. */
 export function watch(tell) {
-  const tick = () => {
-    const now = performance.now();
-    const silent = now - heardAt;
-    if (writing && state === "live" && silent > WAITING_MS) put("waiting");
-    const every = writing || state !== "live" ? (silent > QUIET_MS ? 1000 : Infinity) : IDLE_MS;
-    if (!document.hidden && !asking && now - askedAt > every) ask(tell);
+  const look = () => {
+    const every = state === "live" ? LIVE_EVERY_MS : ELSE_EVERY_MS;
+    if (!writing && !asking && !document.hidden && performance.now() - askedAt >= every) ask(tell);
   };
-  ask(tell);
-  setInterval(tick, 100);
-  addEventListener("online", () => ask(tell));
+  look();
+  setInterval(look, 200);
+  document.addEventListener("visibilitychange", look);
 }
 
 /** An answer begins or ends. */
 export function busy(now) {
   writing = now;
-  heardAt = performance.now();
+  if (!now && state !== "live") askedAt = -Infinity; // look at once
 }
 
-/** Something of an answer came; offline: from the device alone. */
-export function heard(offline) {
-  heardAt = performance.now();
-  put(offline ? "offline" : "live");
-}
-
-/** The assistant itself is gone. */
-export function gone() {
-  put("gone");
-}
-
-async function ask(tell) {
-  if (asking) return;
-  askedAt = performance.now();
-  asking = ready(AbortSignal.timeout(4000));
-  try {
-    tell(await asking);
-    heardAt = performance.now(); // it may be slow, but it is there
-    if (state !== "offline" || !writing) put("live");
-  } catch (error) {
-    if (state !== "offline" || !writing) put(error.code === "not_running" ? "gone" : "waiting");
-  } finally {
-    asking = null;
-  }
-}
-
-function put(next) {
-  if (next === state) return;
-  const first = state === "connecting" && next === "live";
+/** What a chunk or a failure says of the link. */
+export function put(next) {
+  if (next === state || !(next in WORDS)) return;
+  const quietly = state === "connecting" || next === "connecting";
   state = next;
   by("link").dataset.state = state;
   by("link-words").textContent = WORDS[state];
-  if (!first) announce(WORDS[state]);
+  if (!quietly) announce(WORDS[state]);
+}
+
+async function ask(tell) {
+  asking = true;
+  askedAt = performance.now();
+  let found = "live";
+  try {
+    tell(await ready(AbortSignal.timeout(TIMEOUT_MS)));
+  } catch (error) {
+    found = error.code === "not_running" ? "gone" : "waiting";
+  } finally {
+    asking = false;
+  }
+  if (!writing) put(found);
 }

@@ -124,7 +124,7 @@ by("theme").addEventListener("click", () => {
 
 // -- settings --------------------------------------------------------------------------------------------------------
 
-const FIELDS = { system: "system", temperature: "temperature", "max-tokens": "maxTokens", seed: "seed" };
+const FIELDS = { system: "system", offline: "offline", temperature: "temperature", "max-tokens": "maxTokens", seed: "seed" };
 
 by("open-settings").addEventListener("click", () => {
   const set = store.settings();

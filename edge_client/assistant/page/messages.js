@@ -1,6 +1,7 @@
 // The conversation as elements: one article a message.
 
 import { el, iconButton } from "./dom.js";
+import { aloneNotice } from "./check.js";
 import { counts, pieces, WRITERS } from "./record.js";
 import { show } from "./text.js";
 
@@ -55,6 +56,7 @@ export class MessageView {
     this.#foot.replaceChildren();
     if (message.state === "writing") return;
     if (message.state === "failed") this.#foot.append(this.#fault());
+    if (message.alone) this.#foot.append(aloneNotice(message, () => actions.changed()));
     if (message.role === "assistant") this.#foot.append(el("p", { class: "fine" }, summary(message)));
     const buttons = el("div", { class: "actions" });
     if (message.text) buttons.append(iconButton("copy", "Copy", () => actions.copy(message)));
@@ -79,7 +81,6 @@ export function token(text, letter) {
 function summary(message) {
   const told = [];
   if (message.state === "stopped") told.push("Stopped");
-  if (message.offline) told.push("finished by this device alone");
   const { metrics } = message;
   if (metrics) {
     if (metrics.tokens_per_s) told.push(`${Math.round(metrics.tokens_per_s)} tokens/s`);

@@ -1,7 +1,8 @@
 // One message, and what an answer tells of its ride while it is written.
 //
 // A message, as it is kept: role, text, state ("done", "writing", "stopped", "failed"), error, metrics; and whose words
-// they were first: lengths[i] is how many characters token i has, writers[i] its writer's letter.
+// they were first: lengths[i] is how many characters token i has, writers[i] its writer's letter. id: the answer's, to
+// have it checked; alone: how many of its last characters the device wrote without the verifier.
 
 /** Writers by letter: who had a token first. */
 export const WRITERS = { d: "device", s: "server", c: "corrected", o: "offline" };
@@ -14,7 +15,7 @@ export function question(text) {
 
 /** An answer that has not begun. */
 export function emptyAnswer() {
-  return { role: "assistant", text: "", state: "writing", error: "", metrics: null, lengths: [], writers: "" };
+  return { role: "assistant", text: "", state: "writing", error: "", metrics: null, lengths: [], writers: "", id: "", alone: 0 };
 }
 
 /** An answer's ride, which is not kept. samples: live figures, the latest last. arrivals: [ms, characters so far]. */
@@ -24,27 +25,26 @@ export class Ride {
   arrivals = [];
   #began = performance.now();
 
-  /** Add a chunk to the message and to its ride. Returns whether text came. */
-  take(message, chunk) {
-    const choice = chunk.choices?.[0];
-    const text = choice?.delta?.content ?? "";
+  /** Add a chunk to the message and to its ride. */
+  hear(message, chunk) {
+    const text = chunk.choices?.[0]?.delta?.content ?? "";
     const told = chunk.outrider;
-    if (chunk.model?.endsWith(":offline")) message.offline = true;
+    message.id = chunk.id;
     if (chunk.metrics) message.metrics = chunk.metrics;
-    if (text) this.#write(message, text, told?.tokens ?? []);
+    if (told?.offline) message.alone = told.offline.text.length;
+    if (text) this.#write(message, text, told?.tokens ?? [], told?.link === "offline");
     if (told?.live) this.samples.push(told.live);
     if (told?.events) this.events.push(...told.events);
-    return text !== "";
   }
 
-  #write(message, text, tokens) {
+  #write(message, text, tokens, offline) {
     let left = text.length;
     for (const token of tokens) {
       const length = Math.min(token.text.length, left);
       if (length > 0) add(message, length, LETTERS[token.writer] ?? "s");
       left -= length;
     }
-    if (left > 0) add(message, left, message.offline ? "o" : "s"); // text of no token of its own
+    if (left > 0) add(message, left, offline ? "o" : "s"); // text of no token of its own
     message.text += text;
     this.arrivals.push([performance.now() - this.#began, message.text.length]);
   }
@@ -53,6 +53,20 @@ export class Ride {
 function add(message, length, letter) {
   message.lengths.push(length);
   message.writers += letter;
+}
+
+/** Take the verifier's words for what the device wrote alone. found: what a check told. */
+export function take(message, found) {
+  let committed = found.committed_text.length;
+  let tokens = 0;
+  while (tokens < message.lengths.length && committed >= message.lengths[tokens]) committed -= message.lengths[tokens++];
+  message.lengths.length = tokens;
+  message.writers = message.writers.slice(0, tokens);
+  if (committed) add(message, committed, "s");
+  if (found.kept_text) add(message, found.kept_text.length, "d");
+  if (found.verifier_text) add(message, found.verifier_text.length, "c");
+  message.text = found.text;
+  message.alone = 0;
 }
 
 /** Pieces of an answer's text with their writers' letters, one per token. */
