@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from starlette.datastructures import MutableHeaders
-from starlette.routing import BaseRoute, Mount
+from starlette.routing import BaseRoute, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,10 +35,11 @@ HEADERS = {
 
 
 def routes(folder: Path = FOLDER) -> list[BaseRoute]:
-    """After all others, for it takes every path. None where the folder has no index.html."""
+    """One for each file, and no other path is taken from the API. None where the folder has no index.html."""
     if not (folder / "index.html").is_file():
         return []
-    return [Mount("/", _Guarded(StaticFiles(directory=folder, html=True)))]
+    files = _Guarded(StaticFiles(directory=folder, html=True))
+    return [Route(f"/{name}", files) for name in ["", *sorted(file.name for file in folder.iterdir())]]
 
 
 class _Guarded:
