@@ -32,6 +32,24 @@ def main() -> None:
 main.add_command(keys_commands)
 
 
+class Positions(click.ParamType[int]):
+    """A number from 1 on; `auto` is 0."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Refuses what is neither."""
+        if value in ("auto", 0):
+            return 0
+        try:
+            positions = int(value)
+        except ValueError:
+            positions = 0
+        if positions < 1:
+            self.fail(f"{value!r} is neither auto nor a number of positions from 1 on.", param, ctx)
+        return positions
+
+
 def _option(*names: str, **settings: Any) -> Any:
     return click.option(*names, show_envvar=True, **settings)
 
@@ -100,7 +118,12 @@ def _option(*names: str, **settings: Any) -> Any:
 )
 @_option("--max-model-len", default=None, type=click.IntRange(2), help="Context limit.  [default: the model's]")
 @_option("--max-lookahead", default=64, type=click.IntRange(1, 1024), help="Tokens a line may reach past the log.")
-@_option("--step-tokens", default=512, type=click.IntRange(1), help="Positions in one forward, prompts aside.")
+@_option(
+    "--step-tokens",
+    default="auto",
+    type=Positions(),
+    help="Positions in one forward, prompts aside; auto: as many as take hardly longer than a few, by measurement.",
+)
 @_option("--chunk-tokens", default=256, type=click.IntRange(1), help="Prompt positions besides, of all sessions.")
 @_option(
     "--objective",
@@ -113,6 +136,12 @@ def _option(*names: str, **settings: Any) -> Any:
     default=None,
     type=click.IntRange(0, 60_000),
     help="Longest wait for drafts that devices may ask for.  [default: any]",
+)
+@_option(
+    "--max-priority",
+    default=0,
+    type=click.IntRange(0, 1000),
+    help="Highest priority that devices may ask for; one more is worth a second of waiting.",
 )
 @_option(
     "--threads", default=None, type=click.IntRange(1), help="CPU threads of the engine.  [default: torch's choice]"
@@ -144,6 +173,7 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
     from cloud_verifier.server import Address, ServerError
     from cloud_verifier.server import serve as serve_until_stopped
     from cloud_verifier.service import ServiceSettings
+    from cloud_verifier.step_cost import free_positions
     from cloud_verifier.text import Codec, TextError
     from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
 
@@ -179,6 +209,7 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
             options["max_lookahead"],
             Objective(options["objective"]),
             PATIENCE_UNLIMITED_MS if limit_ms is None else limit_ms,
+            options["max_priority"],
         )
 
     try:
@@ -204,7 +235,9 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
         click.echo(f"serving {', '.join(models)} on {options['host']}:{port} ({engine.info.strict_report})")
 
     service = ServiceSettings(admission=AdmissionSettings(options["max_queue"], options["queue_timeout_s"]))
-    steps = SchedulerSettings(options["step_tokens"], options["chunk_tokens"])
+    least = max(options["max_lookahead"] + 1, options["max_sessions"])
+    step_tokens = options["step_tokens"] or max(least, min(map(free_positions, [engine, *(e for e, _ in others)])))
+    steps = SchedulerSettings(step_tokens, options["chunk_tokens"])
     try:
         asyncio.run(
             serve_until_stopped(

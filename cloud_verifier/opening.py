@@ -31,6 +31,7 @@ OBJECTIVES: dict[int, Objective] = {
     pb.OBJECTIVE_CAPACITY: Objective.CAPACITY,
 }
 VOCABULARY_PIECE_BYTES = 1 << 18
+LEAST_PRIORITY = -1000
 SENTENCE_CHARACTERS = 500  # a template may quote the prompt; gRPC drops a status whose metadata exceed 8 kB
 
 
@@ -38,8 +39,8 @@ SENTENCE_CHARACTERS = 500  # a template may quote the prompt; gRPC drops a statu
 class Served:
     """A model as served: its engine's facts, its tokenizer, its name, and what devices may have.
 
-    max_lookahead: guesses past the log. objective: of sessions that name none. max_patience_ms: most that is granted;
-    PATIENCE_UNLIMITED_MS grants anything.
+    max_lookahead: guesses past the log. objective: of sessions that name none. max_patience_ms, max_priority: most that
+    is granted; PATIENCE_UNLIMITED_MS grants any.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Served:
     max_lookahead: int = 64
     objective: Objective = Objective.LATENCY
     max_patience_ms: int = PATIENCE_UNLIMITED_MS
+    max_priority: int = 0
 
     def model_info(self) -> pb.GetModelInfoResponse:
         """What devices are told about it."""
@@ -129,6 +131,7 @@ def new_session(request: pb.Open, served: Served) -> Session:
         max_lookahead=served.max_lookahead,
         patience=patience,
         ready_since_s=now,
+        priority=max(LEAST_PRIORITY, min(served.max_priority, request.priority)),
         want_text=request.want_text,
         echo=Echo(0, now),
     )

@@ -60,6 +60,7 @@ class EdgeClient:
         model: str = "",
         pace: str | Callable[[], Pace] = policies.DEFAULT,
         objective: Objective = Objective.LATENCY,
+        priority: int = 0,
         threads: int = 1,
         device: DeviceSettings | None = None,
         max_draft_duty: float = 1.0,
@@ -71,14 +72,15 @@ class EdgeClient:
         """verifier: HOST:PORT. drafter: what `--drafter` takes, or a Drafter; None streams plainly.
 
         pace: a policy by name, see `speculation.policies`, or what makes one pace per session; objective is for the
-        adaptive one. threads: CPU threads of the drafter. device: how its model uses the device. max_draft_duty: most
+        adaptive one. priority: of its sessions at a verifier that has not room for all, up to what that allows; higher
+        goes first. threads: CPU threads of the drafter. device: how its model uses the device. max_draft_duty: most
         of the time, from 0 to 1, that it may draft. security: TLS and the API key. offline_answers: whether the drafter
         may answer alone when the verifier cannot be reached: never, auto, or ask, which calls `ask_offline` on the
         session's thread. Raises ValueError for a bad address, policy, share or certificate. A drafter that cannot be
         loaded is no error: `notices` says so and answers stream plainly.
         """
         self.notices: list[str] = []
-        self._model = model
+        self._model, self._priority = model, priority
         self._offline = Consent(OfflineAnswers(offline_answers), ask_offline)
         self._pace = policies.find(pace, objective) if isinstance(pace, str) else pace
         duty = DutyCycle(max_draft_duty) if max_draft_duty != 1.0 else None
@@ -316,6 +318,7 @@ class EdgeClient:
             sampling=sampling_message(params),
             seed=seed,
             objective=OBJECTIVES[pace.objective],
+            priority=self._priority,
             patience_ms=pace.patience_ms,
             drafter_vocabulary_fingerprint=seat.drafter.info.vocabulary_fingerprint if seat else "",
             want_prompt_ids=seat is not None,

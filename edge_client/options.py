@@ -142,6 +142,12 @@ pace_options = options_of(
         help="Least time, least work for the verifier, or between the two.",
     ),
     option(
+        "--priority",
+        default=0,
+        type=click.IntRange(-1000, 1000),
+        help="At a verifier that has not room for everybody, up to what it allows; higher goes first.",
+    ),
+    option(
         "--max-draft-duty",
         default=1.0,
         type=click.FloatRange(0.0, 1.0, min_open=True),
@@ -221,6 +227,7 @@ def make_client(options: dict[str, Any], ask_offline: Ask | None = None) -> Edge
             model=options["model"],
             pace=options["pace"],
             objective=Objective(options["objective"]),
+            priority=options["priority"],
             threads=options["threads"],
             device=take_device(options),
             max_draft_duty=options["max_draft_duty"],

@@ -97,7 +97,7 @@ class GenerateRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("protocol_version", "model", "prompt_ids", "chat", "text", "sampling", "seed", "acceptance_rule", "objective", "patience_ms", "drafter_vocabulary_fingerprint", "continue_from", "resume", "want_prompt_ids", "want_text")
+    __slots__ = ("protocol_version", "model", "prompt_ids", "chat", "text", "sampling", "seed", "acceptance_rule", "objective", "patience_ms", "drafter_vocabulary_fingerprint", "continue_from", "resume", "want_prompt_ids", "want_text", "priority")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +113,7 @@ class Open(_message.Message):
     RESUME_FIELD_NUMBER: _ClassVar[int]
     WANT_PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     WANT_TEXT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     model: str
     prompt_ids: TokenIds
@@ -128,7 +129,8 @@ class Open(_message.Message):
     resume: Resume
     want_prompt_ids: bool
     want_text: bool
-    def __init__(self, protocol_version: _Optional[int] = ..., model: _Optional[str] = ..., prompt_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatMessages, _Mapping]] = ..., text: _Optional[str] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., seed: _Optional[int] = ..., acceptance_rule: _Optional[_Union[AcceptanceRule, str]] = ..., objective: _Optional[_Union[Objective, str]] = ..., patience_ms: _Optional[int] = ..., drafter_vocabulary_fingerprint: _Optional[str] = ..., continue_from: _Optional[_Iterable[int]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., want_prompt_ids: _Optional[bool] = ..., want_text: _Optional[bool] = ...) -> None: ...
+    priority: int
+    def __init__(self, protocol_version: _Optional[int] = ..., model: _Optional[str] = ..., prompt_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatMessages, _Mapping]] = ..., text: _Optional[str] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., seed: _Optional[int] = ..., acceptance_rule: _Optional[_Union[AcceptanceRule, str]] = ..., objective: _Optional[_Union[Objective, str]] = ..., patience_ms: _Optional[int] = ..., drafter_vocabulary_fingerprint: _Optional[str] = ..., continue_from: _Optional[_Iterable[int]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., want_prompt_ids: _Optional[bool] = ..., want_text: _Optional[bool] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
