@@ -237,6 +237,7 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
     service = ServiceSettings(admission=AdmissionSettings(options["max_queue"], options["queue_timeout_s"]))
     least = max(options["max_lookahead"] + 1, options["max_sessions"])
     step_tokens = options["step_tokens"] or max(least, min(map(free_positions, [engine, *(e for e, _ in others)])))
+    logging.getLogger(__name__).info("a step has room for %d positions, prompts aside", step_tokens)
     steps = SchedulerSettings(step_tokens, options["chunk_tokens"])
     try:
         asyncio.run(
