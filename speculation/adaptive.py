@@ -75,7 +75,7 @@ class Adaptive(Pace):
 
     def heard(self, news: News) -> None:
         known = self.known
-        known.heard(news)
+        known.heard(news, waited=self.patience_ms > 0)
         if self._heard_ms is not None:
             self._ahead_ms += news.new_tokens * known.step.median_ms - (news.now_ms - self._heard_ms)
             known.ahead_ms = self._ahead_ms

@@ -20,14 +20,20 @@ class Experience:
         self.calibration = Calibration()
         self.ahead_ms = 0.0
 
-    def heard(self, news: News) -> None:
-        """Take what a commit tells."""
+    def heard(self, news: News, *, waited: bool = False) -> None:
+        """Take what a commit tells. waited: whether the verifier may have waited for guesses before that step.
+
+        A full verifier serves a session every other step or so, and its queue is part of what a token takes. But guesses
+        that a verifier waited for land in the midst of others' steps: the rest of such a step is the price of waiting,
+        which streaming, ready whenever a step begins, does not pay.
+        """
         if news.rtt_ms is not None:
             self.rtt.add(news.rtt_ms)
             if news.echoed_bytes:
                 self.uplink.add(news.echoed_bytes, news.rtt_ms)
         if news.forward_ms > 0:
-            self.step.add(news.forward_ms + news.queue_ms)  # a full verifier serves a session every other step or so
+            queue_ms = max(0.0, news.queue_ms - news.forward_ms) if waited else news.queue_ms
+            self.step.add(news.forward_ms + queue_ms)
         for outcome in news.outcomes:
             self.calibration.learn(outcome)
 

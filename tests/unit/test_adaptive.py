@@ -132,3 +132,15 @@ def test_a_slow_uplink_makes_guesses_dearer() -> None:
     for size in range(40, 140, 4):
         pace.heard(news(rtt_ms=50 + size * 0.8, echoed_bytes=size))  # 10 kbps
     assert pace.known.guess_ms > 2.0 + 2.0
+
+
+def test_the_rest_of_a_step_that_guesses_waited_for_is_no_part_of_streamings_time() -> None:
+    patient = settled(objective=Objective.CAPACITY, rtt_ms=60.0, queue_ms=20.0)
+    assert patient.patience_ms > 0
+    assert patient.known.step.median_ms == 30
+    full = settled(objective=Objective.CAPACITY, rtt_ms=60.0, queue_ms=45.0)
+    assert full.patience_ms > 0
+    assert full.known.step.median_ms == 45
+    unwaiting = settled(draft_ms=100.0, rtt_ms=400.0, queue_ms=20.0)
+    assert unwaiting.patience_ms == 0
+    assert unwaiting.known.step.median_ms == 50
