@@ -23,9 +23,9 @@ class Experience:
     def heard(self, news: News, *, waited: bool = False) -> None:
         """Take what a commit tells. waited: whether the verifier may have waited for guesses before that step.
 
-        A full verifier serves a session every other step or so, and its queue is part of what a token takes. But guesses
-        that a verifier waited for land in the midst of others' steps: the rest of such a step is the price of waiting,
-        which streaming, ready whenever a step begins, does not pay.
+        A full verifier serves a session every other step or so, and its queue is part of what a token takes. But
+        guesses that a verifier waited for land in the midst of others' steps: the rest of such a step is the price of
+        waiting, which streaming, ready whenever a step begins, does not pay.
         """
         if news.rtt_ms is not None:
             self.rtt.add(news.rtt_ms)

@@ -1,0 +1,50 @@
+"""What the service costs per commit: the verifier process' processor time, less its engine's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import report
+from benchmarks.load import real
+from benchmarks.load.answers import described
+from benchmarks.load.profile import MemoryBound
+from benchmarks.load.simulated import Setting
+from benchmarks.load.verifier import LoadVerifier, VerifierSetup
+
+PROFILE = MemoryBound(60.0, 0.05, 0.1, 256)
+BAR_MS = 0.3
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--sessions", default=40, type=click.IntRange(1))
+@click.option("--seconds", default=15.0, type=click.FloatRange(1.0), help="That each mode is watched.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path))
+def main(sessions: int, seconds: float, json_file: Path | None) -> None:
+    """Measure streaming, and sessions that draft."""
+    setting = Setting(PROFILE, warm_ms=3000.0, watch_ms=seconds * 1e3)
+    written = described(32)
+    rows = []
+    with LoadVerifier(VerifierSetup(written, PROFILE)) as verifier:
+        for mode in ("streaming", "latency", "capacity"):
+            played, figures = real.trial(mode, sessions, setting, verifier, written, 1.0)
+            rows.append(
+                {
+                    "mode": mode,
+                    "cpu_ms_per_commit": round(figures["service_cpu_ms_per_commit"], 3),
+                    "tokens_per_commit": round(played.tokens_per_forward, 2),
+                    "verifier_cpu": round(figures["verifier_cpu"], 3),
+                }
+            )
+    table = Table(*rows[0], title=f"Service overhead; the bar is {BAR_MS} ms", title_justify="left")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
+    report.write(json_file, {"settings": {"sessions": sessions, "seconds": seconds, "bar_ms": BAR_MS}, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
