@@ -20,7 +20,7 @@ from benchmarks.load.profile import MemoryBound
 from benchmarks.load.target import WrittenTarget
 from netlab.experiments.rig import DEMO
 
-ANSWERS_WITHIN_S = 60.0
+ANSWERS_WITHIN_S = 300.0  # it loads a tokenizer first, which takes minutes on a machine that is busy otherwise
 
 
 @dataclass(frozen=True)
