@@ -104,6 +104,10 @@ class DirectWire:
         else:
             self._unread.append(data)
 
+    def time_remaining(self) -> float | None:
+        """Until the device's own deadline: it has none."""
+        return None
+
     async def send_initial_metadata(self, metadata: Any) -> None:
         """Say that the session has to wait for its place."""
 
