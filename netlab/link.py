@@ -96,6 +96,11 @@ class Link:
         for connection in list(self._wire.connections):
             connection.abort()
 
+    def half_open(self, *, up: bool) -> None:
+        """Deliver nothing more in one direction on the present connections, without a sign; new ones are whole."""
+        for connection in list(self._wire.connections):
+            connection.mute(up=up)
+
     def refuse(self, refusing: bool = True) -> None:
         """Reset new connections as soon as they are made, or take them again. Present ones go on."""
         self._refusing = refusing

@@ -96,6 +96,10 @@ class LinkProcess:
         """As `Link.cut`."""
         self._ask("cut")
 
+    def half_open(self, *, up: bool) -> None:
+        """As `Link.half_open`."""
+        self._ask("half_open", up)
+
     def refuse(self, refusing: bool = True) -> None:
         """As `Link.refuse`."""
         self._ask("refuse", refusing)
@@ -145,6 +149,7 @@ async def _serve() -> None:
         "reset_counters": lambda _: link.reset_counters(),
         "configure": lambda settings: link.configure(LinkSettings.of_dict(settings)),
         "cut": lambda _: link.cut(),
+        "half_open": lambda up: link.half_open(up=up),
         "refuse": link.refuse,
         "stall": link.stall,
         "pause": lambda _: link.pause(),

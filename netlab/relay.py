@@ -107,6 +107,10 @@ class Connection:
         self._up.deliver()
         self._down.deliver()
 
+    def mute(self, *, up: bool) -> None:
+        """Deliver nothing more in one direction, for good."""
+        (self._up if up else self._down).muted = True
+
     def abort(self) -> None:
         """Reset both ends at once; what is on the way is lost."""
         self._aborted = True
@@ -153,6 +157,7 @@ class _Lane:
         self.source: asyncio.Transport | None = None
         self.sink: asyncio.Transport | None = None
         self.blocked = False  # the sink's reader is slow
+        self.muted = False
         self.held_bytes = 0
         self.ended = False
         self._connection = connection
@@ -209,7 +214,7 @@ class _Lane:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._queue and self.sink is not None and not self.blocked:
+        while self._queue and self.sink is not None and not self.blocked and not self.muted:
             due = max(self._queue[0][0], self._wire.stalled_until)
             if due > self._loop.time():
                 if due < math.inf:

@@ -425,6 +425,27 @@ def test_a_pause_lasts_until_the_link_resumes() -> None:
     run(test())
 
 
+@pytest.mark.parametrize("up", [True, False])
+def test_a_half_open_connection_is_deaf_in_one_direction_and_new_ones_are_whole(up: bool) -> None:
+    async def test() -> None:
+        async with link_to(echo, LinkSettings()) as link:
+            reader, writer = await connect(link)
+            link.half_open(up=up)
+            writer.write(b"lost")
+            again, writer_again = await connect(link)
+            writer_again.write(b"here")
+            assert await again.readexactly(4) == b"here"
+            down = 4 if up else 8  # what was echoed, of both
+            await until(lambda: link.counters().bytes_down == down and link.counters().held_bytes == 4)
+            link.cut()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
+            writer_again.close()
+
+    run(test())
+
+
 def test_half_close_is_passed_on_after_the_delay() -> None:
     async def answer_at_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"%d" % len(await reader.read()))
