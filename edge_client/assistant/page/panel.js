@@ -6,10 +6,10 @@ import { Spark } from "./spark.js";
 import { Timeline } from "./timeline.js";
 
 const NAMES = {
-  d: ["Device", "guessed here, and the verifier agreed"],
-  s: ["Verifier", "written without a guess to go by"],
-  c: ["Corrected", "the device had guessed another word"],
-  o: ["Device alone", "while there was no network"],
+  d: ["Device", "guessed here, and right"],
+  s: ["Verifier", "written without a guess"],
+  c: ["Corrected", "guessed otherwise here"],
+  o: ["Device alone", "without the network"],
 };
 const FIGURES = [
   ["rtt_ms", "Round trip", (value) => `${Math.round(value)} ms`],

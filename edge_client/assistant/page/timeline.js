@@ -11,15 +11,20 @@ const FLIGHT = 92; // from there down to the device's
 const GAP = 26;
 const STAIRS = 116;
 const HEIGHT = TOP + FLIGHT + GAP + STAIRS + 22;
+const SURE = 0.9; // of a round trip: it is an estimate
 const STEPS_MS = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 60_000];
 
-/** How many tokens of each block the verifier used, by block: a used token was the latest block's that held it. */
+/**
+ * How many tokens of each block the verifier used, by block: a used token was the latest block's that held it and could
+ * have been there when the step began.
+ */
 export function usedOf(blocks, commits) {
   const used = new Map(blocks.map((block) => [block, 0]));
   for (const commit of commits) {
+    const began = commit.at_ms - SURE * ((commit.rtt_ms ?? 0) + commit.forward_ms);
     for (let position = commit.position; position < commit.position + commit.used; position += 1) {
       const block = blocks.findLast(
-        (one) => one.at_ms <= commit.at_ms && one.position <= position && position < one.position + one.tokens,
+        (one) => one.at_ms <= began && one.position <= position && position < one.position + one.tokens,
       );
       if (block) used.set(block, used.get(block) + 1);
     }
