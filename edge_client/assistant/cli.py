@@ -93,7 +93,9 @@ def serve(
         client,
         AssistantSettings(Doors(api_keys, hosts, origins), max_requests, offline=offline),
         listening,
-        lambda: click.echo(f"serving answers from {options['verifier']} at {address}/v1  (to chat here: {address}/; Ctrl-C ends)"),
+        lambda: click.echo(
+            f"serving answers from {options['verifier']} at {address}/v1  (to chat here: {address}/; Ctrl-C ends)"
+        ),
     )
 
 
