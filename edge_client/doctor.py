@@ -152,11 +152,7 @@ def _verifier(verifier: str, model: str, drafter: Drafter | None, security: Secu
             findings.append(Finding("vocabulary", found.way is not Way.NONE, found.sentence))
         return findings
     except SessionError as error:
-        findings = [Finding("verifier", False, str(error))]
-        if security.encrypted:
-            trusted, sentence = examine_certificate(verifier.split(",", maxsplit=1)[0].strip(), security)
-            findings.append(Finding("certificate", trusted, sentence))
-        return findings
+        return [Finding("verifier", False, str(error)), *_certificate(verifier, security)]
     finally:
         channel.close()
 
