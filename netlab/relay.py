@@ -214,7 +214,7 @@ class _Lane:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._queue and self.sink is not None and not self.blocked and not self.muted:
+        while self._queue and self.sink is not None and not (self.blocked or self.muted or self.sink.is_closing()):
             due = max(self._queue[0][0], self._wire.stalled_until)
             if due > self._loop.time():
                 if due < math.inf:
