@@ -15,6 +15,8 @@ from cloud_verifier.security.cli import keys as keys_commands
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# gRPC's own notes on connections quote what strangers say on them.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "OUTRIDER_VERIFIER", "show_default": True}
 

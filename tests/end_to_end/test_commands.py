@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,10 @@ SERVICE = "outrider.v1.VerifierService"
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[VerifierProcess]:
-    with VerifierProcess(DEMO / "target", options=["--threads", "1"]) as running:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("GRPC_VERBOSITY", raising=False)  # as it is for users
+        running = VerifierProcess(DEMO / "target", options=["--threads", "1"])
+    with running:
         yield running
 
 
@@ -122,3 +126,16 @@ def test_health_and_reflection(verifier: VerifierProcess) -> None:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         reply = next(stub.ServerReflectionInfo(iter([request]), timeout=10))
         assert SERVICE in [service.name for service in reply.list_services_response.service]
+
+
+def test_what_strangers_say_to_the_port_is_not_logged(verifier: VerifierProcess) -> None:
+    """gRPC itself notes a farewell with the stranger's own words, escape codes and all, unless told not to."""
+    preface, settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0\0\0\4\0\0\0\0\0"
+    words, ping = b"\x1b[31mwords of a stranger", b"outrider"
+    goodbye = b"\0\0" + bytes([8 + len(words)]) + b"\7\0\0\0\0\0" + bytes(4) + b"\0\0\0\1" + words
+    with socket.create_connection(("127.0.0.1", verifier.port), timeout=30) as connection:
+        connection.sendall(preface + settings + goodbye + b"\0\0\x08\6\0\0\0\0\0" + ping)
+        heard = b""
+        while ping not in heard and (data := connection.recv(65536)):  # until it has read all, or hangs up
+            heard += data
+    assert "stranger" not in verifier.log
