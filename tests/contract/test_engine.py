@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from cloud_verifier.engines.base import Block, EngineFull, Sampler, SequenceId
 from cloud_verifier.engines.torch_engine import ModelError, TorchEngine, load
 from cloud_verifier.engines.torch_engine import self_test as self_test_module
-from cloud_verifier.engines.torch_engine.engine import RowRule
 from cloud_verifier.engines.torch_engine.load import wrap
 from cloud_verifier.engines.torch_engine.pool import layer_shapes, page_bytes
+from cloud_verifier.engines.torch_engine.rows import RowRule
 from cloud_verifier.engines.torch_engine.self_test import self_test
 from speculation.sampling import SamplingParams
 

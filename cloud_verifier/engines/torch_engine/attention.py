@@ -1,8 +1,9 @@
-"""Attention of a packed forward over the pool of pages, registered with transformers under two names.
+"""Attention of a packed forward over the pool of pages, registered with transformers under three names.
 
 `plain_attention` is the definition: each segment's rows against the positions of their sequence up to their own.
 `strict_attention` is the one to use: the same sums, but in tiles of one fixed shape, so that a row's result is bitwise
 the same in any company and in any cut into blocks, and with far fewer calls.
+`standing_attention` is for GPUs: one kernel (`kernels`) over buffers that stay where they are.
 
 transformers does not hand extra arguments through every model, so the forward that runs is found in a context variable.
 """
@@ -12,20 +13,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from cloud_verifier.engines.torch_engine.kernels import Kernel
 from cloud_verifier.engines.torch_engine.layout import TILE_ROWS, Layout, TileBatch
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagedLayer, PagePool
+from cloud_verifier.engines.torch_engine.standing import StandingLayout
 
 STRICT = "outrider_strict"
 PLAIN = "outrider_plain"
+STANDING = "outrider_standing"
 UNSUPPORTED = ("softcap", "s_aux", "sinks")  # score soft-capping and attention sinks: not sums that SDPA computes
 
-_current: ContextVar[tuple[PagePool, Layout]] = ContextVar("outrider_forward")
+_current: ContextVar[tuple[PagePool, Layout | Standing]] = ContextVar("outrider_forward")
+
+
+class Standing(NamedTuple):
+    """What a forward in a fixed shape uses. splits: in how many parts a kernel adds up what a row sees; 1 if strict."""
+
+    layout: StandingLayout
+    kernel: Kernel
+    splits: int | None
+
+    @property
+    def write_index(self) -> torch.Tensor:
+        """As in `PagePool`."""
+        return self.layout.write_index
 
 
 class UnsupportedAttention(Exception):
@@ -33,8 +50,11 @@ class UnsupportedAttention(Exception):
 
 
 @contextmanager
-def forward_on(pool: PagePool, layout: Layout) -> Iterator[None]:
-    """Within it, models set to STRICT or PLAIN attention write to this pool and read from it by this layout."""
+def forward_on(pool: PagePool, layout: Layout | Standing) -> Iterator[None]:
+    """Within it, models set to one of our attentions write to this pool and read from it by this layout.
+
+    A `Layout` is for STRICT and PLAIN, a `Standing` for STANDING.
+    """
     pool.write_index = layout.write_index
     token = _current.set((pool, layout))
     try:
@@ -45,7 +65,7 @@ def forward_on(pool: PagePool, layout: Layout) -> Iterator[None]:
 
 def _enter(
     module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor, extra: dict[str, Any]
-) -> tuple[PagedLayer, Layout]:
+) -> tuple[PagedLayer, Layout | Standing]:
     for name in UNSUPPORTED:
         if extra.get(name) is not None:
             raise UnsupportedAttention(f"its attention uses {name}")
@@ -68,6 +88,7 @@ def plain_attention(
 ) -> tuple[torch.Tensor, None]:
     """query: [1, heads, rows, width]; returns [1, rows, heads, value width]. key and value are already in the pool."""
     layer, layout = _enter(module, key, value, extra)
+    assert isinstance(layout, Layout)
     out = query.new_zeros(query.shape[2], query.shape[1], value.shape[3])
     grouped = query.shape[1] != key.shape[1]
     row = 0
@@ -94,6 +115,7 @@ def strict_attention(
 ) -> tuple[torch.Tensor, None]:
     """Shapes as in `plain_attention`."""
     layer, layout = _enter(module, key, value, extra)
+    assert isinstance(layout, Layout)
     heads, kv_heads = query.shape[1], key.shape[1]
     group = heads // kv_heads
     index = layout.head_index(heads, kv_heads)
@@ -115,6 +137,23 @@ def strict_attention(
     return out.view(1, query.shape[2], heads, value.shape[3]), None
 
 
+def standing_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **extra: Any,
+) -> tuple[torch.Tensor, None]:
+    """Shapes as in `plain_attention`."""
+    layer, standing = _enter(module, key, value, extra)
+    assert isinstance(standing, Standing)
+    rows = query[0].transpose(0, 1)
+    out = standing.kernel(rows, layer.keys, layer.values, standing.layout, scaling, standing.splits)
+    return out[None], None
+
+
 def _seen(states: torch.Tensor, batch: TileBatch) -> torch.Tensor:
     """What tiles see of states [pages, PAGE_TOKENS, heads, width], as [tiles, heads, keys, width]; a view if it can."""
     if batch.run is not None:
@@ -128,3 +167,4 @@ def _seen(states: torch.Tensor, batch: TileBatch) -> torch.Tensor:
 
 AttentionInterface.register(STRICT, strict_attention)
 AttentionInterface.register(PLAIN, plain_attention)
+AttentionInterface.register(STANDING, standing_attention)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -28,41 +29,36 @@ from cloud_verifier.engines.base import (
 )
 from cloud_verifier.engines.pages import Pages, Table
 from cloud_verifier.engines.torch_engine.activations import steady
-from cloud_verifier.engines.torch_engine.attention import PLAIN, STRICT, forward_on
+from cloud_verifier.engines.torch_engine.attention import PLAIN, STANDING, STRICT, forward_on
+from cloud_verifier.engines.torch_engine.fast import FastForward, FastSettings
+from cloud_verifier.engines.torch_engine.graphs import Result
 from cloud_verifier.engines.torch_engine.layout import Layout, Segment
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool
+from cloud_verifier.engines.torch_engine.rows import PLAIN_ROWS, strict_row_rules
 from cloud_verifier.engines.torch_engine.sampler import Row, choose, logprobs
+from cloud_verifier.engines.torch_engine.upload import upload
 
 
-@dataclass(frozen=True)
-class RowRule:
-    """How many rows one forward may have: a multiple of `multiple`, at most `most`. A longer step takes several."""
-
-    multiple: int
-    most: int
-
-    def padded(self, rows: int) -> int:
-        """The number of rows to run for so many tokens."""
-        return -(-rows // self.multiple) * self.multiple
-
-
-PLAIN_ROWS = RowRule(1, 2048)
-
-
-def strict_row_rules(device: torch.device) -> tuple[RowRule, ...]:
-    """What strict mode may try, cheapest first. On a GPU the shape never changes, hence neither does the kernel."""
-    if device.type == "cpu":
-        return RowRule(8, 512), RowRule(16, 512), RowRule(64, 64)
-    return RowRule(64, 64), RowRule(256, 256)
+class OutOfMemory(RuntimeError):
+    """A step did not fit into the device's memory. The message says what to lower."""
 
 
 class TorchEngine(TargetEngine):
     """A transformers causal LM as a target. `load` makes one from a folder or a hub id and checks that it works."""
 
-    def __init__(self, model: PreTrainedModel, info: EngineInfo, pool: PagePool, *, strict: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        info: EngineInfo,
+        pool: PagePool,
+        *,
+        strict: bool = True,
+        fast: FastSettings | None = None,
+    ) -> None:
         """model: on its device, in its dtype; it is set to evaluation mode and to this engine's attention.
 
-        pool: with the model's layers; its pages hold at least one sequence of `info.context_limit` tokens.
+        pool: with the model's layers; its pages hold at least one sequence of `info.context_limit` tokens. fast: run in
+        fixed shapes, for GPUs; None for the simple forward.
         """
         self.info = info
         self.model = model.eval()
@@ -72,7 +68,8 @@ class TorchEngine(TargetEngine):
         self._sequences: dict[SequenceId, Table] = {}
         self._opened = 0
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
-        model.set_attn_implementation(STRICT if strict else PLAIN)
+        self.fast = FastForward(model, pool, info.context_limit, fast, strict=strict) if fast is not None else None
+        model.set_attn_implementation(STANDING if self.fast is not None else STRICT if strict else PLAIN)
         if strict and model.device.type == "cpu":
             steady(model)
 
@@ -117,9 +114,15 @@ class TorchEngine(TargetEngine):
     @torch.inference_mode()
     def step(self, blocks: Sequence[Block]) -> list[Choices]:
         self._check(blocks)
-        logits = self._evaluate(blocks)
         rows = [row for block in blocks for row in self._rows_of(block)]
-        tokens = choose(logits, rows) if rows else []
+        try:
+            logits, drawn = self._evaluate(blocks, rows)
+            tokens = choose(logits, rows, drawn) if rows else []
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"a step of {sum(len(block.tokens) for block in blocks)} tokens found too little memory on "
+                f"{self.model.device}; lower --gpu-memory-share or --kv-cache-gib, or --step-tokens and --chunk-tokens"
+            ) from error
         results: list[Choices] = []
         first = 0
         for block in blocks:
@@ -136,7 +139,9 @@ class TorchEngine(TargetEngine):
     def logits(self, blocks: Sequence[Block]) -> list[torch.Tensor]:
         """What `step` would choose from, [choices, V] per block, in the model's dtype. Sequences grow as in `step`."""
         self._check(blocks)
-        logits = self._evaluate(blocks)
+        logits, _ = self._evaluate(blocks, ())
+        if self.fast is not None:
+            logits = logits.clone()
         self._grow(blocks)
         return list(logits.split([block.choices for block in blocks]))
 
@@ -186,42 +191,59 @@ class TorchEngine(TargetEngine):
         for block in blocks:
             self._pages.extend(self._sequences[block.sequence], block.tokens)
 
-    def _evaluate(self, blocks: Sequence[Block]) -> torch.Tensor:
-        """Logits at the rows whose choice is wanted, [sum of choices, V]; writes keys and values, changes no length."""
-        found = [self._sequences[block.sequence] for block in blocks]
-        for one, block in zip(found, blocks, strict=True):
-            self._pages.reserve(one, len(block.tokens))
-        parts: list[torch.Tensor] = []
-        segments: list[Segment] = []
-        tokens: list[int] = []
-        wanted: list[int] = []
-        for one, block in zip(found, blocks, strict=True):
+    def _evaluate(self, blocks: Sequence[Block], rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits at the rows whose choice is wanted, [sum of choices, V]; writes keys and values, changes no length.
+
+        rows: how these are chosen at, or none. Also returns what was drawn there already, if the forward draws. Both
+        may be overwritten by the next evaluation.
+        """
+        for block in blocks:
+            self._pages.reserve(self._sequences[block.sequence], len(block.tokens))
+        cuts = self._cuts(blocks)
+        if not cuts:
+            return torch.empty(0, self.info.vocabulary_size), None
+        if self.fast is None:
+            parts = [self._forward(cut) for cut in cuts]
+            return parts[0] if len(parts) == 1 else torch.cat(parts), None
+        results: list[Result] = []
+        done = 0
+        for cut in cuts:
+            result = self.fast(cut.segments, cut.tokens, cut.wanted, rows[done : done + len(cut.wanted)], self.rows)
+            # A result is good until the next forward only.
+            results.append(result if len(cuts) == 1 else Result(result.logits.clone(), result.drawn.clone()))
+            done += len(cut.wanted)
+        if len(results) == 1:
+            return results[0]
+        return torch.cat([result.logits for result in results]), torch.cat([result.drawn for result in results])
+
+    def _cuts(self, blocks: Sequence[Block]) -> list[_Cut]:
+        """The blocks end to end, cut into forwards of as many rows as one may have."""
+        cuts: list[_Cut] = []
+        for block in blocks:
+            found = self._sequences[block.sequence]
             done, count = 0, len(block.tokens)
             while done < count:
+                if not cuts or len(cuts[-1].tokens) == self.rows.most:
+                    cuts.append(_Cut([], [], []))
+                segments, tokens, wanted = cuts[-1]
                 take = min(count - done, self.rows.most - len(tokens))
                 unwanted = max(0, count - block.choices - done)  # of the tokens from `done` on
                 wanted.extend(range(len(tokens) + unwanted, len(tokens) + take))
-                segments.append(Segment(one.pages, len(one.tokens) + done, take))
+                segments.append(Segment(found.pages, len(found.tokens) + done, take))
                 tokens.extend(block.tokens[done : done + take])
                 done += take
-                if len(tokens) == self.rows.most:
-                    parts.append(self._forward(segments, tokens, wanted))
-                    segments, tokens, wanted = [], [], []
-        if tokens:
-            parts.append(self._forward(segments, tokens, wanted))
-        if not parts:
-            return torch.empty(0, self.info.vocabulary_size)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return cuts
 
-    def _forward(self, segments: list[Segment], tokens: list[int], wanted: list[int]) -> torch.Tensor:
+    def _forward(self, cut: _Cut) -> torch.Tensor:
         """One packed forward; logits at the wanted rows, [wanted, V]."""
+        segments, tokens, wanted = cut
         device = self.model.device
         rows = self.rows.padded(len(tokens))
         layout = Layout(segments, rows, device)
-        ids = torch.tensor([tokens + [0] * (rows - len(tokens))], dtype=torch.int64).to(device)
+        ids = upload([tokens + [0] * (rows - len(tokens))], torch.int64, device)
         # The head's matrix product follows the same rule of rows as all the others.
         padding = [0] * (self.rows.padded(len(wanted)) - len(wanted))
-        keep = torch.tensor(wanted + padding, dtype=torch.int64).to(device)
+        keep = upload(wanted + padding, torch.int64, device)
         only = {"logits_to_keep": keep} if self._takes_rows else {}
         with forward_on(self._pool, layout):
             out = self.model(
@@ -229,3 +251,11 @@ class TorchEngine(TargetEngine):
             )
         logits: torch.Tensor = out.logits[0] if self._takes_rows else out.logits[0, keep]
         return logits[: len(wanted)]
+
+
+class _Cut(NamedTuple):
+    """What one forward evaluates: see `FastForward`."""
+
+    segments: list[Segment]
+    tokens: list[int]
+    wanted: list[int]

@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import pad
 
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
+from cloud_verifier.engines.torch_engine.upload import upload
 
 TILE_ROWS = 8
 
@@ -85,7 +86,7 @@ class Layout:
         places = [place for s in segments for place in s.places]
         positions = [s.start + i for s in segments for i in range(s.rows)]
         self.tokens = len(positions)
-        packed = torch.tensor([places, positions], dtype=torch.int64).to(device)
+        packed = upload([places, positions], torch.int64, device)
         self.write_index = packed[0]
         self.positions = pad(packed[1:], (0, rows - self.tokens))
         self._tiles: list[_Tile] = []
@@ -127,7 +128,7 @@ class Layout:
         seen = [page for owner in (owners[:1] if lone else owners) for page in self.segments[owner].pages[:count]]
         if lone and seen == list(range(seen[0], seen[0] + count)):
             return TileBatch(first, last, keys, lone, seen[0], None)
-        return TileBatch(first, last, keys, lone, None, torch.tensor(seen, dtype=torch.int64).to(self._device))
+        return TileBatch(first, last, keys, lone, None, upload(seen, torch.int64, self._device))
 
     def head_index(self, heads: int, kv_heads: int) -> HeadIndex:
         """See `HeadIndex`; heads is a multiple of kv_heads."""
@@ -143,14 +144,16 @@ class Layout:
             kv_head, member = torch.arange(heads) // group, torch.arange(heads) % group
             scatter = (where[:, None] * group + member) * kv_heads + kv_head
             device = self._device
-            self._heads[heads, kv_heads] = HeadIndex(gather.flatten().to(device), scatter.flatten().to(device))
+            self._heads[heads, kv_heads] = HeadIndex(
+                upload(gather.flatten(), torch.int64, device), upload(scatter.flatten(), torch.int64, device)
+            )
         return self._heads[heads, kv_heads]
 
     def tile_masks(self, group: int, dtype: torch.dtype) -> list[torch.Tensor]:
         """For each batch what is added to the scores: 0 or -inf, [tiles, 1, TILE_ROWS * group, keys]."""
         if (group, dtype) not in self._masks:
             seen = torch.tensor([[t.start + min(j, t.rows - 1) for j in range(TILE_ROWS)] for t in self.tiles])
-            seen = seen.repeat_interleave(group, dim=1).to(self._device)[:, None, :, None]
+            seen = upload(seen.repeat_interleave(group, dim=1), torch.int64, self._device)[:, None, :, None]
             masks = []
             for batch in self.batches:
                 hidden = torch.arange(batch.keys, device=self._device) > seen[batch.first : batch.last]
@@ -163,7 +166,7 @@ class Layout:
         """For each segment the pages that hold what its rows see, int64."""
         if not self._segment_pages:
             self._segment_pages = [
-                torch.tensor(s.pages[: -(-(s.start + s.rows) // PAGE_TOKENS)], dtype=torch.int64).to(self._device)
+                upload(s.pages[: -(-(s.start + s.rows) // PAGE_TOKENS)], torch.int64, self._device)
                 for s in self.segments
             ]
         return self._segment_pages

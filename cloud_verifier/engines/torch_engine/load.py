@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from cloud_verifier.engines.base import Block, EngineInfo, Sampler
-from cloud_verifier.engines.torch_engine.engine import RowRule, TorchEngine, strict_row_rules
-from cloud_verifier.engines.torch_engine.memory import GPU_MEMORY_SHARE, MemoryTooSmall, pages_within
-from cloud_verifier.engines.torch_engine.pool import PagePool, layer_shapes
+from cloud_verifier.engines.torch_engine.engine import TorchEngine
+from cloud_verifier.engines.torch_engine.fast import FastSettings
+from cloud_verifier.engines.torch_engine.kernels import Kernel, usable
+from cloud_verifier.engines.torch_engine.memory import GIB, GPU_MEMORY_SHARE, MemoryTooSmall, pages_within
+from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, layer_shapes
+from cloud_verifier.engines.torch_engine.rows import RowRule, strict_row_rules
 from cloud_verifier.engines.torch_engine.self_test import self_test
 from speculation.sampling import SamplingParams
 
@@ -46,6 +50,8 @@ def load(
     threads: int | None = None,
     kv_cache_gib: float | None = None,
     gpu_memory_share: float = GPU_MEMORY_SHARE,
+    cuda_graphs: bool = True,
+    compile_draw: bool = False,
 ) -> TorchEngine:
     """Open a causal LM.
 
@@ -53,7 +59,7 @@ def load(
     (CUDA if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32",
     "bfloat16", "float16". context_limit: at most so many tokens per sequence; never more than the model's own limit.
     threads: CPU threads of this process, None to leave as they are. kv_cache_gib, gpu_memory_share: see `memory`.
-    Raises ModelError.
+    cuda_graphs, compile_draw: see `wrap`. Raises ModelError.
     """
     if max_sequences < 1:
         raise ModelError(f"max_sequences is {max_sequences}; it must be at least 1.")
@@ -67,7 +73,14 @@ def load(
     if dtype not in DTYPES:
         raise ModelError(f'dtype is "{dtype}"; it must be "auto" or one of {", ".join(DTYPES)}.')
     opened = _open(model, DTYPES[dtype])
-    torch.nn.Module.to(opened, place)
+    try:
+        torch.nn.Module.to(opened, place)
+    except torch.OutOfMemoryError as error:
+        weights = sum(tensor.nbytes for tensor in [*opened.parameters(), *opened.buffers()])
+        raise ModelError(
+            f"The weights of {model} take {weights / GIB:.3g} GiB, which are not free on {place}; stop what else uses "
+            "it, or take a smaller model."
+        ) from error
     return wrap(
         opened,
         name=Path(model).name if Path(model).is_dir() else model,
@@ -76,6 +89,8 @@ def load(
         context_limit=context_limit,
         kv_cache_gib=kv_cache_gib,
         gpu_memory_share=gpu_memory_share,
+        cuda_graphs=cuda_graphs,
+        compile_draw=compile_draw,
     )
 
 
@@ -88,10 +103,15 @@ def wrap(
     context_limit: int | None = None,
     kv_cache_gib: float | None = None,
     gpu_memory_share: float = GPU_MEMORY_SHARE,
+    kernel: Kernel | None = None,
+    cuda_graphs: bool = True,
+    compile_draw: bool = False,
 ) -> TorchEngine:
     """An engine on a model that is already in memory, on its device and in its dtype. Raises ModelError.
 
-    The model is compared with its own plain forward, then strict mode is put to its self-test.
+    The model is compared with its own plain forward, then strict mode is put to its self-test. kernel: attention over
+    pages for the forward in fixed shapes; None: the one that is usable here, and without one the simple forward.
+    cuda_graphs: capture that forward; compile_draw: let torch.compile fuse its drawing of tokens; both on CUDA only.
     """
     _refuse_unsupported(model)
     limit = _context_limit(model.config, context_limit)
@@ -114,13 +134,37 @@ def wrap(
         pool = PagePool(shapes, pages, model.dtype, model.device)
     except MemoryTooSmall as error:
         raise ModelError(str(error)) from error
-    engine = TorchEngine(model, info, pool, strict=strict)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{pages} pages of keys and values are not free on {model.device}; lower --gpu-memory-share or "
+            "--kv-cache-gib, or stop what else uses it."
+        ) from error
+    kernel = kernel or _kernel(model, shapes)
+    fast = None if kernel is None else FastSettings(kernel, cuda_graphs, compile_draw)
+    engine = TorchEngine(model, info, pool, strict=strict, fast=fast)
     _compare(engine, trial, own)
     if strict:
         _settle_rows(engine)
+        if fast is not None and not engine.info.strict:
+            _log.warning("%s The simple forward is used instead of the fast one.", engine.info.strict_report)
+            engine = TorchEngine(model, info, pool, strict=strict)
+            _settle_rows(engine)
     engine.forget()  # what was tried is nobody's beginning
     engine.describe(fingerprint=fingerprint(model, engine.info.strict, engine.rows))
     return engine
+
+
+def _kernel(model: PreTrainedModel, shapes: Sequence[LayerShape]) -> Kernel | None:
+    """What the model's attention can use over pages on its device."""
+    if model.device.type != "cuda":
+        return None
+    if len(set(shapes)) > 1:
+        _log.info("The layers of this model differ in what they cache; steps run in the simple forward.")
+        return None
+    heads = model.config.get_text_config().num_attention_heads
+    kernel, sentence = usable(shapes[0], heads, model.dtype, model.device)
+    _log.info("%s%s", sentence, "" if kernel else " Steps run in the simple forward.")
+    return kernel
 
 
 def _settle_rows(engine: TorchEngine) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from speculation.noise import MULTIPLIERS, round_keys
+from cloud_verifier.engines.torch_engine.upload import upload
+from speculation.noise import KEY_INCREMENTS, MULTIPLIERS, ROUNDS, round_keys
 
 WORD = 0xFFFFFFFF
 
@@ -44,8 +45,18 @@ class RowNoise:
     def __init__(self, seeds: Sequence[int], positions: Sequence[int], device: torch.device) -> None:
         """Raises ValueError for a seed that is not an unsigned 64-bit number."""
         keys = np.concatenate([round_keys(seed) for seed in seeds], axis=2).astype(np.int64)
-        self._keys = torch.from_numpy(keys).to(device)  # [10, 2, n]
-        self._positions = torch.tensor(positions, dtype=torch.int64).to(device)
+        self._keys = upload(keys, torch.int64, device)  # [10, 2, n]
+        self._positions = upload(positions, torch.int64, device)
+
+    @classmethod
+    def on_device(cls, seeds: torch.Tensor, positions: torch.Tensor) -> RowNoise:
+        """The same of seeds and positions that are on the device: int64 [n]; seeds with the bits of unsigned ones."""
+        rounds = torch.arange(ROUNDS, device=seeds.device)[:, None]
+        words = (seeds & WORD, (seeds >> 32) & WORD)
+        keys = [word + rounds * step & WORD for word, step in zip(words, KEY_INCREMENTS, strict=True)]
+        noise = cls.__new__(cls)
+        noise._keys, noise._positions = torch.stack(keys, dim=1), positions
+        return noise
 
     def integers(self, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The integers of some tokens (int64 [m]) at some rows (int64 [m]); int64 [m]."""

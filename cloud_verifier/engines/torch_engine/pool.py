@@ -14,6 +14,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from cloud_verifier.engines.torch_engine.upload import upload
+
 PAGE_TOKENS = 64  # strict attention reads keys in multiples of it
 
 
@@ -81,19 +83,20 @@ class PagedLayer(CacheLayerMixin):
 class PagePool(Cache):
     """A transformers cache whose layers hold the pages of every sequence.
 
-    Memory that was never written to is not touched, so on a CPU it is not taken either.
+    Memory that was never written to is not touched, so on a CPU it is not taken either. One page more than asked for,
+    `spare_page`, belongs to nobody: steps of a fixed shape write their padding there.
     write_index: where each row of the forward that runs now goes, page * PAGE_TOKENS + place in it, int64 [rows].
     """
 
     def __init__(self, shapes: Sequence[LayerShape], pages: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.pages = pages
+        self.pages = self.spare_page = pages
         self.write_index: torch.Tensor
         self._groups: list[torch.Tensor] = []  # [layers, pages, PAGE_TOKENS, heads, width]
         layers: list[PagedLayer | None] = [None] * len(shapes)
         for shape in dict.fromkeys(shapes):
             alike = [index for index, other in enumerate(shapes) if other == shape]
             keys, values = (
-                torch.empty(len(alike), pages, PAGE_TOKENS, shape.heads, width, dtype=dtype, device=device)
+                torch.empty(len(alike), pages + 1, PAGE_TOKENS, shape.heads, width, dtype=dtype, device=device)
                 for width in (shape.key_width, shape.value_width)
             )
             self._groups += [keys, values]
@@ -109,7 +112,7 @@ class PagePool(Cache):
     @torch.inference_mode()
     def clear(self, pages: Sequence[int]) -> None:
         """Zero these pages."""
-        index = torch.tensor(pages, dtype=torch.int64).to(self._groups[0].device)
+        index = upload(pages, torch.int64, self._groups[0].device)
         for group in self._groups:
             group.index_fill_(1, index, 0)
 

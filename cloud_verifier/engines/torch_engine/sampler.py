@@ -16,6 +16,7 @@ import torch
 
 from cloud_verifier.engines.base import Logprobs, Sampler
 from cloud_verifier.engines.torch_engine.noise import RowNoise, gumbel
+from cloud_verifier.engines.torch_engine.upload import upload
 from speculation.noise import GUMBEL_MAX, GUMBEL_MIN
 from speculation.sampling import SamplingParams
 
@@ -34,26 +35,53 @@ class Row:
     history: Sequence[int] = ()
 
 
-def choose(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    """The target's token at each row. logits: [n, V], any float dtype, as the model gave them; left unchanged."""
-    tokens = logits.argmax(-1)
+def choose(logits: torch.Tensor, rows: Sequence[Row], drawn: torch.Tensor | None = None) -> list[int]:
+    """The target's token at each row. logits: [n, V], any float dtype, as the model gave them; left unchanged.
+
+    drawn: what `draw` chose already, [n], right where nothing but a temperature counts; overwritten elsewhere. On a GPU
+    the host waits once: for the result.
+    """
+    tokens = logits.argmax(-1) if drawn is None else drawn
     plain: list[int] = []  # sampled with nothing but a temperature: no need to normalise a whole vocabulary
     adjusted: list[int] = []
     for number, row in enumerate(rows):
         params = row.sampler.params
-        if params.needs_history or params.logit_bias or not (params.greedy or _unfiltered(params)):
-            adjusted.append(number)
-        elif not params.greedy:
+        if drawn_plainly(params):
             plain.append(number)
-    if plain:
-        tokens[plain] = _choose_plain(logits if len(plain) == len(rows) else logits[plain], [rows[i] for i in plain])
+        elif params.needs_history or params.logit_bias or not params.greedy:
+            adjusted.append(number)
+    if plain and drawn is None:
+        index = upload(plain, torch.int64, logits.device)
+        tokens[index] = _choose_plain(logits if len(plain) == len(rows) else logits[index], [rows[i] for i in plain])
     if adjusted:
-        tokens[adjusted] = _choose_adjusted(logits[adjusted].double(), [rows[i] for i in adjusted])
+        index = upload(adjusted, torch.int64, logits.device)
+        tokens[index] = _choose_adjusted(logits[index].double(), [rows[i] for i in adjusted])
     return [int(token) for token in tokens.tolist()]
 
 
-def _unfiltered(params: SamplingParams) -> bool:
-    return params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0
+def drawn_plainly(params: SamplingParams) -> bool:
+    """Whether a token is drawn with nothing but a temperature."""
+    unfiltered = params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0
+    return unfiltered and not (params.greedy or params.needs_history or params.logit_bias)
+
+
+def draw(
+    logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, temperatures: torch.Tensor
+) -> torch.Tensor:
+    """argmax(logits / temperature + G), or the argmax where the temperature is 0; [n].
+
+    All [n] and on the device: seeds and positions int64, temperatures float64. Nothing here depends on a number that
+    the host would have to wait for, so it can be part of a captured graph.
+    """
+    warm = temperatures > 0
+    scale = torch.where(warm, temperatures, 1.0)[:, None]
+    at_once = max(1, 4 * GPU_COUNTERS // logits.shape[1])
+    parts = []
+    for first in range(0, len(logits), at_once):
+        rows = slice(first, first + at_once)
+        noise = gumbel(RowNoise.on_device(seeds[rows], positions[rows]).all_integers(logits.shape[1]))
+        parts.append((logits[rows].double() / scale[rows] + noise).argmax(-1))
+    return torch.where(warm, torch.cat(parts), logits.argmax(-1))
 
 
 def _noise(rows: Sequence[Row], device: torch.device) -> RowNoise:
@@ -61,13 +89,15 @@ def _noise(rows: Sequence[Row], device: torch.device) -> RowNoise:
 
 
 def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64).to(device)[:, None]
+    return upload(values, torch.float64, device)[:, None]
 
 
 def _choose_plain(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """argmax(logits / temperature + G), [n]."""
     temperatures = _column([row.sampler.params.temperature for row in rows], logits.device)
     exact = logits.float() if logits.dtype != torch.float64 else logits
+    if exact.device.type != "cpu":
+        return choose_simply(exact, rows, temperatures)
     floor = exact.amax(-1, keepdim=True).double() - REACH * temperatures
     # Rounded down to the logits' own precision, so that comparing all of [n, V] needs no conversion.
     floor = torch.nextafter(floor.to(exact.dtype), exact.new_tensor(-math.inf))
@@ -80,8 +110,11 @@ def _choose_plain(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
 
 
 def _many(able: torch.Tensor) -> bool:
-    """Whether noise for every token is less work than noise for these: four tokens share one evaluation of Philox."""
-    return 4 * int(able.sum()) > able.numel()
+    """Whether noise for every token is less work than noise for these: four tokens share one evaluation of Philox.
+
+    Always on a GPU, where to count them would be to wait for them.
+    """
+    return able.device.type != "cpu" or 4 * int(able.sum()) > able.numel()
 
 
 def choose_simply(logits: torch.Tensor, rows: Sequence[Row], temperatures: torch.Tensor) -> torch.Tensor:
@@ -114,9 +147,9 @@ def _choose_adjusted(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     for number, row in enumerate(rows):
         penalise(logits[number], row)
     tokens = logits.argmax(-1)
-    sampled = [i for i, row in enumerate(rows) if not row.sampler.params.greedy]
-    if sampled:
-        chosen = [rows[i] for i in sampled]
+    warm = [i for i, row in enumerate(rows) if not row.sampler.params.greedy]
+    if warm:
+        chosen, sampled = [rows[i] for i in warm], upload(warm, torch.int64, logits.device)
         log_probs = filtered(logits[sampled], [row.sampler.params for row in chosen])
         able = log_probs >= log_probs.amax(-1, keepdim=True) - REACH
         if _many(able):
@@ -134,17 +167,17 @@ def penalise(logits: torch.Tensor, row: Row) -> None:
     if params.needs_history:
         history = np.asarray(row.history, dtype=np.int64)
         if params.repetition_penalty != 1.0:
-            seen = torch.from_numpy(np.unique(history)).to(device)
+            seen = upload(np.unique(history), torch.int64, device)
             old = logits[seen]
             logits[seen] = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
         answer = history[row.sampler.prompt_length :]
         if len(answer) and (params.presence_penalty or params.frequency_penalty):
             tokens, counts = np.unique(answer, return_counts=True)
             penalty = params.presence_penalty + params.frequency_penalty * counts
-            logits[torch.from_numpy(tokens).to(device)] -= torch.from_numpy(penalty).to(device)
+            logits[upload(tokens, torch.int64, device)] -= upload(penalty, torch.float64, device)
     if params.logit_bias:
-        tokens_ = torch.tensor(list(params.logit_bias), dtype=torch.int64).to(device)
-        logits[tokens_] += torch.tensor(list(params.logit_bias.values()), dtype=torch.float64).to(device)
+        biased = upload(list(params.logit_bias), torch.int64, device)
+        logits[biased] += upload(list(params.logit_bias.values()), torch.float64, device)
 
 
 def filtered(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
@@ -153,13 +186,14 @@ def filtered(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Te
     log_probs = torch.log_softmax(logits / _column([p.temperature for p in params], device), dim=-1)
     limited = [i for i, p in enumerate(params) if 0 < p.top_k < size]
     if limited:
-        part = log_probs[limited]
-        ks = torch.tensor([params[i].top_k for i in limited]).to(device)[:, None]
-        edge = part.topk(int(ks.max()), dim=-1).values.gather(1, ks - 1)
-        log_probs[limited] = part.masked_fill(part < edge, -math.inf)
+        index, counts = upload(limited, torch.int64, device), [params[i].top_k for i in limited]
+        part = log_probs[index]
+        edge = part.topk(max(counts), dim=-1).values.gather(1, upload(counts, torch.int64, device)[:, None] - 1)
+        log_probs[index] = part.masked_fill(part < edge, -math.inf)
     nuclear = [i for i, p in enumerate(params) if p.top_p < 1.0]
     if nuclear:
-        log_probs[nuclear] = _nucleus(log_probs[nuclear], _column([params[i].top_p for i in nuclear], device))
+        index = upload(nuclear, torch.int64, device)
+        log_probs[index] = _nucleus(log_probs[index], _column([params[i].top_p for i in nuclear], device))
     if any(p.min_p > 0.0 for p in params):
         floor = _column([math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in params], device)
         log_probs = log_probs.masked_fill(log_probs < log_probs.amax(-1, keepdim=True) + floor, -math.inf)
@@ -172,10 +206,14 @@ def _nucleus(log_probs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     probs = torch.softmax(log_probs, dim=-1)
     out = torch.empty_like(log_probs)
     left = torch.arange(len(log_probs), device=log_probs.device)
-    for width in (NUCLEUS_FIRST, size) if size > 2 * NUCLEUS_FIRST else (size,):
+    # On a GPU all at once: to know what the first turn has left would be to wait for it.
+    turns = (NUCLEUS_FIRST, size) if size > 2 * NUCLEUS_FIRST and left.device.type == "cpu" else (size,)
+    for width in turns:
         part = log_probs[left]
         ids = part.topk(width, dim=-1, sorted=False).indices.sort(dim=-1).values
         out[left], held = _keep(part, probs[left], ids, top_p[left])
+        if width == size:
+            break
         left = left[held < top_p[left, 0] * FIXED_POINT]
         if len(left) == 0:
             break

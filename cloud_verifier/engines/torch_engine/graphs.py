@@ -1,0 +1,101 @@
+"""Steps of a fixed shape that are captured once and then replayed, so that a GPU does not wait for the host's launches.
+
+Each shape has its own buffer of inputs. On CUDA a shape is captured when it first comes (a CUDA graph); all graphs
+share one pool of memory, so a result is good until the next step and no longer. Without graphs, and on a CPU, the
+function is called; the buffers and that rule are the same, which is what tests on a CPU hold.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from cloud_verifier.engines.torch_engine.standing import Inputs, Shape
+
+_log = logging.getLogger(__name__)
+
+MOST_SHAPES = 64  # kept; the one not used for longest goes first
+GRAPH_ROWS = 1024  # longer steps keep a GPU busy for longer than their launches take
+WARM_UPS = 2  # before a capture: libraries set themselves up on their first calls, which a capture does not allow
+
+
+class Result(NamedTuple):
+    """logits: [choices, V] of a shape. drawn: int64 [choices], see `sampler.draw`. Both on the device."""
+
+    logits: torch.Tensor
+    drawn: torch.Tensor
+
+
+Function = Callable[[Inputs], Result]
+
+
+class Steps:
+    """One function of standing inputs, in all the shapes that come."""
+
+    def __init__(self, function: Function, device: torch.device, *, graphs: bool) -> None:
+        """graphs: capture on CUDA; elsewhere there is nothing to capture."""
+        self._function, self._device = function, device
+        self._graphs = graphs and device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self._graphs else None
+        self._shapes: OrderedDict[Shape, _Standing] = OrderedDict()
+        self.graph_bytes = 0
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Those that are kept, the one used last at the end."""
+        return list(self._shapes)
+
+    def __call__(self, shape: Shape, packed: torch.Tensor) -> Result:
+        """The function's result on these numbers (see `standing.fill`); good until the next call."""
+        standing = self._shapes.get(shape)
+        if standing is None:
+            buffer = torch.empty_like(packed, device=self._device)
+            standing = self._shapes[shape] = _Standing(Inputs(shape, buffer))
+            if len(self._shapes) > MOST_SHAPES:
+                self._shapes.popitem(last=False)
+        self._shapes.move_to_end(shape)
+        standing.inputs.buffer.copy_(packed, non_blocking=True)
+        if self._graphs and standing.graph is None and shape.rows <= GRAPH_ROWS:
+            self._capture(standing)
+        if standing.graph is not None and standing.result is not None:
+            standing.graph.replay()
+            return standing.result
+        return self._function(standing.inputs)
+
+    def _capture(self, standing: _Standing) -> None:
+        """Capture one shape; where memory does not suffice, capture nothing any more: steps go on without graphs."""
+        free = torch.cuda.mem_get_info(self._device)[0]
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream(self._device)
+        try:
+            side.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UPS):
+                    self._function(standing.inputs)
+            torch.cuda.current_stream(self._device).wait_stream(side)
+            # Other threads of the process may use the device meanwhile, for another model, say.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = self._function(standing.inputs)
+        except torch.OutOfMemoryError:
+            self._graphs = False
+            _log.warning(
+                "There is no memory left for CUDA graphs (%d captured); steps of new shapes are slower now. "
+                "Lower --gpu-memory-share or --max-sessions, or give --no-cuda-graphs.",
+                sum(one.graph is not None for one in self._shapes.values()),
+            )
+            return
+        standing.graph, standing.result = graph, result
+        self.graph_bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
+
+
+class _Standing:
+    """One shape: its inputs, and what was captured of it."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.result: Result | None = None

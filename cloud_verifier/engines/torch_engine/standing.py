@@ -1,0 +1,188 @@
+"""What a step of a fixed shape reads: one buffer that stays where it is, filled by one copy.
+
+A captured graph reads the same addresses each time and runs the same shapes. So steps are cut to a few shapes, every
+number that a step needs lies in one tensor, and what a step does not fill does no harm: padding rows write to the
+pool's spare page, and what they compute is never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from cloud_verifier.engines.torch_engine.layout import Segment
+from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
+from cloud_verifier.engines.torch_engine.rows import RowRule
+from cloud_verifier.engines.torch_engine.sampler import Row, drawn_plainly
+
+LEAST_ROWS = 8
+
+
+class Shape(NamedTuple):
+    """What one captured step is fixed to.
+
+    rows: tokens with padding. sequences: at most so many. width: rows of one sequence at most. pages: that one sequence
+    sees at most. choices: rows whose logits are wanted, with padding. sampled: some are drawn, not just the best.
+    """
+
+    rows: int
+    sequences: int
+    width: int
+    pages: int
+    choices: int
+    sampled: bool
+
+    @property
+    def sections(self) -> dict[str, int]:
+        """What the buffer holds, in order, and how many numbers of each."""
+        return {
+            "ids": self.rows,
+            "positions": self.rows,
+            "places": self.rows,
+            "slots": self.rows,
+            "row_of": self.sequences * self.width,
+            "ends": self.sequences + 1,
+            "seen": self.sequences,
+            "table": self.sequences * self.pages,
+            "keep": self.choices,
+            "seeds": self.choices,
+            "at": self.choices,
+            "temperatures": self.choices,
+        }
+
+
+def shape_of(
+    segments: Sequence[Segment], choices: int, sampled: bool, rule: RowRule, most_pages: int, *, fixed: bool
+) -> Shape:
+    """The shape that a forward over these segments runs in.
+
+    fixed: strict mode, where nothing about the company may change what runs; else powers of two, so that there are few.
+    """
+    tokens = sum(segment.rows for segment in segments)
+    if fixed:
+        rows = rule.padded(tokens)
+        return Shape(rows, rows, rows, most_pages, rows, sampled)
+    rows = max(LEAST_ROWS, _power_of_two(rule.padded(tokens)))
+    pages = max(-(-(s.start + s.rows) // PAGE_TOKENS) for s in segments)
+    return Shape(
+        rows,
+        _power_of_two(len(segments)),
+        _power_of_two(max(s.rows for s in segments)),
+        min(_power_of_two(pages), most_pages),
+        min(max(LEAST_ROWS, _power_of_two(choices)), rows),
+        sampled,
+    )
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << max(0, number - 1).bit_length()
+
+
+class Inputs:
+    """The views of one buffer, int64, by what they mean.
+
+    ids, positions, places: of each row; places as in `PagePool.write_index`. slots: where in [sequences * width] a row
+    lies, and row_of: which row lies there (any for padding). ends: row at which each sequence begins, then the end.
+    seen: positions that each sequence sees at its last row. table: its pages, [sequences, pages], padded with its own
+    first. keep: rows whose logits are wanted; seeds, at (positions), temperatures (float64; 0 for the best): of those.
+    """
+
+    def __init__(self, shape: Shape, buffer: torch.Tensor) -> None:
+        """buffer: int64 [sum of the sections]."""
+        self.shape, self.buffer = shape, buffer
+        parts: dict[str, torch.Tensor] = dict(
+            zip(shape.sections, buffer.split(list(shape.sections.values())), strict=True)
+        )
+        self.ids, self.positions, self.places = parts["ids"], parts["positions"], parts["places"]
+        self.slots, self.row_of = parts["slots"], parts["row_of"]
+        self.ends, self.seen = parts["ends"], parts["seen"]
+        self.table = parts["table"].view(shape.sequences, shape.pages)
+        self.keep, self.seeds, self.at = parts["keep"], parts["seeds"], parts["at"]
+        self.temperatures: torch.Tensor = parts["temperatures"].view(torch.float64)
+
+
+class StandingLayout:
+    """One forward over standing inputs, as attention meets it. What is worked out here is worked out once a forward."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.write_index: torch.Tensor = inputs.places
+
+    @cached_property
+    def mask(self) -> torch.Tensor:
+        """Which positions each row of a grid sees, bool [sequences, 1, width, pages * PAGE_TOKENS]."""
+        shape = self.inputs.shape
+        rows = self.inputs.positions.index_select(0, self.inputs.row_of).view(shape.sequences, 1, shape.width, 1)
+        return torch.arange(shape.pages * PAGE_TOKENS, device=rows.device) <= rows
+
+    @cached_property
+    def ends(self) -> torch.Tensor:
+        """As in `Inputs`, int32."""
+        return self.inputs.ends.int()
+
+    @cached_property
+    def seen(self) -> torch.Tensor:
+        """As in `Inputs`, int32."""
+        return self.inputs.seen.int()
+
+    @cached_property
+    def table(self) -> torch.Tensor:
+        """As in `Inputs`, int32."""
+        return self.inputs.table.int()
+
+    @cached_property
+    def padding(self) -> torch.Tensor:
+        """Which rows are padding, bool [rows, 1, 1]."""
+        rows = torch.arange(self.inputs.shape.rows, device=self.inputs.ids.device)
+        return (rows >= self.inputs.ends[-1])[:, None, None]
+
+
+def fill(
+    shape: Shape,
+    segments: Sequence[Segment],
+    tokens: Sequence[int],
+    wanted: Sequence[int],
+    rows: Sequence[Row],
+    spare_page: int,
+    pinned: bool,
+) -> torch.Tensor:
+    """The numbers of one step on the host, laid out as `Inputs`, in memory that a GPU can read by itself if pinned.
+
+    tokens: of all segments, end to end. wanted: rows whose logits are wanted. rows: how to choose at these; fewer, or
+    none, if nothing is to be drawn there.
+    """
+    # Fresh each time: the copy of the step before may not be over. torch keeps pinned memory and hands it out again.
+    packed = torch.zeros(sum(shape.sections.values()), dtype=torch.int64, pin_memory=pinned)
+    host = {name: part.numpy() for name, part in vars(Inputs(shape, packed)).items() if isinstance(part, torch.Tensor)}
+    host["ids"][: len(tokens)] = tokens
+    host["places"][:] = spare_page * PAGE_TOKENS
+    host["table"][:] = spare_page
+    grid = host["row_of"].reshape(shape.sequences, shape.width)
+    row = 0
+    for number, segment in enumerate(segments):
+        last, end = row + segment.rows, segment.start + segment.rows
+        pages = np.asarray(segment.pages[: -(-end // PAGE_TOKENS)])
+        positions = np.arange(segment.start, end)
+        host["positions"][row:last] = positions
+        host["places"][row:last] = pages[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
+        host["slots"][row:last] = np.arange(segment.rows) + number * shape.width
+        grid[number, : segment.rows] = np.arange(row, last)
+        grid[number, segment.rows :] = last - 1
+        host["seen"][number] = end
+        # Padding of the table is masked, but a masked NaN is a NaN still: so no page of another's.
+        host["table"][number] = pages[0]
+        host["table"][number, : len(pages)] = pages
+        row = last
+        host["ends"][number + 1] = row
+    host["ends"][len(segments) + 1 :] = row
+    host["keep"][: len(wanted)] = wanted
+    for number, one in enumerate(rows):
+        if drawn_plainly(one.sampler.params):
+            host["seeds"][number] = np.uint64(one.sampler.seed).astype(np.int64)
+            host["at"][number] = one.position
+            host["temperatures"][number] = one.sampler.params.temperature
+    return packed
