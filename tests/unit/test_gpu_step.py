@@ -23,11 +23,11 @@ def test_it_runs_here_and_writes_what_it_found(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(out.read_text())
     assert {"commit", "date", "hardware", "copy_bytes_per_s", "rows"} <= found.keys()
-    assert len(found["rows"]) == 2 * 2 * 2
+    assert len(found["rows"]) == 2 * 2
     assert all(row["forward"] == "fast" and row["limit_ms"] > 0 for row in found["rows"])
     assert all(row["step_ms_p10"] <= row["step_ms"] <= row["step_ms_p90"] for row in found["rows"])
     told = found["findings"]["tiny"]
-    assert told["same_words_without_graphs"] is True
+    assert told["same_words_without_graphs"] is None  # there are no graphs on a CPU
     assert told["same_words_in_any_company"] is True
     assert len(told["cost_of_strict_mode"]) == 2
 
@@ -67,7 +67,7 @@ def test_words_and_costs_are_compared_case_by_case() -> None:
         {"mode": str(Mode(strict, True)), "context": 64, "sessions": 1, "drafts": 1, "step_ms": ms}
         for strict, ms in ((False, 4.0), (True, 5.0))
     ]
-    assert costs_of_strict_mode(rows) == [1.25]
+    assert costs_of_strict_mode(rows, graphs=True) == [1.25]
 
 
 def test_without_a_gpu_it_says_what_to_do() -> None:
