@@ -16,7 +16,7 @@ for it, and nobody's reading is thrown away half done: no deadlock, and no livel
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
 
 from cloud_verifier.engines.base import EngineFull, TargetEngine
 from cloud_verifier.sessions import Session
@@ -35,7 +35,7 @@ class Seats:
     def take(
         self,
         session: Session,
-        others: Iterable[Session],
+        others: Collection[Session],
         kept: Collection[Session],
         due: Collection[Session],
         now_s: float,
@@ -49,28 +49,39 @@ class Seats:
         if session.sequence is None:
             session.sequence = self._engine.open(session.line.log, session.owner)
             session.cached = self._engine.length(session.sequence)
-        held = [other for other in others if other.sequence is not None and other is not session]
-        resting = {v for v in held if v not in due and (not v.attached or now_s - v.ready_since_s >= IDLE_S)}
-        juniors = [v for v in held if v not in resting and v.settled and _rank(v) > _rank(session)]
-        victims = [
-            *sorted(resting - set(kept), key=lambda v: (v.attached, v.ready_since_s)),
-            *sorted((v for v in juniors if v not in kept), key=_rank, reverse=True),
-        ]
+        victims = self._victims(session, others, kept, due, now_s)
         while True:
             try:
                 self._engine.reserve(session.sequence, session.line.length - session.cached)
             except EngineFull:
-                if victims:
-                    self.give_up(victims.pop(0))
-                    held = [other for other in held if other.sequence is not None]
+                if (victim := next(victims, None)) is not None:
+                    self.give_up(victim)
                     continue
                 if fresh:
                     self._close(session)
-                if not held:
+                if all(other.sequence is None for other in others if other is not session):
                     raise
                 return False
             session.evicted = False
             return True
+
+    def _victims(
+        self,
+        session: Session,
+        others: Collection[Session],
+        kept: Collection[Session],
+        due: Collection[Session],
+        now_s: float,
+    ) -> Iterator[Session]:
+        """Whose keys and values a session may take, in order. Looks at the others once the first is asked for: there
+        is room as a rule, and to look for every session of every step costs the square of the sessions."""
+        held = [other for other in others if other.sequence is not None and other is not session]
+        resting = {v for v in held if v not in due and (not v.attached or now_s - v.ready_since_s >= IDLE_S)}
+        juniors = [v for v in held if v not in resting and v.settled and _rank(v) > _rank(session)]
+        yield from (
+            *sorted(resting - set(kept), key=lambda v: (v.attached, v.ready_since_s)),
+            *sorted((v for v in juniors if v not in kept), key=_rank, reverse=True),
+        )
 
     def give_up(self, session: Session) -> None:
         """A session's keys and values make room for another's."""

@@ -32,13 +32,17 @@ class AnswerText:
     def push(self, token: int) -> bool:
         """Take one token; returns whether the answer ends with it because a stop string is complete."""
         self._held += self._stream.push(token)
+        if not self._stop:
+            self.pieces.append(self._held)
+            self._held = ""
+            return False
         hits = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
         if hits:
             self.pieces.append(self._held[: min(hits)])
             self._held = ""
             self.stopped = True
             return True
-        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
+        keep = max(_overlap(self._held, s) for s in self._stop)
         cut = len(self._held) - keep
         self.pieces.append(self._held[:cut])
         self._held = self._held[cut:]
