@@ -86,7 +86,7 @@ class Pages:
         return table
 
     def reserve(self, table: Table, more: int) -> None:
-        """Make sure that so many tokens more can be written. Raises EngineFull, and nothing has changed."""
+        """Make sure that so many tokens more can be written. Raises EngineFull, and no room was taken."""
         self._learn(table)
         length, size = len(table.tokens), self.page_tokens
         missing = max(0, -(-(length + more) // size) - len(table.pages))

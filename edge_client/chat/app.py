@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from edge_client.chat.conversation import Conversation, ConversationError
+from edge_client.chat.interrupt import heeding
 from edge_client.chat.painting import Painter, figures
 from edge_client.client import EdgeClient
 from edge_client.errors import SessionError
@@ -111,9 +112,12 @@ class Chat:
         ride = RideSettings(model=conversation.model, offline_answers=self._offline_answers)
         interrupted = False
         try:
-            with closing(
-                self._client.stream(conversation.messages, conversation.params, seed=seed, ride=ride)
-            ) as chunks:
+            with (
+                closing(
+                    self._client.stream(conversation.messages, conversation.params, seed=seed, ride=ride)
+                ) as stream,
+                heeding(stream) as chunks,
+            ):
                 output = self._painter.stream(chunks, said)
         except KeyboardInterrupt:  # what has come so far is the answer
             interrupted = True
