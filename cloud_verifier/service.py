@@ -20,6 +20,7 @@ from cloud_verifier.admission import Admission, AdmissionSettings, Place
 from cloud_verifier.discretion import log_failure
 from cloud_verifier.errors import VerifierError, invalid, refuse
 from cloud_verifier.opening import OBJECTIVES, Served, check_model, check_version, new_session, vocabulary_pieces
+from cloud_verifier.reading import read_within
 from cloud_verifier.scheduler import Scheduler
 from cloud_verifier.security.principals import Principal, caller
 from cloud_verifier.sessions import Session
@@ -161,7 +162,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
 
     async def _open(self, context: Context) -> tuple[Session, pb.Opened]:
         try:
-            request = await asyncio.wait_for(context.read(), self._settings.open_timeout_s)
+            request = await read_within(context, self._settings.open_timeout_s)
         except TimeoutError as error:
             raise VerifierError(
                 StatusCode.DEADLINE_EXCEEDED, "OPEN_TIMEOUT", "the stream sent no Open message in time; send it first"

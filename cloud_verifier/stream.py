@@ -20,6 +20,7 @@ from cloud_verifier.admission import Place
 from cloud_verifier.bucket import TokenBucket
 from cloud_verifier.errors import VerifierError, invalid
 from cloud_verifier.opening import change_patience, check_ids
+from cloud_verifier.reading import leave
 from cloud_verifier.scheduler import Scheduler
 from cloud_verifier.sessions import Echo, FinishReason, Session
 from speculation.line import LineError
@@ -54,7 +55,7 @@ class SessionStream:
         self._attachment = session.attachment
         self._rate = TokenBucket(settings.messages_per_s, settings.burst_messages)
         self._sending = asyncio.Lock()
-        self._complete = False
+        self._complete = self._ended = False
 
     async def serve(self) -> None:
         """Read and write until the answer is complete. Raises VerifierError, and what gRPC raises."""
@@ -71,9 +72,10 @@ class SessionStream:
                 if task.done() and (error := task.exception()) is not None:
                     raise error
         finally:
-            reader.cancel()
+            self._ended = True
+            leave(reader)
             writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            await asyncio.gather(writer, return_exceptions=True)
 
     async def send(self, response: pb.GenerateResponse) -> None:
         """Write a message. Raises VerifierError if the device does not read."""
@@ -93,7 +95,7 @@ class SessionStream:
 
     async def _read(self) -> None:
         session = self._session
-        while isinstance(request := await self._context.read(), pb.GenerateRequest):
+        while isinstance(request := await self._context.read(), pb.GenerateRequest) and not self._ended:
             self._check_attached()
             kind = request.WhichOneof("message")
             if kind == "draft":
@@ -116,6 +118,8 @@ class SessionStream:
             if wait_s := self._rate.wait_s:
                 session.statistics.slowed_messages += 1
                 await asyncio.sleep(wait_s)
+                if self._ended:
+                    return
 
     def _draft(self, draft: pb.Draft) -> None:
         session = self._session

@@ -76,6 +76,7 @@ class DirectWire:
         self._task.cancel()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        self._inbox.put_nowait(None)  # as gRPC does to who still reads
         if task.cancelled():
             return
         self.listen(True)

@@ -7,12 +7,13 @@ import contextlib
 import random
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.service import ServiceSettings
+from cloud_verifier.service import ServiceSettings, VerifierService
 from edge_client.client import AsyncEdgeClient, EdgeClient, SamplingParams
 from edge_client.errors import SessionError
 from speculation.pace import PATIENCE_UNLIMITED_MS
@@ -136,6 +137,56 @@ def test_two_hundred_sessions_leave_nothing_behind() -> None:
         assert verifier.scheduler.running == 0
         assert verifier.scheduler.room
         completed(verifier.address)
+
+
+class Reads:
+    """Reads of all streams that a verifier serves: how many are under way, and how many were given up."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.under_way = self.given_up = self.all = 0
+        generate, reads = VerifierService.Generate, self
+
+        class Context:
+            def __init__(self, context: Any) -> None:
+                self._context = context
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._context, name)
+
+            async def read(self) -> Any:
+                reads.under_way += 1
+                reads.all += 1
+                try:
+                    return await self._context.read()
+                except asyncio.CancelledError:
+                    reads.given_up += 1
+                    raise
+                finally:
+                    reads.under_way -= 1
+
+        async def counted(service: VerifierService, requests: Any, context: Any) -> None:
+            await generate(service, requests, Context(context))  # type: ignore[arg-type]
+
+        monkeypatch.setattr(VerifierService, "Generate", counted)
+
+
+def test_no_read_is_given_up_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For gRPC loses memory by each that is; see `cloud_verifier.reading`."""
+    reads = Reads(monkeypatch)
+    engine = MockEngine(max_sequences=64)
+    engine.poison = 0
+    settings = ServiceSettings(lease_s=0.05, open_timeout_s=0.1)
+    with InProcessVerifier(engine, service=settings) as verifier:
+        for life in (*LIVES, never_opened):
+            life(verifier.address)
+        until(lambda: reads.under_way == 0, "every read ends with its stream")
+    assert reads.all > len(LIVES)
+    assert reads.given_up == 0
+
+
+def never_opened(address: str) -> None:
+    with Stream(address) as stream:
+        assert stream.refusal().reason == "OPEN_TIMEOUT"
 
 
 def test_a_session_whose_deadline_has_passed_is_not_kept() -> None:
