@@ -118,8 +118,6 @@ class SessionStream:
             if wait_s := self._rate.wait_s:
                 session.statistics.slowed_messages += 1
                 await asyncio.sleep(wait_s)
-                if self._ended:
-                    return
 
     def _draft(self, draft: pb.Draft) -> None:
         session = self._session
