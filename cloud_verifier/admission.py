@@ -56,6 +56,11 @@ class _Account:
     queue: deque[asyncio.Future[None]] = field(default_factory=deque)
     tokens: TokenBucket | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is lost by forgetting it."""
+        return not self.sessions and not self.queue and (self.tokens is None or self.tokens.full)
+
 
 class Place:
     """One session's, from before its prompt is read until it is forgotten."""
@@ -87,7 +92,7 @@ class Place:
 
 
 class Admission:
-    """The door of one model. Lives on the event loop; accounts are kept for every principal that ever came."""
+    """The door of one model. Lives on the event loop."""
 
     def __init__(
         self,
@@ -111,7 +116,7 @@ class Admission:
         tell: called if there is none yet, with the number of sessions in the queue. Raises VerifierError, before or
         after waiting.
         """
-        account = self._accounts.setdefault(principal.name, _Account())
+        account = self._account(principal.name)
         self._check_quota(principal, account)
         self._check_kept()
         if self._turns or self._full:
@@ -119,6 +124,19 @@ class Admission:
         else:
             self._grant(account)
         return Place(self, principal, account)
+
+    def _account(self, name: str) -> _Account:
+        """A principal's. Whoever comes anew finds those of all that have gone cleared away."""
+        if name not in self._accounts:
+            for gone in [known for known, account in self._accounts.items() if account.idle]:
+                del self._accounts[gone]
+            self._accounts[name] = _Account()
+        return self._accounts[name]
+
+    @property
+    def accounts(self) -> int:
+        """Principals that have something here: sessions, a turn, or tokens that they owe."""
+        return len(self._accounts)
 
     def room_changed(self) -> None:
         """Places may have become free: whose turn it is gets them."""

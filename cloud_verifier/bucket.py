@@ -30,6 +30,12 @@ class TokenBucket:
             return 0.0
         return -self._level / self.per_s if self.per_s else float("inf")
 
+    @property
+    def full(self) -> bool:
+        """Whether it is as a new one."""
+        self._fill()
+        return self._level >= self.burst
+
     def _fill(self) -> None:
         now_s = self._clock()
         self._level = min(self.burst, self._level + (now_s - self._at_s) * self.per_s)

@@ -75,6 +75,11 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         """Sessions that wait for a place."""
         return self._admission.waiting
 
+    @property
+    def principals(self) -> int:
+        """Principals that have sessions, wait for a place, or owe tokens."""
+        return self._admission.accounts
+
     def knows(self, session_id: str) -> bool:
         """Whether this is a session of this service."""
         return session_id in self._sessions

@@ -12,7 +12,7 @@ from benchmarks.load.seat import Notes, Seat, pace_of
 from benchmarks.load.simulated import Setting, trial
 from benchmarks.load.target import WrittenTarget
 from benchmarks.load.wire import WallClock, WirePort
-from benchmarks.soak import slope
+from benchmarks.soak.slope import slope
 from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
 from tests.harness import InProcessVerifier, LetterCodec

@@ -290,3 +290,22 @@ def test_a_door_that_closes_sends_away_who_waits() -> None:
         await door.enter("ben", max_sessions=1)
 
     run(story())
+
+
+def test_who_has_gone_and_owes_nothing_is_forgotten() -> None:
+    async def test() -> None:
+        door = Door(8, max_queue=4)
+        stays = await door.enter("stays")
+        owes = await door.enter("owes", tokens_per_minute=60)
+        owes.charge(90)
+        door.leave(owes)
+        for number in range(50):
+            door.leave(await door.enter(f"guest {number}", tokens_per_minute=60))
+            assert door.admission.accounts <= 3, "the one that stays, the one that owes, and the latest guest"
+        assert (await door.refusal("owes", tokens_per_minute=60)).reason == "PRINCIPAL_TOKENS"
+        door.leave(stays)
+        door.now_s += 90.0
+        await door.enter("another")
+        assert door.admission.accounts == 1
+
+    run(test())

@@ -1,0 +1,1 @@
+"""An hour of churn against one verifier process: does its memory stay flat?"""
