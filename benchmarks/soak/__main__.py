@@ -92,8 +92,12 @@ def findings(readings: Sequence[Reading], last: Reading, churns: Sequence[Churn]
         "wrong_words": sum(one.wrong for one in churns),
         "left": {"sessions": last.sessions, "pages_used": last.pages_used, "tasks": last.tasks},
         "most": {
-            name: max(getattr(r, name) for r in readings)
-            for name in ("sessions", "principals", "tasks", "series", "pages_used", "pages_cached")
+            "sessions": max(r.sessions for r in readings),
+            "principals": max(r.principals for r in readings),
+            "tasks": max(r.tasks for r in readings),
+            "series": max(r.series for r in readings),
+            "pages_used": max(r.pages_used for r in readings),
+            "pages_cached": max(r.pages_cached for r in readings),
         },
         "least_pages_free_when_warm": min(r.pages_free for r in steady),
         "cores": round((readings[-1].cpu_s - readings[0].cpu_s) / seconds, 2),
