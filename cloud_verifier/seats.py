@@ -62,6 +62,8 @@ class Seats:
                 if all(other.sequence is None for other in others if other is not session):
                     raise
                 return False
+            if session.found is None:
+                session.found = min(session.cached, session.prompt_length)
             session.evicted = False
             return True
 

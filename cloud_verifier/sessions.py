@@ -73,7 +73,8 @@ class Session:
     for. detached_s: when its last stream left. ready_since_s: when its latest step ended; roused_s: since when it has
     something to do that needs no patience. calibration: what this device's confidence is worth, by what the log said in
     the end. priority: higher goes first. settled: it has written something since it got its sequence. evicted: it
-    then lost that to another; its log is read again once it has something to do.
+    then lost that to another; its log is read again once it has something to do. found: tokens of the prompt that the
+    engine had when the session first got its sequence.
     """
 
     session_id: str
@@ -93,6 +94,7 @@ class Session:
     evicted: bool = False
     sequence: SequenceId | None = None
     cached: int = 0
+    found: int | None = None
     drafted: list[bool] = field(default_factory=list)
     logprobs: list[Logprobs] = field(default_factory=list)
     nudged: bool = False

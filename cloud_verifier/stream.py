@@ -215,7 +215,11 @@ def _finished(session: Session) -> pb.Finished:
     return pb.Finished(
         reason=REASONS[session.finish],
         text=session.text.rest() if session.want_text else "",
-        usage=pb.Usage(prompt_tokens=session.prompt_length, completion_tokens=len(session.drafted)),
+        usage=pb.Usage(
+            prompt_tokens=session.prompt_length,
+            completion_tokens=len(session.drafted),
+            cached_prompt_tokens=session.found or 0,
+        ),
         statistics=pb.SessionStatistics(
             drafted_tokens=session.line.drafted,
             dropped_tokens=session.line.dropped,

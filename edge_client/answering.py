@@ -200,6 +200,7 @@ class Answering:
             metrics=_metrics(self.loop, self._link, finished, tokens),
             logprobs=tuple(self._logprobs) if self._params.logprobs is not None else None,
             offline=part,
+            cached_prompt_tokens=finished.usage.cached_prompt_tokens,
         )
 
 

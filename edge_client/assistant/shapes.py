@@ -163,7 +163,8 @@ def finish_reason(output: RequestOutput) -> str:
 
 
 def usage(outputs: Sequence[RequestOutput], n: int) -> Json:
-    """Token counts; a prompt counts once for its n choices. Rejected are guesses that were drawn for nothing."""
+    """Token counts; a prompt counts once for its n choices. Cached are those that the verifier had not to evaluate for
+    the first of them; rejected are guesses that were drawn for nothing."""
     prompt = sum(output.prompt_tokens for output in outputs[::n])
     completion = sum(tokens_of(output) for output in outputs)
     drafted = sum(output.metrics.drafted_tokens for output in outputs)
@@ -172,6 +173,7 @@ def usage(outputs: Sequence[RequestOutput], n: int) -> Json:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(output.cached_prompt_tokens for output in outputs[::n])},
         "completion_tokens_details": {
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": max(0, drafted - accepted),

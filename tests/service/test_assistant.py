@@ -15,7 +15,7 @@ from edge_client.assistant.app import AssistantSettings
 from edge_client.client import EdgeClient
 from speculation.sampling import SamplingParams
 from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
-from tests.mock_engine import MockEngine, answer
+from tests.mock_engine import MockEngine, PagedMockEngine, answer
 from tests.service.assistants import RunningAssistant, events, question
 from tests.service.engines import GatedEngine
 from tests.service.raw import until
@@ -108,6 +108,26 @@ def test_several_choices_and_prompts(assistant: RunningAssistant) -> None:
     assert [choice.text for choice in said.choices] == expected
     assert said.usage is not None
     assert (said.usage.prompt_tokens, said.usage.completion_tokens) == (4, 32)
+
+
+def test_usage_tells_what_of_a_next_turn_had_been_read_before() -> None:
+    with (
+        InProcessVerifier(PagedMockEngine(pages=64, page_tokens=4)) as verifier,
+        RunningAssistant(EdgeClient(verifier.address)) as assistant,
+    ):
+        client = assistant.openai()
+        first = client.chat.completions.create(model="mock", messages=HELLO, max_tokens=24, seed=SEED)
+        talk = [*HELLO, first.choices[0].message.model_dump(include={"role", "content"}), *HELLO]
+        second = client.chat.completions.create(model="mock", messages=talk, max_tokens=4, seed=SEED)
+        stream = client.chat.completions.create(
+            model="mock", messages=talk, n=2, max_tokens=4, stream=True, stream_options={"include_usage": True}
+        )
+        usages = [first.usage, second.usage, list(stream)[-1].usage]
+    details = [usage.prompt_tokens_details for usage in usages if usage is not None]
+    cached = [detail.cached_tokens for detail in details if detail is not None]
+    # Of hello, 24 tokens and hello after the opening one: what lies in full pages but for the answer's last, unread
+    # token; and once the second turn had been read, all full pages. A prompt counts once for its choices.
+    assert cached == [0, 28, 32]
 
 
 def test_several_choices_in_one_stream(assistant: RunningAssistant) -> None:

@@ -82,6 +82,19 @@ class Bench:
         assert self.engine.pages.available == self.engine.pages.count
 
 
+def test_what_an_earlier_session_has_read_is_counted_once() -> None:
+    bench = Bench(pages=40)
+    beginning = list(range(10, 20))
+    first = bench.add(beginning)
+    bench.finish(40)
+    second = bench.add([*beginning, *first.answer, 30, 31])
+    bench.step()
+    bench.scheduler._seats.give_up(second)  # it finds its own pages when it comes back, which is no gift
+    bench.finish(40)
+    assert first.found == 0
+    assert second.found == 20  # of 22, the last of which was never read, in pages of four
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.integers(12, 40))
 def test_whatever_happens_all_words_come_and_all_memory_is_free_at_the_end(seed: int, pages: int) -> None:
