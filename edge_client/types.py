@@ -106,7 +106,7 @@ class RequestOutput:
 
     text: without special tokens and without the stop text. token_ids: the verifier's. finish_reason: stop, length or
     abort. seed: gives the same words again. drafted[i]: token_ids[i] was guessed by the device. offline: the end of the
-    text, if the device wrote it alone. cached_prompt_tokens: those that the verifier had evaluated for an earlier answer.
+    text, if the device wrote it alone. cached_prompt_tokens: those that the verifier had evaluated before, for another.
     """
 
     text: str

@@ -23,7 +23,7 @@ from edge_client.drafters.base import DrafterError, DrafterInfo
 from edge_client.drafters.gguf_header import GgufHeader, read_header
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
 from edge_client.drafters.llama_cpp_past import SEQUENCE, Past, Positions, States
-from edge_client.drafters.memory import fitting_context
+from edge_client.drafters.memory import conversations_bytes, fitting_context
 from edge_client.drafters.model_text import ModelText
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS, DeviceSettings, FlashAttention, KvType, Weights
 from speculation.vocabulary import Vocabulary
@@ -62,11 +62,12 @@ class LlamaCppDrafter(LanguageModelDrafter):
         _check_types(api, header, path)
         limit = header.number("context_length") or DEFAULT_CONTEXT_TOKENS
         context = min(limit, settings.context_tokens or DEFAULT_CONTEXT_TOKENS)
+        kv_bytes = _KV_BYTES[settings.kv_type]
         if not settings.gpu_layers:
             context = fitting_context(
                 str(path),
                 _weights_bytes(path),
-                lambda tokens: header.cache_bytes(tokens, _KV_BYTES[settings.kv_type]),
+                lambda tokens: header.cache_bytes(tokens, kv_bytes),
                 context,
                 limit_bytes=settings.memory_limit_bytes,
                 fixed=settings.context_tokens is not None,
@@ -89,6 +90,10 @@ class LlamaCppDrafter(LanguageModelDrafter):
                 ),
                 top_candidates=top_candidates,
                 chunk_tokens=_BATCH_TOKENS,
+                memory_bytes=conversations_bytes(
+                    0 if settings.gpu_layers else _weights_bytes(path) + header.cache_bytes(context, kv_bytes),
+                    settings.memory_limit_bytes,
+                ),
             )
             self._context = _open_context(api, self._model, path, context, threads, settings)
             stateful = api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model)
@@ -181,6 +186,15 @@ class LlamaCppDrafter(LanguageModelDrafter):
 
     def _drop_tail(self, length: int) -> None:
         self._past.drop(length)
+
+    def _state_bytes(self, length: int) -> int:
+        return self._past.size_bytes
+
+    def _copy_state(self, length: int) -> npt.NDArray[np.uint8]:
+        return self._past.copy()
+
+    def _restore_state(self, state: npt.NDArray[np.uint8], length: int) -> None:
+        self._past.restore(state)
 
     def _free(self) -> None:
         if self._batch is not None:

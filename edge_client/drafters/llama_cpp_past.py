@@ -13,6 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from edge_client.drafters.base import DrafterError
 
 SEQUENCE = 0
@@ -37,12 +40,26 @@ class Past(ABC):
     def evaluated(self, tokens: Sequence[int], start: int) -> None:
         """Tell that these tokens were evaluated from position `start` on."""
 
+    @property
+    def size_bytes(self) -> int:
+        """Of a copy of all that is remembered; 0 if there can be none."""
+        return 0
+
+    def copy(self) -> npt.NDArray[np.uint8]:
+        """All that is remembered. Raises DrafterError."""
+        raise DrafterError("a state cannot be copied with what it takes to go back from it")
+
+    def restore(self, copied: npt.NDArray[np.uint8]) -> None:
+        """Remember that, and nothing else. Raises DrafterError."""
+        raise DrafterError("nothing was copied")
+
 
 class Positions(Past):
     """Of a model with attention."""
 
     def __init__(self, api: Any, context: Any) -> None:
-        self._api, self._memory = api, api.llama_get_memory(context)
+        self._api, self._context = api, context
+        self._memory = api.llama_get_memory(context)
 
     def drop(self, length: int) -> None:
         if not self._api.llama_memory_seq_rm(self._memory, SEQUENCE, length, -1):
@@ -53,6 +70,20 @@ class Positions(Past):
 
     def evaluated(self, tokens: Sequence[int], start: int) -> None:
         """Positions remember themselves."""
+
+    @property
+    def size_bytes(self) -> int:
+        return int(self._api.llama_state_seq_get_size(self._context, SEQUENCE))
+
+    def copy(self) -> npt.NDArray[np.uint8]:
+        copied = np.empty(self.size_bytes, np.uint8)
+        if self._api.llama_state_seq_get_data(self._context, _bytes(copied), len(copied), SEQUENCE) != len(copied):
+            raise DrafterError("llama.cpp could not copy its keys and values")
+        return copied
+
+    def restore(self, copied: npt.NDArray[np.uint8]) -> None:
+        if self._api.llama_state_seq_set_data(self._context, _bytes(copied), len(copied), SEQUENCE) != len(copied):
+            raise DrafterError("llama.cpp could not take its keys and values back")
 
 
 class States(Past):
@@ -112,3 +143,7 @@ class States(Past):
     def _remove(self, length: int) -> None:
         if not self._api.llama_memory_seq_rm(self._memory, SEQUENCE, length, -1):
             raise DrafterError(f"llama.cpp refused to roll back to {length} tokens")
+
+
+def _bytes(array: npt.NDArray[np.uint8]) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

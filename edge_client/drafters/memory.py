@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edge_client.drafters.base import DrafterError
 
+MOST_CONVERSATIONS_BYTES = 256 << 20
 MIN_CONTEXT_TOKENS = 256  # with less, a drafter forgets what it is about
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -69,6 +70,15 @@ def fitting_context(
         f"{name} does not fit into memory: it needs about {readable(weights_bytes)} for its weights and "
         f"{readable(cache)} for {context_tokens} tokens of context, and {readable(min(known))} are {free}; {advice}"
     )
+
+
+def conversations_bytes(model_bytes: int, limit_bytes: int | None) -> int:
+    """Memory for conversations put aside: a quarter of what a model leaves of what is free or allowed, at most 256 MiB.
+
+    model_bytes: weights and key-value cache. limit_bytes: as for `fitting_context`.
+    """
+    known = [found for found in (available_bytes(), limit_bytes) if found is not None]
+    return max(0, min([MOST_CONVERSATIONS_BYTES, *((found - model_bytes) // 4 for found in known)]))
 
 
 def parse_bytes(text: str) -> int:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edge_client.drafters.base import Drafter, DrafterError, DrafterInfo
 from edge_client.drafters.choosing import choose
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
-from edge_client.drafters.memory import fitting_context
+from edge_client.drafters.memory import conversations_bytes, fitting_context
 from edge_client.drafters.model_text import ModelText
 from edge_client.drafters.onnx_graph import read_folder_config, read_graph, read_vocabulary
 from edge_client.drafters.providers import (
@@ -85,6 +85,9 @@ class OnnxDrafter(LanguageModelDrafter):
             ),
             top_candidates=top_candidates,
             chunk_tokens=_CHUNK_TOKENS if graph.last_row_only else min(_CHUNK_TOKENS, rows_per_chunk),
+            memory_bytes=conversations_bytes(
+                _weights_bytes(file) + config.cache_bytes(context), settings.memory_limit_bytes
+            ),
         )
         self._file = file
         self._make_buffers(opened)
@@ -106,7 +109,7 @@ class OnnxDrafter(LanguageModelDrafter):
         self._mask = None if graph.mask is None else np.ones(context, graph.dtypes[graph.mask])
         self._positions = None if graph.positions is None else np.zeros(chunk, graph.dtypes[graph.positions])
         self._row = np.zeros(graph.vocabulary_size, graph.logits_dtype)
-        self._cached = 0  # positions laid out in self._caches[0]; at least self._length between calls
+        self._cached = 0  # positions laid out in self._caches[0]; at least those held between calls
         self._bound_count = 0
         place = _PLACES.get(opened.provider)
         self._device_caches: list[Any] = []
@@ -169,6 +172,28 @@ class OnnxDrafter(LanguageModelDrafter):
 
     def _drop_tail(self, length: int) -> None:
         """Nothing to do now: what lies past the length is overwritten (shared) or cut off before the next run."""
+
+    def _state_bytes(self, length: int) -> int:
+        """An accelerator's memory is left alone."""
+        if self._device_caches:
+            return 0
+        return sum(cache.heads * length * cache.width * np.dtype(cache.dtype).itemsize for cache in self._graph.caches)
+
+    def _copy_state(self, length: int) -> list[npt.NDArray[Any]]:
+        return [view[:, :length].copy() for view in self._laid_out(self._cached)]
+
+    def _restore_state(self, state: list[npt.NDArray[Any]], length: int) -> None:
+        self._cached = length
+        for view, kept in zip(self._laid_out(length), state, strict=True):
+            view[:, :length] = kept
+
+    def _laid_out(self, positions: int) -> list[npt.NDArray[Any]]:
+        """The caches as [heads, positions, width]; those that grow hold so many positions."""
+        views = []
+        for cache, array in zip(self._graph.caches, self._caches[0], strict=True):
+            there = (cache.positions or self.info.context_tokens) if self._graph.shared else positions
+            views.append(array[: cache.heads * there * cache.width].reshape(cache.heads, there, cache.width))
+        return views
 
     def _free(self) -> None:
         del self._binding, self._run_binding, self._session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from edge_client.drafters.base import Candidates, Drafter, DrafterError
+from edge_client.drafters.language_model import LanguageModelDrafter
+from edge_client.drafters.remembered import common
 from speculation.vocabulary import fingerprint
 from tests.contract.conftest import Case
 from tests.contract.tiny_models import CONTEXT_TOKENS
@@ -160,6 +163,60 @@ def test_any_feeds_and_rollbacks_end_like_one_feed(
     found = drafter.candidates()
     drafter.close()
     assert_close_to_row(found, expected_rows(reference, held)[-1], case.format.tolerance)
+
+
+def counting(drafter: Drafter, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens the runtime evaluates, one entry a call."""
+    assert isinstance(drafter, LanguageModelDrafter)
+    counts: list[int] = []
+    evaluate = drafter._evaluate
+
+    def counted(tokens: Sequence[int], start: int, last: bool) -> npt.NDArray[np.floating] | None:
+        counts.append(len(tokens))
+        return evaluate(tokens, start, last)
+
+    monkeypatch.setattr(drafter, "_evaluate", counted)
+    return counts
+
+
+def test_a_conversation_that_goes_on_is_not_read_again(
+    case: Case, drafter: Drafter, reference: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three by turns, of which two begin alike, fed in pieces as the riding loop does."""
+    beginning = ids(90, seed=10)
+    talks = [beginning + ids(150, seed=11), beginning + ids(160, seed=12), ids(200, seed=13)]
+    counts = counting(drafter, monkeypatch)
+    before: list[int] = []
+    for turn in range(3):
+        for number, talk in enumerate(talks):
+            held = common(talk, before)
+            drafter.rollback(held)
+            counts.clear()
+            for first in range(held, len(talk), 64):
+                drafter.feed(talk[first : first + 64])
+            found = drafter.candidates()
+            if turn:
+                assert sum(counts) <= 32
+            assert_close_to_row(found, expected_rows(reference, talk)[-1], case.format.tolerance)
+            before, talks[number] = talk, talk + ids(31, seed=14 + turn)  # the next turn
+    drafter.rollback(drafter.length - 3)  # and it is a sequence like any other
+    drafter.feed([7, 8])
+    rest = [*before[:-3], 7, 8]
+    assert_close_to_row(drafter.candidates(), expected_rows(reference, rest)[-1], case.format.tolerance)
+
+
+def test_what_was_put_aside_and_cannot_be_taken_up_is_read_again(
+    case: Case, drafter: Drafter, reference: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(state: object, length: int) -> None:
+        raise DrafterError("no")
+
+    talk = ids(200, seed=15)
+    drafter.feed(talk)
+    drafter.rollback(20)
+    monkeypatch.setattr(drafter, "_restore_state", refuse)
+    drafter.feed(talk[20:])
+    assert_close_to_row(drafter.candidates(), expected_rows(reference, talk)[-1], case.format.tolerance)
 
 
 def test_a_rollback_that_drops_tokens_forgets_the_candidates(drafter: Drafter) -> None:
