@@ -7,10 +7,10 @@ Every repetition has conversations of its own, of some thousand tokens, that beg
     returned    the turn after that, once the device has drafted for another conversation meanwhile
     strange     as returned, of a device that is started anew: the verifier remembers, the drafter has to read
 
-Told are medians and quartiles of the time to the first word, and of the time to the first word that the device had
-guessed; the prompt's tokens, and how many of them the verifier had (`cached_tokens` of the usage, which the verifier
-counts). The demo pair is made for 1,024 tokens of context: it is copied with a wider limit, for the speed of reading
-does not depend on what is read. What it says then is worth little.
+Told are medians and quartiles of the time to the first word, and of the time until the first guess left the device; the
+prompt's tokens, and how many of them the verifier had (`cached_tokens` of the usage, which the verifier counts). The
+demo pair is made for 1,024 tokens of context: it is copied with a wider limit, for the speed of reading does not depend
+on what is read. What it says then is worth little.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Messages = list[dict[str, str]]
 
 
 class Turn(NamedTuple):
-    """guess_ms: to the first word that the device had guessed; None if there was none."""
+    """guess_ms: until the first guess left the device; None if there was none."""
 
     text: str
     first_ms: float
@@ -80,11 +80,12 @@ def ask(url: str, messages: Messages, seed: int) -> Turn:
             if "error" in said:
                 raise click.ClickException(said["error"]["message"])
             usage = said.get("usage") or usage
+            for happened in said.get("outrider", {}).get("events", ()):
+                if happened["kind"] == "sent" and happened["tokens"]:
+                    guess_ms = guess_ms or happened["at_ms"]
             if said["choices"] and (content := said["choices"][0]["delta"].get("content")):
                 first_ms = first_ms or now_ms
                 text += content
-                if any(token["writer"] == "device" for token in said["outrider"]["tokens"]):
-                    guess_ms = guess_ms or now_ms
     assert usage is not None
     assert first_ms is not None
     cached = usage["prompt_tokens_details"]["cached_tokens"]

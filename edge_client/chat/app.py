@@ -10,6 +10,7 @@ from pathlib import Path
 from edge_client.chat.conversation import Conversation, ConversationError
 from edge_client.chat.interrupt import heeding
 from edge_client.chat.painting import Painter, figures
+from edge_client.chat.progress import Progress
 from edge_client.client import EdgeClient
 from edge_client.errors import SessionError
 from edge_client.offline import compare
@@ -109,7 +110,8 @@ class Chat:
         said: list[str] = []
         output: RequestOutput | None = None
         conversation = self.conversation
-        ride = RideSettings(model=conversation.model, offline_answers=self._offline_answers)
+        progress = Progress()
+        ride = RideSettings(model=conversation.model, diary=progress.view.diary, offline_answers=self._offline_answers)
         interrupted = False
         try:
             with (
@@ -118,7 +120,7 @@ class Chat:
                 ) as stream,
                 heeding(stream) as chunks,
             ):
-                output = self._painter.stream(chunks, said)
+                output = self._painter.stream(chunks, said, progress)
         except KeyboardInterrupt:  # what has come so far is the answer
             interrupted = True
         except (SessionError, ValueError) as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 
 from rich.console import Console
 from rich.text import Text
 
+from edge_client.chat.progress import Progress
+from edge_client.chat.status import StatusLine
 from edge_client.offline import CheckedAnswer
 from edge_client.terminal import TOLD
 from edge_client.types import LinkState, RequestMetrics, RequestOutput, StreamChunk
@@ -44,30 +47,53 @@ class Painter:
 
     def __init__(self, console: Console, errors: Console) -> None:
         self.console, self.errors = console, errors
+        self._status: StatusLine | None = None  # while an answer comes
 
     def write(self, text: str, style: str = "") -> None:
         """Text as it is, without an end of line."""
-        self.console.print(Text(clean(text), style), end="", soft_wrap=True)
+        with self._status.lock if self._status is not None else contextlib.nullcontext():
+            self.console.print(Text(clean(text), style), end="", soft_wrap=True)
 
     def say(self, sentence: str, style: str = "dim") -> None:
         """A line about the answer, not of it; beside the answers, if those go into a file or a pipe."""
         console = self.console if self.console.is_terminal else self.errors
         console.print(Text(clean(sentence), style), soft_wrap=True)
 
-    def stream(self, chunks: Iterable[StreamChunk], said: list[str]) -> RequestOutput | None:
+    def stream(self, chunks: Iterable[StreamChunk], said: list[str], progress: Progress) -> RequestOutput | None:
         """Write an answer as it grows; `said` holds what was written, also if this is interrupted."""
         state, output = LinkState.LIVE, None
-        for chunk in chunks:
-            output = chunk.output or output
-            if chunk.link is not state and chunk.output is None:
-                state = chunk.link
-                if state in TOLD:
-                    self.say(f"{chr(10) if said and self.console.is_terminal else ''}[{TOLD[state]}]", "yellow")
-            if chunk.text:
-                said.append(chunk.text)
-            for text, style in pieces(chunk):
-                self.write(text, style)
+        with self._progress_shown(progress):
+            for chunk in chunks:
+                output = chunk.output or output
+                progress.heard(chunk)
+                if chunk.link is not state and chunk.output is None:
+                    state = chunk.link
+                    self._tell(state, begun=bool(said))
+                if chunk.text:
+                    said.append(chunk.text)
+                for text, style in pieces(chunk):
+                    self.write(text, style)
         return output
+
+    @contextlib.contextmanager
+    def _progress_shown(self, progress: Progress) -> Iterator[None]:
+        """In the terminal's last row, if there is a terminal."""
+        if not StatusLine.possible(self.console):
+            yield
+            return
+        with StatusLine(self.console.file, progress) as status:
+            self._status = status
+            try:
+                yield
+            finally:
+                self._status = None
+
+    def _tell(self, state: LinkState, *, begun: bool) -> None:
+        """News of the link: at once in the status line, if there is one, else and where it marks words as a line."""
+        if self._status is not None:
+            self._status.draw()
+        if state in TOLD and (self._status is None or state is LinkState.OFFLINE):
+            self.say(f"{chr(10) if begun and self.console.is_terminal else ''}[{TOLD[state]}]", "yellow")
 
     def difference(self, before: RequestOutput, checked: CheckedAnswer) -> None:
         """What the verifier makes of the device's own words."""

@@ -1,0 +1,190 @@
+"""The chat's status line on a terminal in memory: where it stands, that it leaves no trace, and what it says when."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator
+from typing import IO
+
+import pyte
+import pytest
+
+from edge_client.chat.progress import Progress
+from edge_client.chat.status import StatusLine
+from edge_client.types import LinkState, StreamChunk
+from tests.harness import InProcessVerifier
+from tests.service.engines import GatedEngine
+from tests.service.links import Road
+from tests.service.raw import DEADLINE_S
+from tests.service.test_chat import ROOT, command, words
+
+ROWS, COLUMNS = 8, 40
+
+
+class Screen(pyte.Screen):
+    """Tells programs that ask where the cursor is."""
+
+    answer: Callable[[str], None]
+
+    def write_process_input(self, data: str) -> None:
+        self.answer(data)
+
+
+class Terminal:
+    """A pseudo-terminal and what a person would see on it."""
+
+    def __init__(self) -> None:
+        self._master, self.slave = pty.openpty()
+        self.screen = Screen(COLUMNS, ROWS)
+        self.screen.answer = self.type
+        self._stream = pyte.ByteStream(self.screen)
+        self.resize(COLUMNS, ROWS)
+
+    def resize(self, columns: int, rows: int) -> None:
+        self.screen.resize(rows, columns)
+        termios.tcsetwinsize(self.slave, (rows, columns))
+
+    def rows(self) -> list[str]:
+        """What stands on the screen now, without the empty rows at its end."""
+        while select.select([self._master], [], [], 0)[0]:
+            self._stream.feed(os.read(self._master, 1 << 16))
+        rows = [row.rstrip() for row in self.screen.display]
+        while rows and not rows[-1]:
+            rows.pop()
+        return rows
+
+    def shows(self, seen: Callable[[list[str]], bool]) -> list[str]:
+        """The rows, once they are as wanted."""
+        end_s = time.monotonic() + DEADLINE_S
+        while not seen(rows := self.rows()):
+            assert time.monotonic() < end_s, rows
+            time.sleep(0.01)
+        return rows
+
+    def type(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def close(self) -> None:
+        os.close(self._master)
+        os.close(self.slave)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    made = Terminal()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def file(terminal: Terminal) -> Iterator[IO[str]]:
+    tty.setraw(terminal.slave)
+    termios.tcsetwinsize(terminal.slave, (ROWS, COLUMNS))
+    with os.fdopen(os.dup(terminal.slave), "w") as opened:
+        yield opened
+
+
+def write(file: IO[str], text: str) -> None:
+    file.write(text.replace("\n", "\r\n"))
+    file.flush()
+
+
+def test_text_scrolls_above_it_and_it_leaves_no_trace(terminal: Terminal, file: IO[str]) -> None:
+    write(file, "\n" * (ROWS - 1) + "half a ")
+    said = ["one"]
+    with StatusLine(file, lambda: said[0], tick_s=0.01) as line:
+        write(file, "line, ")
+        assert terminal.rows()[-2:] == ["half a line,", " one"]
+        write(file, "and more\n" + "".join(f"row {number}\n" for number in range(20)) + "unfini")
+        said[0] = "two " * 30
+        rows = terminal.shows(lambda rows: "two" in rows[-1])
+        assert rows[:-1] == [*(f"row {number}" for number in range(14, 20)), "unfini"]
+        assert len(rows) == ROWS
+        with line.lock:
+            write(file, "shed")
+    assert terminal.rows() == [*(f"row {number}" for number in range(14, 20)), "unfinished"]
+    write(file, "\nall rows\nscroll\nagain")
+    assert terminal.rows()[-4:] == ["unfinished", "all rows", "scroll", "again"]
+    assert len(terminal.rows()) == ROWS
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(COLUMNS, ROWS + 4), (COLUMNS // 2, ROWS), (COLUMNS + 20, ROWS - 2)])
+def test_it_follows_the_terminals_size(terminal: Terminal, file: IO[str], columns: int, rows: int) -> None:
+    with StatusLine(file, lambda: "status", tick_s=0.01):
+        write(file, "first\nsecond\nth")
+        terminal.shows(lambda found: len(found) == ROWS and found[-1] == " status")
+        terminal.resize(columns, rows)
+        terminal.shows(lambda found: len(found) == rows and found[-1] == " status")
+        write(file, "ird")
+        assert terminal.rows()[-1] == " status"
+        assert terminal.rows().count(" status") == 1
+    if rows >= ROWS:  # this terminal cuts off its first rows where a real one cuts off the empty ones at the end
+        assert terminal.rows()[-3:] == ["first", "second", "third"]
+    assert "status" not in "".join(terminal.rows())
+
+
+def test_a_terminal_of_few_rows_has_none(terminal: Terminal, file: IO[str]) -> None:
+    terminal.resize(COLUMNS, 3)
+    with StatusLine(file, lambda: "status", tick_s=0.01):
+        write(file, "text")
+        assert terminal.rows() == ["text"]
+
+
+def test_what_it_says() -> None:
+    now_s = [0.0]
+    progress = Progress(clock=lambda: now_s[0])
+    assert progress() == "connecting to the verifier  (Ctrl-C stops)"
+    progress.heard(StreamChunk(link=LinkState.LIVE))
+    now_s[0] = 2.0
+    assert progress() == "waiting for the first word, 2 s  (Ctrl-C stops)"
+    for _ in range(3):
+        now_s[0] += 0.1
+        progress.heard(StreamChunk("ab", (5, 6), ("a", "b"), (False, False), (False, False)))
+    assert progress() == "6 tokens, 25 tokens/s"
+    progress.heard(StreamChunk(link=LinkState.WAITING))
+    now_s[0] += 4.0
+    assert progress() == "waiting for the network, 4 s  (Ctrl-C stops)"
+    progress.heard(StreamChunk("c", (7,), ("c",), (False,), (False,), link=LinkState.OFFLINE))
+    assert progress().startswith("the device alone: 7 tokens")
+
+
+def test_a_silent_link_shows_at_once_and_the_words_are_whole(
+    terminal: Terminal, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    engine = GatedEngine()
+    terminal.resize(80, 20)
+    home = {**os.environ, "HOME": str(tmp_path_factory.mktemp("home")), "TERM": "xterm-256color"}
+    home |= {"XDG_STATE_HOME": home["HOME"], "NO_COLOR": "1"}
+    with InProcessVerifier(engine) as verifier, Road(verifier.address) as road:
+        chat = subprocess.Popen(
+            command(road.address),
+            stdin=terminal.slave,
+            stdout=terminal.slave,
+            stderr=terminal.slave,
+            env=home,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        try:
+            terminal.shows(lambda rows: any("verifier 127.0.0.1" in row for row in rows))
+            terminal.type("hello\r")
+            engine.allow(6)
+            terminal.shows(lambda rows: words("hello")[:6] in rows and rows[-1].startswith(" 6 tokens"))
+            road.pause()
+            terminal.shows(lambda rows: rows[-1].startswith(" waiting for the network"))
+            engine.allow(100_000)
+            road.resume()
+            rows = terminal.shows(lambda rows: "first token" in rows[-1])  # the next question is waited for
+            assert words("hello") in rows  # in one piece
+            assert not any("waiting for" in row for row in rows)
+            terminal.type("\x04")
+            assert chat.wait(DEADLINE_S) == 0
+        finally:
+            chat.kill()
+            chat.wait()
