@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import queue
 import secrets
 import threading
@@ -97,9 +98,10 @@ class EdgeClient:
     def _load(
         self, drafter: str | Path | Drafter | None, threads: int, device: DeviceSettings | None, duty: DutyCycle | None
     ) -> DrafterSeat | None:
+        settings = dataclasses.replace(device or DeviceSettings(), keeps_conversations=True)
         try:
             loaded = (
-                drafter if isinstance(drafter, Drafter) else load_drafter(drafter, threads=threads, settings=device)
+                drafter if isinstance(drafter, Drafter) else load_drafter(drafter, threads=threads, settings=settings)
             )
         except Exception as error:  # whatever a runtime does with a broken file, answers must still come
             self.notices.append(f"no drafter: {error}; answers stream from the verifier alone")

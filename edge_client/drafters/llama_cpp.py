@@ -91,8 +91,8 @@ class LlamaCppDrafter(LanguageModelDrafter):
                 top_candidates=top_candidates,
                 chunk_tokens=_BATCH_TOKENS,
                 memory_bytes=conversations_bytes(
+                    settings,
                     0 if settings.gpu_layers else _weights_bytes(path) + header.cache_bytes(context, kv_bytes),
-                    settings.memory_limit_bytes,
                 ),
             )
             self._context = _open_context(api, self._model, path, context, threads, settings)

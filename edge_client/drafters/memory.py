@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_client.drafters.base import DrafterError
+from edge_client.drafters.settings import DeviceSettings
 
 MOST_CONVERSATIONS_BYTES = 256 << 20
 MIN_CONTEXT_TOKENS = 256  # with less, a drafter forgets what it is about
@@ -72,12 +73,14 @@ def fitting_context(
     )
 
 
-def conversations_bytes(model_bytes: int, limit_bytes: int | None) -> int:
+def conversations_bytes(settings: DeviceSettings, model_bytes: int) -> int:
     """Memory for conversations put aside: a quarter of what a model leaves of what is free or allowed, at most 256 MiB.
 
-    model_bytes: weights and key-value cache. limit_bytes: as for `fitting_context`.
+    model_bytes: weights and key-value cache.
     """
-    known = [found for found in (available_bytes(), limit_bytes) if found is not None]
+    if not settings.keeps_conversations:
+        return 0
+    known = [found for found in (available_bytes(), settings.memory_limit_bytes) if found is not None]
     return max(0, min([MOST_CONVERSATIONS_BYTES, *((found - model_bytes) // 4 for found in known)]))
 
 

@@ -85,9 +85,7 @@ class OnnxDrafter(LanguageModelDrafter):
             ),
             top_candidates=top_candidates,
             chunk_tokens=_CHUNK_TOKENS if graph.last_row_only else min(_CHUNK_TOKENS, rows_per_chunk),
-            memory_bytes=conversations_bytes(
-                _weights_bytes(file) + config.cache_bytes(context), settings.memory_limit_bytes
-            ),
+            memory_bytes=conversations_bytes(settings, _weights_bytes(file) + config.cache_bytes(context)),
         )
         self._file = file
         self._make_buffers(opened)

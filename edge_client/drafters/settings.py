@@ -38,13 +38,15 @@ class DeviceSettings:
 
     context_tokens: longest sequence; default the model's own limit, at most 4,096 and at most what fits into memory.
     memory_limit_bytes: most that weights and key-value cache may take together; default what is free. offline: never
-    ask the hub, take what is in its cache. For llama.cpp: gpu_layers (-1 for all), weights, kv_type, flash_attention.
+    ask the hub, take what is in its cache. keeps_conversations: put aside what was evaluated for one conversation when
+    another comes, in memory that is left. For llama.cpp: gpu_layers (-1 for all), weights, kv_type, flash_attention.
     For ONNX Runtime: provider, as `edge_client.drafters.providers` reads it.
     """
 
     context_tokens: int | None = None
     memory_limit_bytes: int | None = None
     offline: bool = False
+    keeps_conversations: bool = False
     gpu_layers: int = 0
     weights: Weights = Weights.MAPPED
     kv_type: KvType = KvType.F16

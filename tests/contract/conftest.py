@@ -80,7 +80,8 @@ class Case:
     path: Path
 
     def load(self, *, context_tokens: int | None = None, **arguments: int) -> Drafter:
-        return self.format.load(self.path, settings=DeviceSettings(context_tokens=context_tokens), **arguments)
+        settings = DeviceSettings(context_tokens=context_tokens, keeps_conversations=True)
+        return self.format.load(self.path, settings=settings, **arguments)
 
 
 @pytest.fixture(scope="module", params=list(FORMATS))
