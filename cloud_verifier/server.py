@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cloud_verifier.operation.metrics import Metrics
 
 MAX_MESSAGE_BYTES = 1 << 20
+KEYS_READ_EVERY_S = 1.0  # besides at every call: so soon does an answer end whose key was taken away
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VerifierService"].full_name
 
 # Devices ping an idle stream to keep NATs open; a server that is not told to permit it answers GOAWAY too_many_pings.
@@ -141,7 +142,9 @@ async def running(
     health_pb2_grpc.add_HealthServicer_to_server(liveness, server)
     reflection.enable_server_reflection([SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     port = address.add_to(server)
-    stepping = [asyncio.create_task(scheduler.run()) for scheduler in schedulers]
+    working = [asyncio.create_task(scheduler.run()) for scheduler in schedulers]
+    if authentication is not None and authentication.has_keys:
+        working.append(asyncio.create_task(_expel(authentication, services.values())))
     await server.start()
     for name in ("", SERVICE_NAME, *(f"{SERVICE_NAME}/{name}" for name in services)):
         await liveness.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -151,11 +154,20 @@ async def running(
     finally:
         await liveness.enter_graceful_shutdown()
         await server.stop(grace=1.0)
-        for task in stepping:
+        for task in working:
             task.cancel()
-        await asyncio.gather(*stepping, return_exceptions=True)
+        await asyncio.gather(*working, return_exceptions=True)
         for one in services.values():
             one.close()
+
+
+async def _expel(authentication: Authentication, services: Collection[VerifierService]) -> None:
+    """End sessions whose key was taken away; cancel to stop."""
+    while True:
+        await asyncio.sleep(KEYS_READ_EVERY_S)
+        objection = authentication.objections()
+        for service in services:
+            service.expel(objection)
 
 
 async def serve(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,6 +107,23 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
                 session.error = _leaving("this verifier leaves; open the session again with continue_from to go on")
                 self._scheduler.remove(session)
             session.changed.set()
+
+    def expel(self, objection: Callable[[Principal], VerifierError | None]) -> None:
+        """End the sessions of those who may not go on, with why; answers that are complete may be read to their end."""
+        expelled = 0
+        for session in list(self._sessions.values()):
+            error = objection(self._places[session.session_id].principal)
+            if error is None or (session.attached and session.over):
+                continue
+            expelled += 1
+            if session.attached:
+                session.error = error
+                self._scheduler.remove(session)
+                session.changed.set()
+            else:
+                self._forget(session)
+        if expelled:
+            log.info("ended %d sessions of those who may not go on", expelled)
 
     def _note_if_empty(self) -> None:
         if self._draining and not self.streams:
@@ -240,6 +258,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
                 f"the device claims to know {known} tokens, but the log can be told from {session.oldest} to "
                 f"{session.line.length}; open again with continue_from",
             )
+        self._places[session.session_id].principal = caller.get()
         session.attachment += 1
         session.attached, session.half_closed = True, False
         session.sent = known

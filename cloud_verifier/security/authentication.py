@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
 from grpc import StatusCode
 
 from cloud_verifier.errors import VerifierError, refuse
-from cloud_verifier.security.keys import Entry, KeyStore
+from cloud_verifier.security.keys import Entry, KeyStore, certificate_credential, hash_of
 from cloud_verifier.security.principals import ANONYMOUS, Principal, Quota, caller
 
 SCHEME = "Bearer "
+REMOVED = (
+    "the operator has taken this key or certificate away, and so this answer ends; ask for another, and with that open "
+    "the session again with continue_from to go on"
+)
 OPEN_TO_ALL = "/grpc.health.v1.Health/"  # load balancers have no key, and nothing is told but whether it serves
 
 
@@ -91,18 +96,43 @@ class Authentication(grpc.aio.ServerInterceptor):
                 "KEY_OF_ANOTHER",
                 "the client certificate and the API key belong to different principals; use those of one",
             )
-        return _enabled(entry)
+        credential = certificate_credential(entry.certificate) if key is None else hash_of(key)
+        return replace(_enabled(entry).principal, credential=credential)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether only those are let in whom a file of keys knows."""
+        return self._keys is not None
+
+    def objections(self) -> Callable[[Principal], VerifierError | None]:
+        """Asks of principals that were let in why they may not go on, by what the file of keys says now.
+
+        Only with keys: without, nobody is ever sent away.
+        """
+        holders = self._keys.holders() if self._keys is not None else {}
+
+        def objection(principal: Principal) -> VerifierError | None:
+            entry = holders.get(principal.credential)
+            if entry is None or entry.principal.name != principal.name:
+                return VerifierError(StatusCode.UNAUTHENTICATED, "KEY_REMOVED", REMOVED)
+            return _disabled() if entry.disabled else None
+
+        return objection
 
     def _anonymous(self) -> Principal:
         return Principal(ANONYMOUS.name, self._default)
 
 
-def _enabled(entry: Entry) -> Principal:
+def _enabled(entry: Entry) -> Entry:
     if entry.disabled:
-        raise VerifierError(
-            StatusCode.PERMISSION_DENIED, "DISABLED", "the operator has disabled this principal; ask the operator"
-        )
-    return entry.principal
+        raise _disabled()
+    return entry
+
+
+def _disabled() -> VerifierError:
+    return VerifierError(
+        StatusCode.PERMISSION_DENIED, "DISABLED", "the operator has disabled this principal; ask the operator"
+    )
 
 
 def _unknown(key: str | None) -> VerifierError:

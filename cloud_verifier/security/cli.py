@@ -80,7 +80,7 @@ def list_keys(file: Path) -> None:
 @_file
 @click.option("--key", "key_id", default=None, help="Only the key of this id, as `list` shows it.")
 def remove(name: str, file: Path, key_id: str | None) -> None:
-    """Take NAME's keys away. Answers under way are finished; nothing new is opened."""
+    """Take NAME's keys away. A running verifier ends their sessions at once, and opens nothing new."""
     from cloud_verifier.security.keys import KeyFile, KeyFileError
 
     try:

@@ -53,6 +53,11 @@ def hash_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def certificate_credential(name: str) -> str:
+    """What a client certificate of this name is called among credentials; no hash of a key looks like it."""
+    return f"certificate {name}"
+
+
 def parse(text: str, default: Quota | None = None) -> list[Entry]:
     """The entries of a file. default: limits where an entry names none. Raises KeyFileError."""
     try:
@@ -192,6 +197,12 @@ class KeyStore:
     def of_certificate(self, names: Sequence[str]) -> Entry | None:
         """Whose certificate has these names."""
         return next((entry for entry in self._current() if entry.certificate and entry.certificate in names), None)
+
+    def holders(self) -> dict[str, Entry]:
+        """Who holds what: entries by the hashes of their keys, and by `certificate NAME`."""
+        entries = self._current()
+        by_key = {digest: entry for entry in entries for digest in entry.hashes}
+        return by_key | {certificate_credential(e.certificate): e for e in entries if e.certificate}
 
     def _current(self) -> list[Entry]:
         stamp = self._stamp()

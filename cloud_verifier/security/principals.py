@@ -22,10 +22,14 @@ class Quota:
 
 @dataclass(frozen=True)
 class Principal:
-    """Whose session it is. Sessions of one name share its quota, and only that name resumes them."""
+    """Whose session it is. Sessions of one name share its quota, and only that name resumes them.
+
+    credential: what showed it, as `keys.KeyStore.holders` names it; empty if nothing had to.
+    """
 
     name: str
     quota: Quota
+    credential: str = ""
 
 
 ANONYMOUS = Principal("anonymous", Quota())

@@ -13,7 +13,7 @@ from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
 from cloud_verifier.security.authentication import Authentication
-from cloud_verifier.security.keys import KeyFile, KeyStore
+from cloud_verifier.security.keys import ID_DIGITS, KeyFile, KeyStore, hash_of
 from cloud_verifier.server import Address
 from edge_client.client import EdgeClient, SamplingParams
 from edge_client.errors import SessionError
@@ -109,11 +109,62 @@ def test_keys_come_and_go_while_it_serves(verifier: InProcessVerifier, file: Key
         resume = opening(resume=pb.Resume(session_id=session_id, known_length=len(PROMPT)))
         with Stream(verifier.address, resume, api_key=key) as again:
             assert again.refusal().reason == "UNKNOWN_KEY"
+        code, reason, sentence, *_ = stream.refusal()
+        assert (code, reason) == ("UNAUTHENTICATED", "KEY_REMOVED")
+        assert "continue_from" in sentence
+    until(lambda: verifier.service.sessions == 0, "its session is forgotten")
+    until(lambda: verifier.scheduler.room == verifier.engine.info.max_sequences, "its place is free")
+    other = file.add("laptop", {})
+    with Stream(verifier.address, resume, api_key=other) as again:
+        assert again.refusal().reason == "SESSION"
+    rest = opening(sampling=pb.SamplingParams(max_tokens=12), continue_from=said)
+    with Stream(verifier.address, rest, api_key=other) as stream:
+        stream.opened()
+        assert [*said, *stream.rest().tokens] == WORDS
+
+
+def test_only_what_a_key_opened_ends_with_it(verifier: InProcessVerifier, file: KeyFile, key: str) -> None:
+    new_key, tower = file.add("laptop", {}), file.add("tower", {})
+    with (
+        Stream(verifier.address, WAITING, api_key=key) as old,
+        Stream(verifier.address, WAITING, api_key=key) as away,
+        Stream(verifier.address, WAITING, api_key=key) as moved,
+        Stream(verifier.address, WAITING, api_key=tower) as other,
+    ):
+        for stream in (old, away, other):
+            stream.opened()
+        session_id = moved.opened().session_id
+        resume = opening(resume=pb.Resume(session_id=session_id, known_length=len(PROMPT)))
+        with Stream(verifier.address, resume, api_key=new_key) as again:
+            again.opened()
+            away.cut()
+            file.remove("laptop", hash_of(key)[:ID_DIGITS])
+            assert old.refusal().reason == "KEY_REMOVED"
+            until(lambda: verifier.service.sessions == 2, "the one whose device was away is forgotten too")
+            for stream in (again, other):
+                stream.half_close()
+                assert stream.rest().tokens == WORDS
+
+
+def test_a_session_ends_when_its_principal_is_disabled(verifier: InProcessVerifier, file: KeyFile, key: str) -> None:
+    with Stream(verifier.address, WAITING, api_key=key) as stream:
+        stream.opened()
+        file.path.write_text(file.path.read_text() + "disabled = true\n")
+        assert stream.refusal()[:2] == ("PERMISSION_DENIED", "DISABLED")
+
+
+def test_a_file_of_keys_that_is_broken_ends_nothing(verifier: InProcessVerifier, file: KeyFile, key: str) -> None:
+    store = KeyStore(file.path)
+    with Stream(verifier.address, WAITING, api_key=key) as stream:
+        stream.opened()
+        good = file.path.read_text()
+        file.path.write_text("principals = 5")
+        assert hash_of(key) in store.holders()
+        file.path.unlink()
+        assert hash_of(key) in store.holders()
+        file.path.write_text(good)
         stream.half_close()
-        assert [*said, *stream.rest().tokens] == WORDS, "an answer under way is finished"
-    other = file.add("tower", {})
-    with EdgeClient(verifier.address, security=Security(api_key=other)) as client:
-        assert client.generate(PROMPT, PARAMS, seed=SEED).token_ids == tuple(WORDS)
+        assert stream.rest().tokens == WORDS
 
 
 def test_a_disabled_principal_is_told_so(verifier: InProcessVerifier, file: KeyFile, key: str) -> None:
@@ -178,6 +229,10 @@ def test_a_certificate_is_as_good_as_a_key_and_must_not_contradict_it(tmp_path: 
         assert ends(stranger, key) == "mock"
         assert ends(laptop, key) == "KEY_OF_ANOTHER"
         assert ends(stranger) == "NO_KEY"
+        with Stream(verifier.address, WAITING, credentials=authority.trusted(laptop).credentials()) as stream:
+            stream.opened()
+            file.remove("laptop")
+            assert stream.refusal()[:2] == ("UNAUTHENTICATED", "KEY_REMOVED")
 
 
 def _raising(error: grpc.RpcError) -> Iterator[None]:
