@@ -50,11 +50,12 @@ class Answering:
         alone: Alone,
         before: RequestOutput | None = None,
     ) -> None:
-        """consent: whether the device may go on alone; `alone` gives it the model. before: the answer to be checked."""
+        """consent: whether the device may go on alone; `alone` gives it the model. before: the answer to be checked, or
+        to be gone on with."""
         self._prompt, self._params, self._seed, self._link = prompt, params, seed, link
         self._put, self._consent, self._alone = put, consent, alone
         self._tokens: list[int] = list(before.token_ids) if before is not None else []
-        self._before_tokens = len(self._tokens)
+        self._before, self._before_tokens = before, len(self._tokens)
         self._drafted: list[bool] = list(before.drafted) if before is not None else []
         self._texts: list[str] = [before.committed_text] if before is not None else []
         self._logprobs: list[TokenLogprob] = list((before.logprobs if before is not None else None) or ())
@@ -82,6 +83,7 @@ class Answering:
             return self._go_on_alone("the verifier could not be reached")
         except SessionError as error:
             if error.code not in UNREACHABLE or self._declined or not self._consent(self._wanted):
+                error.so_far = self._so_far()
                 raise
             return self._go_on_alone(str(error))
         finally:
@@ -186,6 +188,12 @@ class Answering:
         usage = pb.Usage(prompt_tokens=opened.prompt_length if opened is not None else len(prompt))
         return StreamChunk(output=self._output(pb.Finished(usage=usage), reason, part), link=LinkState.OFFLINE)
 
+    def _so_far(self) -> RequestOutput | None:
+        """What is left to whoever hears of the error."""
+        if (opened := self.loop.opened) is None:
+            return self._before
+        return self._output(pb.Finished(usage=pb.Usage(prompt_tokens=opened.prompt_length)), "error")
+
     # -- in the end ----------------------------------------------------------------------------------------------------
 
     def _output(self, finished: pb.Finished, reason: str, part: OfflinePart | None = None) -> RequestOutput:
@@ -201,6 +209,7 @@ class Answering:
             logprobs=tuple(self._logprobs) if self._params.logprobs is not None else None,
             offline=part,
             cached_prompt_tokens=finished.usage.cached_prompt_tokens,
+            target=self.loop.opened.model_info.target_fingerprint if self.loop.opened is not None else "",
         )
 
 
@@ -223,4 +232,5 @@ def _metrics(loop: RidingLoop, link: SessionLink, finished: pb.Finished, tokens:
         downlink_bytes=link.downlink_bytes,
         reconnects=link.reconnects,
         notices=tuple(ride.notices),
+        failures=link.failures,
     )

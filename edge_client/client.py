@@ -118,14 +118,19 @@ class EdgeClient:
         *,
         seed: int | None = None,
         ride: RideSettings | None = None,
+        continues: RequestOutput | None = None,
     ) -> RequestOutput:
         """The complete answer to a prompt: text, token ids, or messages with role and content.
 
         seed: an unsigned 64-bit number; the same seed gives the same words. Default: random. ride: what this answer
-        does otherwise than the client's others. Raises SessionError, and ValueError for an unusable prompt.
+        does otherwise than the client's others. continues: what came of an answer to this prompt that broke off
+        (`SessionError.so_far`), or was cancelled; it goes on from those words, with their seed, and is returned whole.
+        Raises SessionError, and ValueError for an unusable prompt.
+
+        A verifier that fails on this answer alone is asked again some times, from the words that have come.
         """
         output = None
-        for chunk in self.stream(prompt, params, seed=seed, ride=ride):
+        for chunk in self.stream(prompt, params, seed=seed, ride=ride, continues=continues):
             output = chunk.output
         assert output is not None
         return output
@@ -137,9 +142,13 @@ class EdgeClient:
         *,
         seed: int | None = None,
         ride: RideSettings | None = None,
+        continues: RequestOutput | None = None,
     ) -> Generator[StreamChunk, None, None]:
-        """The answer as it grows; closing the iterator early cancels the session. Raises as `generate` does."""
-        return self._stream(lambda put: self._start(prompt, params, seed, put, ride))
+        """The answer as it grows; closing the iterator early cancels the session. Raises as `generate` does.
+
+        Of one that `continues`, only what is new.
+        """
+        return self._stream(lambda put: self._start(prompt, params, _seed_of(seed, continues), put, ride, continues))
 
     def _stream(self, start: Callable[[Put], Callable[[], None]]) -> Generator[StreamChunk, None, None]:
         chunks: queue.SimpleQueue[StreamChunk | BaseException] = queue.SimpleQueue()
@@ -226,7 +235,8 @@ class EdgeClient:
         settings: RideSettings | None = None,
         before: RequestOutput | None = None,
     ) -> Callable[[], None]:
-        """Start a session on a thread of its own; returns what cancels it. before: the answer to be checked."""
+        """Start a session on a thread of its own; returns what cancels it. before: the answer to be checked, if it has
+        a part of the device's own, or to be gone on with."""
         params, settings = params or SamplingParams(), settings or RideSettings()
         seed = secrets.randbits(64) if seed is None else seed
         wanted = self._seat if settings.drafts else None
@@ -240,7 +250,8 @@ class EdgeClient:
             part = before.offline if before is not None else None
             if before is not None:
                 request.continue_from.extend(before.token_ids)
-            link = SessionLink(self._channel, request, part.target if part is not None else "")
+            target = part.target if part is not None else before.target if before is not None else ""
+            link = SessionLink(self._channel, request, target)
             consent = self._consent(settings.offline_answers or self._offline.answers)
             answering = Answering(
                 prompt, params, seed, link, put, consent, lambda given_up: self._alone(who, given_up), before
@@ -260,7 +271,7 @@ class EdgeClient:
                 link_changed=answering.link_changed,
             )
             answering.loop = loop
-            if wanted is not None and seat is None and before is None:
+            if wanted is not None and seat is None and part is None:
                 self._turns.ask(who, lambda: self._offer(link, loop, wanted, settings))
         except BaseException:
             self._turns.leave(who)
@@ -339,6 +350,17 @@ class EdgeClient:
         return request
 
 
+def _seed_of(seed: int | None, continues: RequestOutput | None) -> int | None:
+    """Raises ValueError for an answer that cannot be gone on with, or not with this seed."""
+    if continues is None:
+        return seed
+    if continues.offline is not None:
+        raise ValueError("the device finished this answer alone; `check` asks the verifier about it")
+    if seed not in (None, continues.seed):
+        raise ValueError(f"this answer began with seed {continues.seed} and goes on with no other")
+    return continues.seed
+
+
 def sampling_message(params: SamplingParams) -> pb.SamplingParams:
     """Sampling parameters as the contract's message."""
     return pb.SamplingParams(
@@ -379,10 +401,11 @@ class AsyncEdgeClient:
         *,
         seed: int | None = None,
         ride: RideSettings | None = None,
+        continues: RequestOutput | None = None,
     ) -> RequestOutput:
         """As `EdgeClient.generate`."""
         output = None
-        async for chunk in self.stream(prompt, params, seed=seed, ride=ride):
+        async for chunk in self.stream(prompt, params, seed=seed, ride=ride, continues=continues):
             output = chunk.output
         assert output is not None
         return output
@@ -394,10 +417,13 @@ class AsyncEdgeClient:
         *,
         seed: int | None = None,
         ride: RideSettings | None = None,
+        continues: RequestOutput | None = None,
     ) -> AsyncGenerator[StreamChunk, None]:
         """As `EdgeClient.stream`; leaving the iteration early cancels the session."""
         async with contextlib.aclosing(
-            self._stream(lambda put: self._client._start(prompt, params, seed, put, ride))
+            self._stream(
+                lambda put: self._client._start(prompt, params, _seed_of(seed, continues), put, ride, continues)
+            )
         ) as chunks:
             async for chunk in chunks:
                 yield chunk

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+
+if TYPE_CHECKING:
+    from edge_client.types import RequestOutput
+
+FAILURES = ("ENGINE_FAILED", "VERIFIER_FAULT")  # reasons of a verifier that failed on one session; others may go well
 
 
 class SessionError(Exception):
     """The verifier refused, failed, or could not be reached.
 
     code: name of the gRPC status code. reason: stable upper-snake-case word for programs, empty if the verifier gave
-    none. retry_after_s: when the verifier thinks that trying again makes sense. The text is a sentence for people.
+    none. retry_after_s: when the verifier thinks that trying again makes sense. so_far: what had come of the answer, to
+    go on from (`EdgeClient.generate(..., continues=...)`); None if it never began. The text is a sentence for people.
     """
+
+    so_far: RequestOutput | None = None
 
     def __init__(self, code: str, reason: str, sentence: str, retry_after_s: float | None = None) -> None:
         super().__init__(sentence)
@@ -51,6 +60,17 @@ def unreachable(verifier: str, detail: str) -> SessionError:
         "UNREACHABLE",
         f"the verifier at {verifier} cannot be reached ({detail}); check that it runs and that the address is "
         f"right{hint}",
+    )
+
+
+def gave_up(error: SessionError, times: int, tokens: int, seed: int) -> SessionError:
+    """The verifier failed on an answer again and again."""
+    return SessionError(
+        error.code,
+        error.reason,
+        f"the verifier failed {times} times on this answer, at last after {tokens} tokens: {error}. What has come "
+        f"stands; once the verifier is mended, seed {seed} gives the same words again",
+        error.retry_after_s,
     )
 
 

@@ -18,12 +18,13 @@ import tenacity
 from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.channel import MAX_MESSAGE_BYTES, Channel
-from edge_client.errors import SessionError, closed, left, unreachable
+from edge_client.errors import FAILURES, SessionError, closed, gave_up, left, unreachable
 from edge_client.inbox import Failed, Heard, LinkChanged, Message, Reconnected
 from edge_client.opening_patience import OpeningPatience, transient
 from edge_client.rtt import RttEstimator
 from edge_client.security import refused_handshake
 
+MOST_FAILURES = 3  # of the verifier on one answer: an engine that cannot take this input is not to be asked for ever
 QUEUE_POSITION = "outrider-queue-position"  # of the metadata that a verifier sends while a session waits for a place
 
 
@@ -38,7 +39,8 @@ class SessionLink:
 
     target: fingerprint of the target that must answer; empty for any.
     inbox: messages in order. Failed or a Finished comes whatever happens, and nothing that matters after it. Byte
-    counts are of serialised messages.
+    counts are of serialised messages. failures: of the verifier on this session, after which another went on from its
+    log.
     """
 
     channel: Channel
@@ -49,11 +51,13 @@ class SessionLink:
     uplink_bytes: int = 0
     downlink_bytes: int = 0
     reconnects: int = 0
+    failures: int = 0
 
     def __post_init__(self) -> None:
         self._outbox: asyncio.Queue[pb.GenerateRequest] | None = None
         self._session_id = ""
         self._prompt_length = 0
+        self._opened = False
         self._left = False
         self._finished = False
         self._asked = False  # whether a verifier may be opening a session for this just now
@@ -114,7 +118,12 @@ class SessionLink:
         fruitless, trouble_began_s = 0, 0.0
         while True:
             known = len(self._answer)
-            broken = await self._stream()
+            try:
+                broken = await self._stream()
+            except SessionError as error:
+                if error.reason not in FAILURES or self._left:
+                    raise
+                broken = self._failed(error)
             if self._finished:
                 return
             if self._left:
@@ -129,10 +138,19 @@ class SessionLink:
                 await asyncio.sleep(min(1.0, 0.025 * 2**fruitless))
             self.reconnects += 1
 
+    def _failed(self, error: SessionError) -> SessionError:
+        """The verifier has forgotten the session; another may go on from the log, but not for ever."""
+        self.failures += 1
+        if self.failures > MOST_FAILURES:
+            raise gave_up(error, self.failures, len(self._answer), self.open_request.seed) from error
+        self._session_id = ""
+        return error
+
     async def _stream(self) -> SessionError:
         """One stream from opening to its end; returns why it broke, if it did. Raises SessionError if all is over."""
-        again = bool(self._session_id)
+        again = self._opened
         call, response = await self._open_patiently(again)
+        self._opened = True
         outbox: asyncio.Queue[pb.GenerateRequest] = asyncio.Queue()
         self._outbox = outbox  # before the session hears of the stream, or else its first words could be dropped
         self._take(response)

@@ -63,6 +63,7 @@ class RequestMetrics:
     ttft_ms: to the first token. ms_per_token: mean over the tokens after the first. target_forwards: of the verifier,
     after the prompt. acceptance: share of evaluated drafted tokens that the log took; None without drafts. Byte counts
     are of serialised messages, without framing. notices: what a person should know, such as a drafter that failed.
+    failures: of the verifier on this answer, after each of which it went on from the words that had come.
     """
 
     ttft_ms: float
@@ -81,6 +82,7 @@ class RequestMetrics:
     downlink_bytes: int
     reconnects: int
     notices: tuple[str, ...] = ()
+    failures: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,12 @@ class OfflinePart:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A complete answer.
+    """A complete answer, or what came of one that broke off (`SessionError.so_far`).
 
-    text: without special tokens and without the stop text. token_ids: the verifier's. finish_reason: stop, length or
-    abort. seed: gives the same words again. drafted[i]: token_ids[i] was guessed by the device. offline: the end of the
-    text, if the device wrote it alone. cached_prompt_tokens: those that the verifier had evaluated before, for another.
+    text: without special tokens and without the stop text. token_ids: the verifier's. finish_reason: stop, length,
+    abort, or error if it broke off. seed: gives the same words again. drafted[i]: token_ids[i] was guessed by the
+    device. offline: the end of the text, if the device wrote it alone. cached_prompt_tokens: those that the verifier
+    had evaluated before, for another. target: fingerprint of what wrote it; empty if no verifier was reached.
     """
 
     text: str
@@ -119,6 +122,7 @@ class RequestOutput:
     logprobs: tuple[TokenLogprob, ...] | None = None
     offline: OfflinePart | None = None
     cached_prompt_tokens: int = 0
+    target: str = ""
 
     @property
     def committed_text(self) -> str:

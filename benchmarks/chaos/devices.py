@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import grpc
-from outrider.v1 import verifier_pb2 as pb
-
 from edge_client.channel import LinkSettings
-from edge_client.client import EdgeClient, sampling_message
+from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter
 from edge_client.errors import SessionError
 from netlab.experiments.rig import DEMO
 from netlab.prompts import OPENINGS
 from speculation.sampling import SamplingParams
 from tests.harness import MockDrafter
-from tests.service.raw import Stream
 
 SEEDS = (11, 12, 13)
 TOKENS = (8, 25, 60)
@@ -113,13 +108,10 @@ class Worker(threading.Thread):
         asked: list[tuple[Question, tuple[int, ...]]],
         tally: Tally,
         rng: random.Random,
-        *,
-        verifier: Callable[[], str],
     ) -> None:
-        """asked: questions and their answers. verifier: its address, past the link, to continue from an error."""
+        """asked: questions and their answers."""
         super().__init__(daemon=True)
         self._client, self._asked, self._tally, self._rng = client, asked, tally, rng
-        self._verifier = verifier
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -143,26 +135,29 @@ class Worker(threading.Thread):
             for chunk in answering:
                 tokens += chunk.token_ids
                 self._tally.heard(len(chunk.token_ids))
+                if chunk.output is not None and chunk.output.metrics.failures:
+                    outcome = "mended"
                 if len(tokens) >= leaves_after:
                     outcome = "cancelled"
                     break
         except SessionError as error:
             self._tally.failed(error)
             outcome = "continued"
-            tokens += self._continue(question, tokens)
+            tokens = self._continue(question, error)
         finally:
             answering.close()
         right = tuple(tokens) == (expected[: len(tokens)] if outcome == "cancelled" else expected)
         wrong = "" if right else f"{question}: {tokens} after {outcome}, not {expected}"
         self._tally.ended(outcome if right else "wrong", wrong)
 
-    def _continue(self, question: Question, tokens: list[int]) -> list[int]:
-        """What a client does with an error that it can continue from: ask again with what it has."""
-        sampling = sampling_message(question.params)
-        opened = pb.Open(protocol_version=1, text=question.prompt, sampling=sampling, seed=question.seed)
-        opened.continue_from.extend(tokens)
+    def _continue(self, question: Question, error: SessionError) -> list[int]:
+        """What people do with an error that can be continued from: ask again with what has come."""
+        so_far = error.so_far
         for _ in range(20):
-            with contextlib.suppress(grpc.RpcError), Stream(self._verifier(), opened) as stream:
-                stream.opened()
-                return stream.rest().tokens
-        raise RuntimeError("twenty faults in a row befell what continues one session")
+            try:
+                output = self._client.generate(question.prompt, question.params, seed=question.seed, continues=so_far)
+            except SessionError as again:
+                so_far = again.so_far or so_far
+            else:
+                return list(output.token_ids)
+        raise RuntimeError("twenty faults in a row befell what continues one answer")

@@ -94,7 +94,7 @@ class Run:
         workers, open_clients = [], []
         for client, seed in clients(self._target, f"127.0.0.1:{self._link.port}", self._devices):
             rng = random.Random(self._rng.random())
-            worker = Worker(client, expected[seed], self.tally, rng, verifier=lambda: self._address)
+            worker = Worker(client, expected[seed], self.tally, rng)
             workers.append(worker)
             open_clients.append(client)
             worker.start()

@@ -44,6 +44,7 @@ class Chat:
             "stats": (self._stats, "the last answer in figures"),
             "save": (self._save, "FILE this conversation, as JSON"),
             "load": (self._load, "FILE go on with a saved one"),
+            "continue": (self._continue, "go on with an answer that broke off"),
             "retry": (self._retry, "the last question again, with another seed"),
             "new": (self._new, "forget what was said"),
             "offline": (self._offline, "[never, ask or auto] may the device answer alone without network?"),
@@ -106,9 +107,10 @@ class Chat:
             self._painter.say(str(error), "red")
         return True
 
-    def _answer(self, seed: int | None) -> bool:
+    def _answer(self, seed: int | None, continues: RequestOutput | None = None) -> bool:
         said: list[str] = []
         output: RequestOutput | None = None
+        so_far = continues
         conversation = self.conversation
         progress = Progress()
         ride = RideSettings(model=conversation.model, diary=progress.view.diary, offline_answers=self._offline_answers)
@@ -116,7 +118,9 @@ class Chat:
         try:
             with (
                 closing(
-                    self._client.stream(conversation.messages, conversation.params, seed=seed, ride=ride)
+                    self._client.stream(
+                        conversation.messages, conversation.params, seed=seed, ride=ride, continues=continues
+                    )
                 ) as stream,
                 heeding(stream) as chunks,
             ):
@@ -126,10 +130,14 @@ class Chat:
         except (SessionError, ValueError) as error:
             self._painter.write("\n" if said else "")
             self._painter.say(str(error), "red")
-        if not said and output is None:
+            so_far = (error.so_far if isinstance(error, SessionError) else None) or so_far
+            if so_far is not None and so_far.text:
+                self._painter.say("[/continue goes on from here, with the same words]")
+        before = continues.text if continues is not None else ""
+        if not said and not before and output is None:
             conversation.take_back()
         else:
-            conversation.answered(output.text if output is not None else "".join(said), output)
+            conversation.answered(output.text if output is not None else before + "".join(said), output or so_far)
             self._painter.write("\n")
         if interrupted:
             self._painter.say("[stopped]")
@@ -193,6 +201,13 @@ class Chat:
     def _load(self, file: str) -> None:
         self.conversation.load(_path(file))
         self._painter.say(f"{len(self.conversation.turns)} messages; say something to go on")
+
+    def _continue(self, _argument: str) -> None:
+        broken = self.conversation.last
+        if broken is None or broken.finish_reason != "error":
+            raise ConversationError("no answer broke off")
+        self.conversation.forget_answer()
+        self._answer(None, broken)
 
     def _retry(self, _argument: str) -> None:
         if not self.conversation.forget_answer():

@@ -8,7 +8,7 @@ from typing import Any
 
 from cloud_verifier.engines.base import Block, Choices, Logprobs, SequenceId
 from tests.mock_engine import MockEngine
-from tests.service.raw import DEADLINE_S
+from tests.service.raw import DEADLINE_S, SEED
 
 
 class GatedEngine(MockEngine):
@@ -79,3 +79,21 @@ class FaultyEngine(MockEngine):
         super().close(sequence)
         if self._fault == "close" and struck:
             raise RuntimeError("told to fail")
+
+
+class FailingEngine(MockEngine):
+    """Fails on so many sessions with `SEED`, once their logs have `at` tokens; then on every step they are in."""
+
+    def __init__(self, sessions: int, at: int) -> None:
+        super().__init__()
+        self.sessions, self.at = sessions, at
+        self.struck: set[SequenceId] = set()
+
+    def step(self, blocks: Sequence[Block]) -> list[Choices]:
+        for block in blocks:
+            due = block.sampler.seed == SEED and self.length(block.sequence) + len(block.tokens) >= self.at
+            if due and len(self.struck) < self.sessions:
+                self.struck.add(block.sequence)
+            if block.sequence in self.struck:
+                raise RuntimeError("told to fail on this session")
+        return super().step(blocks)

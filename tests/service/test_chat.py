@@ -26,7 +26,7 @@ from edge_client.client import EdgeClient, SamplingParams
 from edge_client.types import OfflineAnswers
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine, answer
-from tests.service.engines import GatedEngine
+from tests.service.engines import FailingEngine, GatedEngine
 from tests.service.links import Road
 from tests.service.raw import DEADLINE_S, SEED
 from tests.speaking import SpeakingDrafter
@@ -110,6 +110,25 @@ def test_stats_tell_the_last_answer(talk: Talk) -> None:
     said = talk.say("hello", "/stats")
     assert "24 tokens in" in said
     assert f"seed {SEED}" in said
+
+
+def test_an_answer_that_broke_off_is_gone_on_with() -> None:
+    engine = FailingEngine(1000, at=len(LetterCodec().encode_text("hello")) + 10)
+    with InProcessVerifier(engine) as verifier, EdgeClient(verifier.address) as client:
+        talk = Talk(client)
+        assert "no answer broke off" in talk.say("/continue")
+        broken = talk.say("hello")
+        assert "/continue" in broken
+        assert f"seed {SEED} gives the same words" in broken
+        begun = talk.conversation.turns[-1]["content"]
+        assert begun
+        assert words("hello").startswith(begun)
+        assert "/continue" in talk.say("/continue"), "it breaks again"
+        assert talk.conversation.turns[-1]["content"] == begun
+        engine.sessions = 0
+        assert talk.say("/continue") == f"{words('hello').removeprefix(begun)}\n"
+        assert [turn["content"] for turn in talk.conversation.turns] == ["hello", words("hello")]
+        assert "no answer broke off" in talk.say("/continue")
 
 
 def test_a_retry_is_another_answer_to_the_same_question(talk: Talk) -> None:

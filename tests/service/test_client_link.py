@@ -268,7 +268,7 @@ REFUSALS: dict[str, tuple[Sequence[Any], str, str, int]] = {
     "at first": ([ending(Status.INVALID_ARGUMENT, "SAMPLING")], "INVALID_ARGUMENT", "SAMPLING", 1),
     "full": ([ending(Status.RESOURCE_EXHAUSTED, "SESSIONS")], "RESOURCE_EXHAUSTED", "SESSIONS", 1),
     "in mid-answer": (
-        [saying(*BEGUN, then=ending(Status.INTERNAL, "ENGINE_FAILED"))], "INTERNAL", "ENGINE_FAILED", 1,
+        [saying(*BEGUN, then=ending(Status.UNAUTHENTICATED, "KEY_REMOVED"))], "UNAUTHENTICATED", "KEY_REMOVED", 1,
     ),
     "on coming back": (
         [BREAKS["torn"], ending(Status.UNAUTHENTICATED, "TOKEN")], "UNAUTHENTICATED", "TOKEN", 2
