@@ -88,6 +88,7 @@ class Assistant:
                 Route("/v1/outrider/check", self._check, methods=["POST"]),
                 Route("/health", self._health),
                 Route("/ready", self._ready),
+                Route("/status", self._status),
                 Route("/metrics", self._metrics),
                 Route("/version", self._version),
                 *page.routes(self._settings.page),
@@ -237,6 +238,15 @@ class Assistant:
     async def _ready(self, _request: Request) -> Response:
         info = await self._info()
         return JSONResponse({"status": "ready", "model": info.model, "drafter": self._client.has_drafter})
+
+    async def _status(self, _request: Request) -> Response:
+        """As `_ready`, but that nobody can be reached is an answer, too: a browser logs every 503 as a fault."""
+        told: dict[str, Any] = {"drafter": self._client.has_drafter}
+        try:
+            info = await self._upstream.ask()
+        except SessionError as error:
+            return JSONResponse(told | {"verifier": "unreachable", "reason": str(error)})
+        return JSONResponse(told | {"verifier": "reachable", "model": info.model})
 
     async def _metrics(self, _request: Request) -> Response:
         return Response(self._gauges.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

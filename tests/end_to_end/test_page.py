@@ -345,6 +345,22 @@ def test_a_phone_has_its_conversations_behind_a_button(opened: Open) -> None:
     expect(chat.page.get_by_text("What would you like to ask?")).to_be_visible()
 
 
+def test_the_end_stays_on_show_when_the_ride_takes_room(opened: Open) -> None:
+    chat = opened(viewport={"width": 360, "height": 640})
+    for question in ("Find me a bus, please. " * 12, QUESTION):
+        chat.ask(question)
+    last = chat.page.locator("article.assistant footer").last
+    expect(last).to_be_in_viewport()
+    chat.page.locator("label.switch").click()
+    expect(chat.page.locator("#ride")).to_be_visible()
+    expect(last).to_be_in_viewport()
+    chat.page.locator("#scroller").evaluate("one => { one.scrollTop = 0 }")
+    expect(chat.page.get_by_role("button", name="To the end")).to_be_visible()
+    chat.page.locator("label.switch").click()
+    expect(chat.page.locator("#ride")).to_be_hidden()
+    assert chat.page.locator("#scroller").evaluate("one => one.scrollTop") == 0
+
+
 def test_it_is_small_and_needs_nothing_from_elsewhere(opened: Open) -> None:
     assert sum(file.stat().st_size for file in mount.FOLDER.iterdir()) < MOST_BYTES
     chat = opened({})  # which loads it once
@@ -422,5 +438,3 @@ def test_the_device_answers_alone_and_its_words_are_checked(opened: Open, server
     chat.page.get_by_role("button", name="Take the verifier's words").click()
     expect(own).to_have_count(0)
     assert chat.answered("done") == expected
-    assert all("Failed to load resource" in fault for fault in chat.faults)  # while nobody could be reached
-    chat.faults.clear()

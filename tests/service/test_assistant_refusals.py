@@ -245,4 +245,7 @@ def test_a_verifier_that_is_not_there_is_told() -> None:
         assert "cannot be reached" in reply.error["message"]
         assert reply.headers["retry-after"] == "1"
         assert assistant.ask("GET", "/ready").status == 503
+        status = assistant.ask("GET", "/status")
+        assert (status.status, status.json["verifier"], status.json["drafter"]) == (200, "unreachable", False)
+        assert "cannot be reached" in status.json["reason"]
         assert assistant.ask("GET", "/health").status == 200

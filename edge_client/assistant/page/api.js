@@ -56,9 +56,9 @@ export async function* answer(body, signal) {
   }
 }
 
-/** What the verifier serves, if it can be reached now. Throws Fault. */
-export async function ready(signal) {
-  const response = await reached(fetch("ready", { signal }), NOT_RUNNING);
+/** Whether the verifier can be reached now, and what it serves. Throws Fault. */
+export async function status(signal) {
+  const response = await reached(fetch("status", { signal }), NOT_RUNNING);
   if (!response.ok) throw await faultOf(response);
   return response.json();
 }
@@ -75,7 +75,7 @@ async function reached(promise, otherwise) {
   try {
     return await promise;
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (error.name === "AbortError" || error.name === "TimeoutError") throw error;
     throw new Fault(otherwise, "not_running");
   }
 }

@@ -42,6 +42,7 @@ export class Chat {
     this.chat = store.newChat();
     const scroller = by("scroller");
     scroller.addEventListener("scroll", () => this.#atEnd());
+    new ResizeObserver(() => this.#resized()).observe(scroller);
     by("to-end").addEventListener("click", () => this.#toEnd());
   }
 
@@ -229,7 +230,15 @@ export class Chat {
   }
 
   #atEnd() {
-    by("to-end").hidden = this.#near();
+    by("to-end").hidden = this.#reading = this.#near();
+  }
+
+  #reading = true; // the end is on show
+
+  /** The ride, a keyboard or a turned phone takes room away: the end stays on show if it was. */
+  #resized() {
+    if (this.#reading) this.#toEnd();
+    this.#atEnd();
   }
 }
 

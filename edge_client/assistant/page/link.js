@@ -1,7 +1,7 @@
 // How it stands with the verifier. While an answer is written its chunks tell; in between the verifier is asked.
 
 import { announce, by } from "./dom.js";
-import { ready } from "./api.js";
+import { status } from "./api.js";
 
 const WORDS = {
   connecting: "Connecting",
@@ -49,11 +49,15 @@ export function put(next) {
 async function ask(tell) {
   asking = true;
   askedAt = performance.now();
-  let found = "live";
+  let found = "waiting";
   try {
-    tell(await ready(AbortSignal.timeout(TIMEOUT_MS)));
+    const told = await status(AbortSignal.timeout(TIMEOUT_MS));
+    if (told.verifier === "reachable") {
+      tell(told);
+      found = "live";
+    }
   } catch (error) {
-    found = error.code === "not_running" ? "gone" : "waiting";
+    if (error.code === "not_running") found = "gone";
   } finally {
     asking = false;
   }
