@@ -1,8 +1,8 @@
 """The assistant: an OpenAI-compatible server on the device, `edge-client serve`.
 
 Routes: `/v1/models`, `/v1/chat/completions`, `/v1/completions`, `/v1/outrider/check`, `/health`, `/ready`, `/status`,
-`/metrics`, `/version`. What a request may hold is in `requests.py`, what comes back in `shapes.py`, and docs/assistant.md tells
-users of both.
+`/metrics`, `/version`. What a request may hold is in `requests.py`, what comes back in `shapes.py`, and
+docs/assistant.md tells users of both.
 
 Beyond OpenAI's fields
 ----------------------

@@ -167,7 +167,8 @@ class Assistant:
             info = pb.GetModelInfoResponse(model=DEFAULT_MODEL)
         wanted = question.params.logprobs is not None
         spelling = await self._upstream.spelling() if wanted else None
-        return kind(question.model or info.model, info.target_fingerprint, spelling, question.include_usage)
+        name = question.model or info.model
+        return kind(name, info.target_fingerprint, spelling, question.include_usage, question.notices)
 
     async def _whole(self, question: Question, shape: Shape, news: AsyncIterator[News]) -> Any:
         outputs: dict[int, RequestOutput] = {}

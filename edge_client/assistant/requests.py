@@ -6,6 +6,7 @@ and cannot be had here are refused.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,6 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
 _SEEDS = 1 << 64
 _SAFE_SEED_BITS = 53  # what a JSON number keeps in every language
 _NOT_HERE = {
-    "tools": "the verifier cannot call tools; leave out tools and tool_choice",
-    "functions": "the verifier cannot call functions; leave out functions and function_call",
     "audio": "answers are text; leave out audio",
     "web_search_options": "the verifier cannot search the web",
     "suffix": "text can only be continued, not filled in; leave out suffix",
@@ -39,6 +38,9 @@ _NOT_HERE = {
     "min_tokens": "an answer has no least length here",
     "use_beam_search": "answers are sampled; there is no beam search",
 }
+# Chat apps offer tools with every question. Who may choose may answer in words; only who must call one cannot.
+_OFFERS = {"tools": "tool_choice", "functions": "function_call"}
+_FREE = (None, "auto", "none")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Question:
     """What to answer, checked. prompts: each gets `n` choices. model: empty for the default.
 
     ride: whether chunks are to tell of the ride. drafts: False streams plainly. echo: whether a choice begins with its
-    prompt. offline: whether the device may finish the answer alone; None leaves it to the server.
+    prompt. offline: whether the device may finish the answer alone; None leaves it to the server. notices: what is done
+    otherwise than the asker may think.
     """
 
     prompts: Sequence[Prompt]
@@ -60,6 +63,7 @@ class Question:
     drafts: bool
     offline: OfflineAnswers | None
     echo: bool = False
+    notices: tuple[str, ...] = ()
 
     def seed_of(self, choice: int) -> int:
         """Every choice has a seed of its own, or all would have the same words; the first has the one asked for."""
@@ -259,7 +263,7 @@ class CompletionBody(Body):
             raise _not_here("best_of", "all choices are returned and none is left out; use n instead of best_of")
         if self.echo and (self.logprobs is not None or not all(isinstance(prompt, str) for prompt in asked.prompts)):
             raise _not_here("echo", "only text is echoed, without log-probabilities; leave out echo")
-        return Question(**{**asked.__dict__, "echo": bool(self.echo)})
+        return dataclasses.replace(asked, echo=bool(self.echo))
 
 
 def parse(kind: type[Body], body: object) -> Question:
@@ -267,15 +271,29 @@ def parse(kind: type[Body], body: object) -> Question:
     if not isinstance(body, Mapping):
         raise ApiError(400, "the body is no JSON object; send an object with the fields of a request", code="no_object")
     for name, sentence in _NOT_HERE.items():
-        if body.get(name) and not (name == "tools" and body.get("tool_choice") == "none"):
+        if body.get(name):
             raise _not_here(name, sentence)
+    notices = _unused(body)
     try:
-        return kind.model_validate(body).question()
+        return dataclasses.replace(kind.model_validate(body).question(), notices=notices)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(step) for step in first["loc"])
         param = str(first["loc"][0]) if first["loc"] else None
         raise _wrong(param, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+
+
+def _unused(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Notices of offers that are not taken. Raises ApiError for one that must be."""
+    notices = []
+    for name, choice in _OFFERS.items():
+        if not body.get(name):
+            continue
+        if body.get(choice) not in _FREE:
+            raise _not_here(name, f"the verifier cannot call {name}; leave out {choice}, and it answers in words")
+        if body.get(choice) != "none":
+            notices.append(f"{name} were offered; the verifier cannot call any and answers in words")
+    return tuple(notices)
 
 
 def _said(index: int, message: Message) -> Mapping[str, str]:

@@ -20,13 +20,15 @@ Json = dict[str, Any]
 class Shape(ABC):
     """One request's answer in its endpoint's form.
 
-    spelling: None unless log-probabilities are wanted. offline: whether the device has gone on alone by now.
+    spelling: None unless log-probabilities are wanted. notices: of the request. offline: whether the device has gone on
+    alone by now.
     """
 
     model: str
     fingerprint: str
     spelling: Spelling | None
     include_usage: bool
+    notices: tuple[str, ...] = ()
     offline: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = ""
@@ -63,7 +65,12 @@ class Shape(ABC):
         for choice, output in zip(choices, outputs, strict=True):
             if output.offline is not None:
                 choice["outrider"] = {"offline": offline_of(output)}
-        return head | {"choices": list(choices), "usage": usage(outputs, n), "metrics": metrics_of(outputs)}
+        return head | {"choices": list(choices), "usage": usage(outputs, n), "metrics": self.metrics(outputs)}
+
+    def metrics(self, outputs: Sequence[RequestOutput]) -> Json:
+        """The object `metrics`, with the request's notices."""
+        told = metrics_of(outputs)
+        return told | {"notices": [*self.notices, *told["notices"]]}
 
     def usage_chunk(self, outputs: Sequence[RequestOutput], n: int) -> Json:
         """The chunk after the last choice's, if usage was asked for."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from edge_client.assistant.choices import News, in_order
 from edge_client.assistant.event_stream import DONE, comment, event
 from edge_client.assistant.requests import Question
-from edge_client.assistant.shapes import Shape, metrics_of, offline_of
+from edge_client.assistant.shapes import Shape, offline_of
 from edge_client.types import LinkState, RequestOutput
 
 
@@ -42,7 +42,7 @@ class Telling:
         if output.offline is not None:
             last["outrider"] = {"offline": offline_of(output)}
         if len(self.outputs) == len(self.question.prompts) * self.question.n:
-            last["metrics"] = metrics_of(in_order(self.outputs))
+            last["metrics"] = self.shape.metrics(in_order(self.outputs))
         return event(last)
 
     def _beginning(self, choice: int) -> bytes:

@@ -130,6 +130,20 @@ def test_usage_tells_what_of_a_next_turn_had_been_read_before() -> None:
     assert cached == [0, 28, 32]
 
 
+def test_tools_that_need_not_be_used_are_left_aside_and_that_is_told(assistant: RunningAssistant) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    asked: Any = {"model": "mock", "messages": HELLO, "max_tokens": 24, "seed": SEED, "tools": tools}
+    client = assistant.openai()
+    said = client.chat.completions.create(**asked)
+    assert said.choices[0].message.content == words()
+    assert said.choices[0].message.tool_calls is None
+    assert "tools were offered" in said.to_dict()["metrics"]["notices"][0]
+    last = list(client.chat.completions.create(**asked, stream=True))[-1]
+    assert "tools were offered" in last.to_dict()["metrics"]["notices"][0]
+    chosen = client.chat.completions.create(**asked, tool_choice="none")
+    assert chosen.to_dict()["metrics"]["notices"] == []
+
+
 def test_several_choices_in_one_stream(assistant: RunningAssistant) -> None:
     texts = ["", ""]
     stream = assistant.openai().chat.completions.create(

@@ -27,6 +27,9 @@ HELLO: Any = [{"role": "user", "content": "hello"}]
 ELSEWHERE = "https://elsewhere.example"
 
 
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+
+
 @pytest.fixture(scope="module")
 def assistant() -> Iterator[RunningAssistant]:
     engine = MockEngine(context_limit=64)
@@ -66,7 +69,14 @@ def assistant() -> Iterator[RunningAssistant]:
         ({"outrider": {"pace": "fast"}}, 400, "invalid_value", "outrider", "'riding' or 'streaming'"),
         ({"messages": [{"role": "user", "content": "a" * 70}]}, 400, "context_length_exceeded", None, "holds 64"),
         ({"model": "gpt-9"}, 404, "model_not_found", "model", "serves 'mock'"),
-        ({"tools": [{"type": "function"}]}, 422, "unsupported_parameter", "tools", "leave out tools"),
+        ({"tools": TOOLS, "tool_choice": "required"}, 422, "unsupported_parameter", "tools", "leave out tool_choice"),
+        (
+            {"functions": TOOLS, "function_call": {"name": "f"}},
+            422,
+            "unsupported_parameter",
+            "functions",
+            "cannot call functions",
+        ),
         ({"response_format": {"type": "json_object"}}, 422, "unsupported_parameter", "response_format", "grammar"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
@@ -108,7 +118,9 @@ def test_a_refusal_has_openais_shape(
     "fields",
     [
         {"tools": []},
-        {"tools": [{"type": "function"}], "tool_choice": "none"},
+        {"tools": TOOLS, "tool_choice": "none"},
+        {"tools": TOOLS, "tool_choice": "auto", "parallel_tool_calls": True},
+        {"functions": TOOLS},
         {"response_format": {"type": "text"}},
         {"user": "me", "store": False, "metadata": {}, "never_heard_of": 5, "prediction": None, "top_k": -1},
         {"temperature": None, "stop": None, "n": None, "stream": None, "logit_bias": None},
