@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -82,6 +83,11 @@ def generate(prompt: str | None, message: str | None, as_json: bool, **options: 
                     click.echo()
     except (SessionError, ValueError) as error:
         raise CommandError(str(error)) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read has read enough
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else Python tries again when it leaves
+        raise CommandError(f"the answer cannot be written: {error.strerror}") from error
     finally:
         client.close()
 

@@ -147,6 +147,8 @@ class RidingLoop:
         if self._seat is not None and self.opened is not None:
             try:
                 self._seat.drafter.learn(self._line.log, self.opened.prompt_length)
+            except DrafterError as error:
+                self._notice(str(error))
             except Exception as error:  # the answer is complete, whatever becomes of the memory of it
                 self._notice(f"the drafter could not learn from the answer ({type(error).__name__}: {error})")
         return finished

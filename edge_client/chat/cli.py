@@ -57,6 +57,6 @@ def chat(system: str, **options: Any) -> None:
     try:
         if talking:
             painter.say("/help says what can be said; Ctrl-D ends")
-        talk.run(editor(talk.names, toolbar) if talking else read_line)
+        talk.run(editor(talk.names, toolbar, painter.say) if talking else read_line)
     finally:
         client.close()

@@ -120,7 +120,10 @@ class Drafter(ABC):
         return ()
 
     def learn(self, log: Sequence[int], prompt_tokens: int) -> None:  # noqa: B027 - optional
-        """An answer is complete: the log, prompt first. Leaves sequence and candidates as they are."""
+        """An answer is complete: the log, prompt first. Leaves sequence and candidates as they are.
+
+        Raises DrafterError with what a person should know, once if it is so for many answers.
+        """
 
     def vocabulary(self) -> Vocabulary | None:
         """The model's own tokens, for a target that has others; None if they are not known or there are none.

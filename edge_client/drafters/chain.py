@@ -212,8 +212,14 @@ class ChainDrafter(Drafter):
         return notices
 
     def learn(self, log: Sequence[int], prompt_tokens: int) -> None:
+        failed: DrafterError | None = None
         for member in self._members:
-            member.learn(log, prompt_tokens)
+            try:
+                member.learn(log, prompt_tokens)
+            except DrafterError as error:  # which is no reason for the others not to
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def vocabulary(self) -> Vocabulary | None:
         return self._model.vocabulary() if self._model is not None else None

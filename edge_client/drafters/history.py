@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from edge_client.drafters.base import DrafterError
 from edge_client.drafters.history_store import HistoryStore
 from edge_client.drafters.lookup import LookupDrafter, Match
 from edge_client.drafters.suffix_array import SuffixArray
@@ -47,6 +48,7 @@ class HistoryDrafter(LookupDrafter):
         self._answers = SuffixArray([])
         self._read = _Read(self._answers, ())
         self._reading: threading.Thread | None = None
+        self._unwritable = False  # when it last had something to keep
 
     def adopt_vocabulary(self, fingerprint: str, size: int) -> Sequence[str]:
         super().adopt_vocabulary(fingerprint, size)
@@ -61,16 +63,28 @@ class HistoryDrafter(LookupDrafter):
         return self._read.notices
 
     def learn(self, log: Sequence[int], prompt_tokens: int) -> None:
-        if self._fingerprint is not None and len(log) > prompt_tokens:
+        """Raises DrafterError if the answer cannot be kept; of many in a row, for the first."""
+        if self._fingerprint is None or len(log) <= prompt_tokens:
+            return
+        known, self._unwritable = self._unwritable, True
+        try:
             self._store.add(self._fingerprint, log[prompt_tokens:])
-            self._start_reading(self._fingerprint, self.info.vocabulary_size)
+        except OSError as error:
+            if known:
+                return
+            raise DrafterError(
+                f"answers cannot be kept in {self._store.folder} ({error.strerror or error}), so the history drafter "
+                "does not learn from them until they can; answers themselves are whole"
+            ) from error
+        self._unwritable = False
+        self._start_reading(self._fingerprint, self.info.vocabulary_size)
 
     def _start_reading(self, fingerprint: str, size: int) -> None:
         """Sorting takes some tens of milliseconds, which are better spent between two sessions."""
 
         def read() -> None:
             loaded = self._store.load(fingerprint)
-            usable = [answer for answer in loaded.answers if max(answer) < size]
+            usable = [answer for answer in loaded.answers if answer and max(answer) < size]
             self._read = _Read(SuffixArray(usable), loaded.notices)
 
         if self._reading is not None:

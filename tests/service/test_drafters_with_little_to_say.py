@@ -123,9 +123,16 @@ def test_what_was_answered_once_is_known(tmp_path_factory: pytest.TempPathFactor
 def test_an_answer_that_cannot_be_kept_is_a_notice(tmp_path_factory: pytest.TempPathFactory) -> None:
     file = tmp_path_factory.mktemp("history") / "file"
     file.touch()
-    output = ask(HistoryDrafter(HistoryStore(file / "below")), PACES["sync"])
-    assert output.token_ids == WORDS
-    assert "could not learn" in output.metrics.notices[-1]
+    drafter = HistoryDrafter(HistoryStore(file / "below"))
+    with (
+        InProcessVerifier(MockEngine()) as verifier,
+        EdgeClient(verifier.address, drafter, pace=PACES["sync"]) as client,
+    ):
+        first, second = (client.generate(PROMPT, PARAMS, seed=SEED) for _ in range(2))
+    assert first.token_ids == second.token_ids == WORDS
+    (notice,) = [notice for notice in first.metrics.notices if "kept" in notice]
+    assert "answers cannot be kept" in notice
+    assert not [notice for notice in second.metrics.notices if "kept" in notice], "once is enough"
 
 
 class Slow(MockDrafter):

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_client.drafters.base import DrafterError
+from edge_client.drafters.chain import ChainDrafter
 from edge_client.drafters.history import HistoryDrafter
 from edge_client.drafters.history_store import HistoryStore, Loaded
 
@@ -99,6 +101,32 @@ def test_a_file_that_cannot_be_read_is_a_notice(store: HistoryStore) -> None:
     file.mkdir()
     (notice,) = store.load(LETTERS).notices
     assert "cannot be read" in notice
+
+
+def test_a_disk_that_takes_nothing_is_told_once_until_it_takes_something(tmp_path: Path) -> None:
+    folder = tmp_path / "history"
+    drafter = HistoryDrafter(HistoryStore(folder))
+    drafter.adopt_vocabulary(LETTERS, 100)
+    for _ in range(2):
+        folder.write_text("a file in the way")
+        with pytest.raises(DrafterError, match=f"cannot be kept in {folder} .*answers themselves are whole"):
+            drafter.learn([0, *ANSWER], 1)
+        drafter.learn([0, *ANSWER], 1)
+        folder.unlink()
+        drafter.learn([0, *ANSWER], 1)
+        assert HistoryStore(folder).load(LETTERS) == Loaded([ANSWER])
+        HistoryStore(folder).erase()
+        folder.rmdir()
+
+
+def test_of_a_chain_the_others_learn_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    store = HistoryStore(tmp_path / "history")
+    chain = ChainDrafter([HistoryDrafter(HistoryStore(tmp_path / "file" / "below")), HistoryDrafter(store)])
+    chain.adopt_vocabulary(LETTERS, 100)
+    with pytest.raises(DrafterError, match="cannot be kept"):
+        chain.learn([0, *ANSWER], 1)
+    assert store.load(LETTERS) == Loaded([ANSWER])
 
 
 def test_what_was_answered_is_drafted_in_the_next_session(store: HistoryStore) -> None:
