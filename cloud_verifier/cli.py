@@ -281,6 +281,6 @@ def doctor(as_json: bool) -> None:
         click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
         for finding in findings:
-            click.echo(f"{'ok     ' if finding.ok else 'MISSING'}  {finding.what}: {finding.detail}")
+            click.echo(f"{'ok   ' if finding.ok else 'FAULT'}  {finding.what}: {finding.detail}")
     if not all(finding.ok for finding in findings):
         sys.exit(1)

@@ -31,6 +31,9 @@ from edge_client.setting_up.cli import setup
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# What matters of it is said in sentences.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "OUTRIDER_EDGE", "show_default": True}
 
 
@@ -107,7 +110,7 @@ def doctor(as_json: bool, **options: Any) -> None:
         click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
         for finding in findings:
-            click.echo(f"{'ok     ' if finding.ok else 'MISSING'}  {finding.what}: {finding.detail}")
+            click.echo(f"{'ok   ' if finding.ok else 'FAULT'}  {finding.what}: {finding.detail}")
     if not all(finding.ok for finding in findings):
         sys.exit(1)
 

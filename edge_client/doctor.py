@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 from outrider.v1 import verifier_pb2 as pb
 
-from edge_client.certificate import examine_certificate
+from edge_client.certificate import Fault, examine_certificate, examine_own
 from edge_client.drafters.base import ANY_VOCABULARY, Drafter
+from edge_client.drafters.choosing import listed
 from edge_client.drafters.settings import DeviceSettings
 from edge_client.drafters.spec import CHAIN, LOOKUPS
 from edge_client.security import Security
@@ -23,6 +26,8 @@ RUNTIMES = {
     ),
 }
 SLOW_MS = 40.0  # per guess: no faster than most verifiers write by themselves
+FAR_MS = 150.0
+_DAY_S = 86_400.0
 DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python"}
 
 
@@ -46,6 +51,7 @@ def examine(
     """Look at runtimes, the drafter and the way to the verifier. A runtime is only missed if the drafter needs it."""
     findings = [_runtime(module, drafter) for module in RUNTIMES]
     findings.append(Finding("threads", True, f"{threads} of {os.cpu_count()} CPUs for the drafter"))
+    findings.append(_memory())
     findings.append(_providers(device.provider))
     loaded, of_drafter = _drafter(drafter, threads, device)
     findings += of_drafter
@@ -97,17 +103,19 @@ def _providers(asked: str) -> Finding:
 
 def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter | None, list[Finding]]:
     """Load the drafter and time a few tokens. Whoever gets it closes it."""
-    import time
-
+    from edge_client.bench import peak_bytes
     from edge_client.drafters import load_drafter
     from edge_client.drafters.base import DrafterError
+    from edge_client.drafters.memory import readable
+
+    before_bytes = peak_bytes()
 
     try:
         drafter = load_drafter(spec, threads=threads, settings=device)
     except DrafterError as error:
         return None, [Finding("drafter", False, str(error))]
     if drafter is None:
-        return None, [Finding("drafter", True, "none; answers stream from the verifier alone")]
+        return None, [Finding("drafter", True, "none: answers stream from the verifier alone"), _models()]
     drafter.feed([0])
     began = time.perf_counter()
     for _ in range(16):
@@ -116,7 +124,10 @@ def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter |
     ms = (time.perf_counter() - began) * 1000 / 16
     info = drafter.info
     drafter.rollback(0)
-    detail = f"{info.name}, {ms:.1f} ms per token, context of {info.context_tokens} tokens"
+    after_bytes = peak_bytes()
+    took = f", {readable(after_bytes - before_bytes)} of memory" if before_bytes and after_bytes else ""
+    token = f"{ms:.1f} ms" if ms >= 0.1 else "less than 0.1 ms"
+    detail = f"{info.name}, {token} per token, context of {info.context_tokens:,} tokens{took}"
     if ms > SLOW_MS:
         detail += (
             f"; slower than {SLOW_MS:.0f} ms it hardly ever guesses ahead of a verifier: give it more --threads, take "
@@ -128,40 +139,85 @@ def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter |
     return drafter, findings
 
 
-def _verifier(verifier: str, model: str, drafter: Drafter | None, security: Security) -> list[Finding]:
-    import time
+def _models() -> Finding:
+    """What this device could draft with."""
+    from edge_client.setting_up.places import look, usual_places
 
+    models, _ = look(usual_places())
+    there = f"; models here: {listed([model.label for model in models])}" if models else ""
+    detail = f"ngram, which needs no model{there}; `edge-client setup` measures them and takes the best"
+    return Finding("could draft with", True, detail)
+
+
+def _memory() -> Finding:
+    from edge_client.drafters.memory import available_bytes, readable
+
+    free_bytes = available_bytes()
+    return Finding(
+        "memory", True, f"{readable(free_bytes)} free" if free_bytes is not None else "nobody tells how much"
+    )
+
+
+def _verifier(verifier: str, model: str, drafter: Drafter | None, security: Security) -> list[Finding]:
+    from edge_client.reaching import Refusal, reach
+
+    answer = reach(verifier, model, security)
+    if isinstance(answer, Refusal):
+        others = [finding for finding in _certificates(verifier, security) if finding.detail != answer.sentence]
+        return [Finding("verifier", False, answer.sentence), *others]
+    info = answer.info
+    findings = [Finding("verifier", True, f"{info.model} at {verifier}"), _round_trip(answer.rtt_ms)]
+    findings += _versions(info) + _certificates(verifier, security)
+    if drafter is not None and drafter.info.vocabulary_fingerprint != ANY_VOCABULARY:
+        findings.append(_vocabulary(verifier, drafter, info, security))
+    return findings
+
+
+def _round_trip(rtt_ms: float) -> Finding:
+    if rtt_ms > FAR_MS:
+        return Finding(
+            "round trip", True, f"{rtt_ms:.0f} ms, which is long: only a drafter that is mostly right gains much"
+        )
+    return Finding("round trip", True, f"{rtt_ms:.1f} ms")
+
+
+def _vocabulary(verifier: str, drafter: Drafter, info: pb.GetModelInfoResponse, security: Security) -> Finding:
     from edge_client.channel import Channel
-    from edge_client.errors import SessionError
     from edge_client.matching import Matching
     from speculation.correspondence import Way
 
+    channel = Channel(verifier, security=security)
     try:
-        channel = Channel(verifier, security=security)
-    except ValueError as error:
-        return [Finding("verifier", False, str(error))]
-    try:
-        info = channel.model_info(model, timeout_s=5.0)
-        began = time.perf_counter()
-        channel.model_info(model, timeout_s=5.0)
-        rtt_ms = (time.perf_counter() - began) * 1000
-        findings = [Finding("verifier", True, f"{info.model} at {verifier}, round trip {rtt_ms:.1f} ms")]
-        findings += _versions(info) + _certificate(verifier, security)
-        if drafter is not None and drafter.info.vocabulary_fingerprint != ANY_VOCABULARY:
-            found = Matching(channel, drafter, []).find(info)
-            findings.append(Finding("vocabulary", found.way is not Way.NONE, found.sentence))
-        return findings
-    except SessionError as error:
-        return [Finding("verifier", False, str(error)), *_certificate(verifier, security)]
+        found = Matching(channel, drafter, []).find(info)
     finally:
         channel.close()
+    return Finding("vocabulary", found.way is not Way.NONE, found.sentence)
 
 
-def _certificate(verifier: str, security: Security) -> list[Finding]:
-    """Of the first address, if TLS is used."""
+def _certificates(verifier: str, security: Security) -> list[Finding]:
+    """The verifier's, at its first address, and the device's own, if TLS is used."""
     if not security.encrypted:
         return []
-    return [Finding("certificate", *examine_certificate(verifier.split(",", maxsplit=1)[0].strip(), security))]
+    address = verifier.split(",", maxsplit=1)[0].strip()
+    try:
+        verdict = examine_certificate(address, security)
+        findings = [Finding("certificate", verdict.ok, verdict.sentence)]
+        if security.certificate is not None and verdict.fault is not Fault.OUT_OF_DATE:
+            own = examine_own(security)
+            findings.append(Finding("own certificate", own.ok, own.sentence))
+    except ValueError as error:  # files that are none
+        return [Finding("certificate", False, str(error))]
+    return [*findings, _clock()]
+
+
+def _clock() -> Finding:
+    """Certificates are judged by it. Boards without a battery wake up in a year long past."""
+    now_s = time.time()
+    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now_s))
+    installed_s = Path(__file__).stat().st_mtime
+    if now_s < installed_s - _DAY_S:
+        return Finding("clock", False, f"{now}, which is before Outrider was installed here: set it, or let NTP do so")
+    return Finding("clock", True, now)
 
 
 def _versions(info: pb.GetModelInfoResponse) -> list[Finding]:

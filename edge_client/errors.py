@@ -53,12 +53,13 @@ def closed() -> SessionError:
 
 def unreachable(verifier: str, detail: str) -> SessionError:
     """The verifier does not answer."""
-    hung_up = any(said in detail for said in ("Socket closed", "Connection reset", "GOAWAY"))
+    said = detail.rpartition(": ")[2].strip() or detail  # gRPC puts where it happened before what happened
+    hung_up = any(words in detail for words in ("Socket closed", "Connection reset", "GOAWAY"))
     hint = "; it hung up, as one does that serves TLS only, or asks devices for a certificate" if hung_up else ""
     return SessionError(
         "UNAVAILABLE",
         "UNREACHABLE",
-        f"the verifier at {verifier} cannot be reached ({detail}); check that it runs and that the address is "
+        f"the verifier at {verifier} cannot be reached ({said}); check that it runs and that the address is "
         f"right{hint}",
     )
 

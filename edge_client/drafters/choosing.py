@@ -33,7 +33,7 @@ def choose(files: Collection[str], wanted: str | None, place: str, *, local: boo
     messages. local: somebody put the folder together, so a file named model.onnx is the one that is meant. Raises
     DrafterError with what there is.
     """
-    models = [file for file in sorted(files) if _is_model(file)]
+    models = [file for file in sorted(files) if is_model(file)]
     if not models:
         raise DrafterError(f"{place} has no .gguf and no .onnx file{_other_weights(files)}")
     if wanted is not None:
@@ -88,7 +88,7 @@ def listed(files: Sequence[str]) -> str:
 
 
 def _wanted(models: Sequence[str], files: Collection[str], wanted: str, place: str) -> str:
-    if wanted in files and not _is_model(wanted):
+    if wanted in files and not is_model(wanted):
         raise DrafterError(f"{wanted} in {place} is no .gguf or .onnx file; there are {listed(models)}")
     spelled = _plain(wanted)
     tests: tuple[Callable[[str], bool], ...] = (
@@ -109,7 +109,8 @@ def _wanted(models: Sequence[str], files: Collection[str], wanted: str, place: s
     raise DrafterError(f"{place} has no {wanted!r}; there are {listed(models)}")
 
 
-def _is_model(file: str) -> bool:
+def is_model(file: str) -> bool:
+    """Whether a file's name says that a model can be opened by it: no later piece, no encoder of pictures."""
     shard = _SHARD.search(file)
     first = shard is None or int(shard[1]) == 1
     return bool(_format(file)) and first and not _NOT_THE_MODEL.search(file)

@@ -29,12 +29,7 @@ def fetch(model: HubModel, *, offline: bool = False) -> Path:
     offline (or HF_HUB_OFFLINE=1) takes what is in the cache. So does a hub that cannot be reached. Raises DrafterError
     if there is no such model, no way to choose among its files, too little memory, or no network and nothing cached.
     """
-    try:
-        import huggingface_hub
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-    except ImportError as error:
-        raise DrafterError(_INSTALL) from error
+    huggingface_hub = _hub()
     if offline or huggingface_hub.constants.HF_HUB_OFFLINE:
         return _cached(huggingface_hub, model, "offline")
     sizes = _listing(huggingface_hub, model)
@@ -55,6 +50,26 @@ def fetch(model: HubModel, *, offline: bool = False) -> Path:
             f"{model} could not be downloaded: {_first_line(error)}; the next try goes on there"
         ) from error
     return Path(folder, file)
+
+
+def download_bytes(model: HubModel) -> int:
+    """How much `fetch` would download if nothing of it were here. Raises DrafterError if the hub does not tell."""
+    hub = _hub()
+    sizes = None if hub.constants.HF_HUB_OFFLINE else _listing(hub, model)
+    if sizes is None:
+        raise DrafterError("the hub cannot be reached")
+    file = choose(sizes, model.choice, str(model))
+    return sum(sizes[name] for name in (file, *companions(file, sizes)))
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise DrafterError(_INSTALL) from error
+    return huggingface_hub
 
 
 def _listing(hub: Any, model: HubModel) -> dict[str, int] | None:

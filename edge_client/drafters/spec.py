@@ -6,7 +6,7 @@
     demo                          the demo pair's drafter
     ngram                         no model: what followed these words earlier in the conversation
     history                       no model: what followed them in this user's past answers, which it keeps
-    FILE.gguf, FILE.onnx, FOLDER  a model on this device
+    FILE.gguf, FILE.onnx, FOLDER  a model on this device; Ollama's files are GGUF, too, and named sha256-...
     hf:ORG/REPO[@REV][:CHOICE]    a model of the Hugging Face hub; CHOICE is a quantization (Q4_K_M, q4f16) or a file
     A+B                           a chain: what A does not guess, B does; ngram or history, before a model or alone
 
@@ -28,6 +28,7 @@ ACCEPTED = (
     "a .gguf file, a .onnx file, a folder with one of them, hf:ORG/REPO[@REVISION][:QUANTIZATION or FILE], "
     f"{', '.join(NAMES)}, or none"
 )
+_OLLAMA_FILE = re.compile("sha256-[0-9a-f]{64}")
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@]+))?(:(?P<choice>.+))?")
 
 
@@ -89,6 +90,6 @@ def _local(path: Path) -> LocalModel:
     if not path.exists():
         hint = f"; a model of the hub is written hf:{path}" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) else ""
         raise DrafterError(f"cannot draft with {str(path)!r}: it does not exist. Accepted are {ACCEPTED}{hint}.")
-    if path.is_file() and path.suffix not in (".gguf", ".onnx"):
+    if path.is_file() and path.suffix not in (".gguf", ".onnx") and not _OLLAMA_FILE.fullmatch(path.name):
         raise DrafterError(f"cannot draft with {str(path)!r}: it is not one of these. Accepted are {ACCEPTED}.")
     return LocalModel(path)

@@ -6,127 +6,141 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import platformdirs
 
 from edge_client.options import CommandError, option, take_security
 
-_NOT_ASKED: dict[str, Any] = {"ssl_client_certfile": None, "ssl_client_keyfile": None, "verifier_api_key": ""}
+if TYPE_CHECKING:
+    from edge_client.setting_up.checking import Checked
+    from edge_client.setting_up.choosing import Choice
+    from edge_client.setting_up.measuring import Measuring
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command()
 @option("--verifier", "--target", default=None, help="HOST:PORT of the verifier.")
-@option("--drafter", "drafters", multiple=True, help="What to draft with; of several, the fastest here is taken.")
-@option("--threads", default=1, type=click.IntRange(1), help="CPU threads of the drafter.")
-@option("--tls", is_flag=True, help="Use TLS with the system's certificates.")
-@option("--ssl-ca-certs", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Use TLS; trust these.")
-@option("--insecure", is_flag=True, help="Allow plaintext to another machine.")
+@option("--model", default="", help="Model to ask for.  [default: the verifier's]")
 @option(
-    "--verifier-api-key-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with the key that the verifier knows this device by.",
+    "--drafter", "drafters", multiple=True, help="Measure this one and no others; of several, the best here is taken."
 )
+@click.option(
+    "--look-in",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Look for models here, too.",
+)
+@option("--threads", default=None, type=click.IntRange(1), help="CPU threads of the drafter.  [default: measured]")
+@option("--tls", is_flag=True, help="Use TLS with the system's certificates.")
+@option("--ssl-ca-certs", type=_FILE, help="Use TLS; trust these.")
+@option("--ssl-client-certfile", type=_FILE, help="Certificate to show to a verifier that asks for one.")
+@option("--ssl-client-keyfile", type=_FILE, help="Its private key.")
+@option("--insecure", is_flag=True, help="Allow plaintext to another machine.")
+@option("--verifier-api-key-file", type=_FILE, help="File with the key that the verifier knows this device by.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write.  [default: the user's]")
 @click.option("--yes", is_flag=True, help="Ask nothing: take the flags and the defaults, replace an old file.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found and written as JSON; implies --yes.")
 def setup(
     verifier: str | None,
+    model: str,
     drafters: tuple[str, ...],
-    threads: int,
+    look_in: tuple[Path, ...],
+    threads: int | None,
     output: Path | None,
     yes: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Ask for what is needed, measure the drafter, check the whole path and write the configuration."""
-    from edge_client.client import EdgeClient
-    from edge_client.doctor import examine
-    from edge_client.drafters.settings import DeviceSettings
-    from edge_client.errors import SessionError
-    from edge_client.setting_up.trial import ANSWER_TOKENS, QUESTION, best, try_drafter
-    from edge_client.user_files import replace_file
-    from speculation.sampling import SamplingParams
+    """Find the verifier, measure what this device could draft with, check the whole path, write the configuration.
 
-    quiet = yes or as_json
-    file = output or platformdirs.user_config_path("outrider") / "edge-client.yaml"
-    settings: dict[str, Any] = {"verifier": verifier or ("127.0.0.1:50051" if quiet else _ask_verifier())}
-    if not quiet:
-        options["ssl_ca_certs"], options["tls"] = _ask_tls(settings["verifier"], options)
-        drafters = drafters or _ask_drafters()
-    tried = [try_drafter(spec, threads) for spec in drafters or ("ngram",)]
-    settings |= {"drafter": best(tried), "threads": threads}
-    settings |= {key.replace("_", "-"): _plain(value) for key, value in options.items() if value}
-    if not as_json:
-        for one in tried:
-            click.echo(f"drafter {one.spec}: {one.detail}")
-    security = take_security({**options, **_NOT_ASKED})
-    findings = examine(
-        verifier=settings["verifier"],
-        drafter=settings["drafter"],
-        model="",
-        threads=threads,
-        device=DeviceSettings(),
-        security=security,
-    )
-    answer, trouble = "", ""
-    if all(finding.ok for finding in findings):
-        try:
-            with EdgeClient(settings["verifier"], settings["drafter"], threads=threads, security=security) as client:
-                answer = client.generate(QUESTION, SamplingParams(max_tokens=ANSWER_TOKENS)).text
-        except (SessionError, ValueError) as error:
-            trouble = str(error)
-    good = all(finding.ok for finding in findings) and not trouble
-    if not quiet and file.exists() and not click.confirm(f"{file} is there already; replace it?"):
-        raise CommandError("nothing was written")
+    Asks only for what it cannot find out. Nothing is downloaded unless you say so.
+    """
     import yaml
+    from rich.console import Console
 
-    try:
-        replace_file(file, yaml.safe_dump(settings, sort_keys=False).encode())
-    except OSError as error:
-        raise CommandError(f"cannot write {file}: {error}") from error
-    if as_json:
-        report = {
-            "file": str(file),
-            "settings": settings,
-            "drafters": [dataclasses.asdict(one) for one in tried],
-            "findings": [finding._asdict() for finding in findings],
-            "answer": answer,
-            "trouble": trouble,
-        }
-        click.echo(json.dumps(report, indent=1))
+    from edge_client.reaching import Refusal
+    from edge_client.setting_up import choosing, connecting, screen
+    from edge_client.setting_up.checking import check
+    from edge_client.setting_up.measuring import Measuring, choose
+
+    asking = not (yes or as_json)
+    file = output or platformdirs.user_config_path("outrider") / "edge-client.yaml"
+    key_file = options["verifier_api_key_file"]
+    security = take_security({**options, "verifier_api_key": ""})
+    console = Console(highlight=False, quiet=as_json)
+    address = verifier or (connecting.ask_address() if asking else f"127.0.0.1:{connecting.PORT}")
+    way = connecting.Way(address, model, security, key_file)
+    way, answer = connecting.connect(way, file.parent / "verifier-api-key", asking=asking)
+    measuring = Measuring(console, threads)
+    trouble = answer.sentence if isinstance(answer, Refusal) else measuring.ask(way.verifier, model, way.security)
+    if measuring.reference is not None:
+        console.print(screen.told_of(measuring.reference), soft_wrap=True)
+    elif asking:
+        click.echo(f"{trouble}\n{screen.UNJUDGED}")
+    choice = choosing.named(measuring, drafters) if drafters else choosing.found(measuring, look_in)
+    if asking and choice.on_hub:
+        choosing.offer_downloads(measuring, choice)
+    if asking and not drafters:
+        chosen = choosing.ask_which(console, measuring, choice)
     else:
-        for finding in findings:
-            click.echo(f"{'ok     ' if finding.ok else 'MISSING'}  {finding.what}: {finding.detail}")
-        click.echo(f"An answer came: {answer!r}" if good else f"No answer yet. {trouble}".rstrip())
-        config = f" --config {file}" if output else ""
-        click.echo(f"Written to {file}. Now type: edge-client {'chat' if good else 'doctor'}{config}")
-    if not good:
+        chosen = choose(choice.tried)
+        if not as_json:
+            screen.show_left_out(choice.left_out)
+            screen.show_drafters(console, screen.in_order(choice.tried, chosen), measuring.reference)
+    drafter = chosen.spec if chosen else "none"
+    with console.status("checking the whole path"):
+        checked = check(way, drafter, chosen.threads if chosen else 1, measuring.reference)
+    settings = way.settings | {"drafter": drafter} | ({"threads": chosen.threads} if chosen else {})
+    if asking and file.exists() and not click.confirm(f"{file} is there already; replace it?"):
+        raise CommandError("nothing was written")
+    if way.key_file is not None and way.key_file != key_file:
+        _write(way.key_file, way.security.api_key.encode())
+    _write(file, yaml.safe_dump(settings, sort_keys=False).encode())
+    if as_json:
+        click.echo(json.dumps(_report(file, settings, measuring, choice, checked, trouble), indent=1))
+    else:
+        screen.show_check(checked, measuring.reference, trouble)
+        click.echo(f"Written to {file}. {_next(checked.good, file if output else None)}")
+    if not checked.good:
         sys.exit(1)
 
 
-def _ask_verifier() -> str:
-    return str(click.prompt("Address of the verifier, HOST:PORT", default="127.0.0.1:50051"))
+def _write(file: Path, content: bytes) -> None:
+    from edge_client.user_files import replace_file
+
+    try:
+        replace_file(file, content)
+    except OSError as error:
+        raise CommandError(f"cannot write {file}: {error}") from error
 
 
-def _ask_tls(verifier: str, given: dict[str, Any]) -> tuple[Path | None, bool]:
-    from edge_client.security import is_loopback
-
-    host = verifier.rpartition(":")[0].strip("[]")
-    if given["tls"] or given["ssl_ca_certs"] or given["insecure"] or is_loopback(host):
-        return given["ssl_ca_certs"], given["tls"]
-    own = click.prompt("Its certificate authority, a PEM file; empty for the system's", default="", show_default=False)
-    return (Path(own).expanduser(), False) if own else (None, True)
+def _next(good: bool, named: Path | None) -> str:
+    """What to type. named: the file, if it is not where the commands look for it by themselves."""
+    config = f" --config {named}" if named else ""
+    if not good:
+        return f"Now type: edge-client doctor{config}"
+    return f"Now type: edge-client chat{config}, or for apps and the browser: edge-client serve{config}"
 
 
-def _ask_drafters() -> tuple[str, ...]:
-    said = click.prompt(
-        "Drafter: a GGUF or ONNX file, hf:ORG/REPO, or ngram; of several, with commas between, the fastest is taken",
-        default="ngram",
-    )
-    return tuple(spec.strip() for spec in str(said).split(",") if spec.strip())
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
+def _report(
+    file: Path, settings: dict[str, object], measuring: Measuring, choice: Choice, checked: Checked, trouble: str
+) -> dict[str, object]:
+    reference = measuring.reference
+    return {
+        "file": str(file),
+        "settings": settings,
+        "verifier": reference
+        and {"model": reference.model, "rtt_ms": reference.rtt_ms, "ms_per_token": reference.step_ms},
+        "drafters": [dataclasses.asdict(one) for one in choice.tried],
+        "left_out": [one._asdict() for one in choice.left_out],
+        "on_hub": [str(model) for model in choice.on_hub],
+        "findings": [finding._asdict() for finding in checked.findings],
+        "answers": [answer.text for answer in checked.answers],
+        "ms_per_token": checked.ms_per_token if checked.answers else None,
+        "guessed": checked.guessed if checked.answers else None,
+        "same_words": checked.same_words,
+        "trouble": trouble or checked.trouble,
+    }

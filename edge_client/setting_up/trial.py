@@ -1,50 +1,188 @@
-"""Try a configuration before it is written: the drafter's speed here, and the whole path to an answer."""
+"""Try one drafter: what it takes to load, how long a guess takes, and how many it would have right.
+
+Every trial has a process of its own: memory is that of this drafter alone, one that crashes takes nothing along, and
+one that takes too long can be ended. ``python -m edge_client.setting_up.trial`` is that process.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from edge_client.bench import measure
+from edge_client.bench import peak_bytes, prompt
 from edge_client.drafters import load_drafter
-from edge_client.drafters.base import Drafter, DrafterError
-from edge_client.drafters.memory import readable
+from edge_client.drafters.base import ANY_VOCABULARY, Drafter, DrafterError
+from edge_client.drafters.matching import match
 from edge_client.drafters.settings import DeviceSettings
+from edge_client.setting_up.expecting import expected_ms_per_token
+from edge_client.setting_up.reference import TEMPERATURE, Answer, Reference, as_json, from_json
+from speculation.correspondence import Way
+from speculation.sampling import Guess, SamplingParams
 
-QUESTION = [{"role": "user", "content": "Hello"}]
-ANSWER_TOKENS = 12
+LONGEST_S = 120.0
+ABOUT_EQUAL = 1.03  # of expected times: a few answers tell no more
+_UNJUDGED = Answer(tuple(prompt(96)), 64)  # where no verifier has answered: only the time counts
 
 
 @dataclass(frozen=True)
 class Tried:
-    """How a drafter does here. token_ms: None if it cannot be used; then `detail` says why."""
+    """How a drafter does here; None where it is not known.
+
+    token_ms: per guess. acceptance: share of the target's tokens that it would have guessed, silence included.
+    expected_ms: per token of an answer, with this verifier. trouble: why it cannot be used; empty if it can.
+    """
 
     spec: str
-    token_ms: float | None
-    memory_bytes: int | None
-    detail: str
+    label: str
+    threads: int = 1
+    load_ms: float | None = None
+    memory_bytes: int | None = None
+    token_ms: float | None = None
+    acceptance: float | None = None
+    expected_ms: float | None = None
+    vocabulary: str = ""
+    trouble: str = ""
 
 
-def try_drafter(spec: str, threads: int) -> Tried:
-    """Load it and time single tokens; a few seconds for a model that suits a device."""
-    if spec == "none":
-        return Tried(spec, None, None, "no drafter: answers stream from the verifier alone")
-
-    def load() -> Drafter:
-        loaded = load_drafter(spec, threads=threads, settings=DeviceSettings())
-        if loaded is None:
-            raise DrafterError(f"{spec!r} names no drafter")
-        return loaded
-
+def try_drafter(
+    spec: str, threads: int, reference: Reference | None, *, label: str = "", longest_s: float = LONGEST_S
+) -> Tried:
+    """In a process of its own. reference: None if the verifier could not be asked."""
+    task = {
+        "spec": spec,
+        "label": label or spec,
+        "threads": threads,
+        "reference": reference and as_json(reference),
+    }
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+    broken = Tried(spec, label or spec, threads)
     try:
-        figures = measure(load, tokens=16)
+        done = subprocess.run(
+            [sys.executable, "-m", "edge_client.setting_up.trial"],
+            input=json.dumps(task),
+            capture_output=True,
+            text=True,
+            timeout=longest_s,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return dataclasses.replace(broken, trouble=f"it was not done with a few answers after {longest_s:.0f} s")
+    if done.returncode == 0:
+        return Tried(**json.loads(done.stdout))
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        why = "most likely for lack of memory" if name == "SIGKILL" else "its file may be damaged"
+        return dataclasses.replace(broken, trouble=f"trying it ended with {name}, {why}")
+    last = (done.stderr.strip() or "no word why").splitlines()[-1]
+    return dataclasses.replace(broken, trouble=f"it cannot be tried: {last}")
+
+
+def best(tried: Sequence[Tried]) -> Tried | None:
+    """What to draft with: the fastest answers; of about equals what needs the least memory. None if nothing works.
+
+    Where no verifier has answered nobody knows which is fastest: a quick drafter may never be right. Then a lookup,
+    which can do no harm, goes before models, and the first before others.
+    """
+    usable = [one for one in tried if not one.trouble]
+    if not usable:
+        return None
+    judged = [one for one in usable if one.expected_ms is not None]
+    if not judged:
+        return next((one for one in usable if not one.memory_bytes), usable[0])
+    least_ms = min(one.expected_ms or 0.0 for one in judged)
+    as_good = [one for one in judged if (one.expected_ms or 0.0) <= ABOUT_EQUAL * least_ms]
+    return min(as_good, key=lambda one: one.memory_bytes or 0)
+
+
+def measure(spec: str, label: str, threads: int, reference: Reference | None) -> Tried:
+    """What the process does. Raises DrafterError."""
+    before_bytes, began_s = peak_bytes(), time.perf_counter()
+    loaded = load_drafter(spec, threads=threads, settings=DeviceSettings())
+    if loaded is None:
+        raise DrafterError(f"{spec!r} names no drafter")
+    load_ms = (time.perf_counter() - began_s) * 1e3
+    drafter, vocabulary = (loaded, "") if reference is None else _speaking(loaded, reference)
+    if reference is not None:
+        drafter.adopt_vocabulary(reference.vocabulary_fingerprint, reference.vocabulary_size)
+    elif drafter.info.vocabulary_fingerprint == ANY_VOCABULARY:
+        drafter.adopt_vocabulary("", 1 << 16)
+    answers = reference.answers if reference is not None and reference.answers else (_UNJUDGED,)
+    judged = answers != (_UNJUDGED,)
+    hits, times_ms = [], []
+    for answer in answers:
+        right, took_ms = replay(drafter, answer)
+        hits.append(right)
+        times_ms += took_ms
+    after_bytes = peak_bytes()
+    if not times_ms:
+        raise DrafterError(f"its context of {drafter.info.context_tokens} tokens is too short for any answer")
+    token_ms = statistics.fmean(sorted(times_ms)[: max(1, len(times_ms) * 19 // 20)])  # without what other work took
+    acceptance = sum(map(sum, hits)) / len(times_ms) if judged else None
+    expected_ms = None
+    if reference is not None and judged:
+        expected_ms = expected_ms_per_token(hits, token_ms, reference.rtt_ms, reference.step_ms)
+    memory_bytes = None if before_bytes is None or after_bytes is None else after_bytes - before_bytes
+    drafter.close()
+    return Tried(spec, label, threads, load_ms, memory_bytes, token_ms, acceptance, expected_ms, vocabulary)
+
+
+def replay(drafter: Drafter, answer: Answer) -> tuple[list[bool], list[float]]:
+    """Where it would have been right in an answer, and the milliseconds of each guess, as far as its context goes."""
+    guess = Guess(SamplingParams(temperature=TEMPERATURE), answer.seed)
+    log = answer.log[: drafter.info.context_tokens]
+    drafter.rollback(0)
+    if answer.prompt_tokens >= len(log):
+        return [], []
+    drafter.feed(log[: answer.prompt_tokens])
+    hits, times_ms = [], []
+    for position in range(answer.prompt_tokens, len(log)):
+        began_s = time.perf_counter()
+        found = drafter.candidates()
+        guessed = guess(position, found.ids, found.log_probs)[0] if len(found.ids) else None
+        drafter.feed([log[position]])
+        times_ms.append((time.perf_counter() - began_s) * 1e3)
+        hits.append(guessed == log[position])
+    return hits, times_ms
+
+
+def _speaking(drafter: Drafter, reference: Reference) -> tuple[Drafter, str]:
+    """What drafts for the target, and a word on how. Raises DrafterError if nothing does."""
+    own = drafter.info.vocabulary_fingerprint
+    if own == ANY_VOCABULARY:
+        return drafter, "any"
+    if own == reference.vocabulary_fingerprint:
+        return drafter, "the target's"
+    if reference.vocabulary is None:
+        raise DrafterError("its vocabulary is not the target's, which cannot be had from the verifier")
+    found = match(drafter, reference.vocabulary, reference.vocabulary_size)
+    if found.speaking is None:
+        raise DrafterError(f"its vocabulary cannot be translated: {found.sentence}")
+    shared = {Way.RENUMBERED: "renumbered", Way.INTERSECTION: "nearly the target's", Way.TRANSLATED: "translated"}
+    return found.speaking(), shared.get(found.way, "the target's")
+
+
+def main() -> None:
+    """The task is standard input, the outcome standard output: JSON both."""
+    task: dict[str, Any] = json.load(sys.stdin)
+    told = task["reference"]
+    reference = from_json(told) if told is not None else None
+    out, sys.stdout = sys.stdout, sys.stderr  # runtimes print what they like
+    try:
+        outcome = measure(task["spec"], task["label"], task["threads"], reference)
     except DrafterError as error:
-        return Tried(spec, None, None, str(error))
-    token_ms = figures.contexts[0].token_ms
-    memory = f", {readable(figures.memory_bytes)} of memory" if figures.memory_bytes else ""
-    return Tried(spec, token_ms, figures.memory_bytes, f"{token_ms:.1f} ms per token{memory}")
+        outcome = Tried(task["spec"], task["label"], task["threads"], trouble=str(error))
+    json.dump(dataclasses.asdict(outcome), out)
 
 
-def best(tried: list[Tried]) -> str:
-    """The fastest that can be used; "ngram" if none can, for it costs nothing."""
-    usable = [one for one in tried if one.token_ms is not None]
-    return min(usable, key=lambda one: one.token_ms or 0.0).spec if usable else "ngram"
+if __name__ == "__main__":
+    main()

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
+from cloud_verifier.server import Address
 from edge_client import doctor
 from edge_client.drafters import providers
 from edge_client.drafters.settings import DeviceSettings
+from tests.harness import InProcessVerifier
+from tests.mock_engine import MockEngine
+from tests.security.certificates import Authority
+
+DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 
 
 def test_an_accelerator_that_is_there_but_not_used_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +84,45 @@ def test_what_the_drafter_really_runs_on_is_said() -> None:
     assert by_name["drafter"].ok
     assert not by_name["runs on"].ok
     assert "nodes on CPUExecutionProvider; the installed ONNX Runtime has no provider qnn" in by_name["runs on"].detail
+
+
+def test_without_a_drafter_it_says_what_there_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    nothing, (chosen, could) = doctor._drafter("none", 1, DeviceSettings())
+    assert nothing is None
+    assert chosen.ok
+    assert could.detail.startswith("ngram, which needs no model; `edge-client setup`")
+    (tmp_path / "small.gguf").write_bytes((DEMO / "drafter.gguf").read_bytes())
+    assert "models here: small.gguf" in doctor._models().detail
+
+
+def test_a_clock_before_the_installation_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._clock().ok
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    finding = doctor._clock()
+    assert not finding.ok
+    assert finding.detail.startswith("1970-01-01 00:16 UTC, which is before Outrider was installed here")
+
+
+def test_what_is_wrong_with_certificates_is_said_once_and_who_is_far_is_told(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.pair("server", "127.0.0.1")
+    shown = authority.pair("laptop", "laptop.example")
+    address = Address(port=0, certificate=pair.certificate, key=pair.key, client_authorities=authority.file)
+    with InProcessVerifier(MockEngine(), address=address) as verifier:
+        bad = {finding.what: finding for finding in doctor._verifier(verifier.address, "", None, authority.trusted())}
+        assert set(bad) == {"verifier", "clock"}
+        assert "asks devices for a certificate" in bad["verifier"].detail
+        found = doctor._verifier(verifier.address, "", None, authority.trusted(shown))
+        assert [finding.what for finding in found] == [
+            *("verifier", "round trip", "certificate", "own certificate", "clock"),
+        ]
+        assert all(finding.ok for finding in found)
+    assert "which is long" not in doctor._round_trip(20.0).detail
+    assert "which is long" in doctor._round_trip(400.0).detail
 
 
 def test_versions_that_do_not_fit_say_who_is_to_be_updated() -> None:

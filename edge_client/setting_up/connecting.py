@@ -1,0 +1,115 @@
+"""Find the way to the verifier, with a person's help: what it demands is asked for, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+from edge_client.reaching import Reached, Refusal, Wanted, reach
+from edge_client.security import Security
+
+PORT = 50051
+MOST_QUESTIONS = 8
+_NONE = Path("-")
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where the verifier is and what it takes to be let in. key_file: where `security.api_key` is kept, if it is."""
+
+    verifier: str
+    model: str
+    security: Security
+    key_file: Path | None = None
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """As a configuration file has them."""
+        security = self.security
+        files = {
+            "ssl-ca-certs": security.ca_certificate,
+            "ssl-client-certfile": security.certificate,
+            "ssl-client-keyfile": security.key,
+            "verifier-api-key-file": self.key_file,
+        }
+        found: dict[str, object] = {"verifier": self.verifier}
+        if self.model:
+            found["model"] = self.model
+        found |= {name: str(file.expanduser().absolute()) for name, file in files.items() if file is not None}
+        found |= {name: True for name, on in (("tls", security.tls), ("insecure", security.insecure)) if on}
+        return found
+
+
+def ask_address() -> str:
+    """HOST:PORT, with the usual port if none is said."""
+    return _with_port(str(click.prompt("Address of the verifier, HOST:PORT", default=f"127.0.0.1:{PORT}")))
+
+
+def connect(way: Way, key_file: Path, *, asking: bool) -> tuple[Way, Reached | Refusal]:
+    """Try, and ask for what is missing until it works or there is no answer. key_file: where a key that somebody types
+    is to be kept; nothing is written here. asking: whether there is anybody to ask.
+    """
+    for _ in range(MOST_QUESTIONS if asking else 1):
+        answer = reach(way.verifier, way.model, way.security)
+        if isinstance(answer, Reached) or not asking:
+            break
+        click.echo(answer.sentence)
+        changed = _changed(way, answer.wanted, key_file)
+        if changed is None:
+            break
+        way = changed
+    return way, answer
+
+
+def _changed(way: Way, wanted: Wanted, key_file: Path) -> Way | None:
+    """The way with what was asked for; None if there was no answer."""
+    match wanted:
+        case Wanted.TLS:
+            return _with_tls(way, _ask_file("Certificate of its authority, a PEM file; empty for the system's"))
+        case Wanted.PROTECTION:
+            own = _ask_file(
+                "Certificate of its authority, a PEM file; empty for the system's; - to do without TLS", "-"
+            )
+            return replace(way, security=replace(way.security, insecure=True)) if own == _NONE else _with_tls(way, own)
+        case Wanted.AUTHORITY:
+            file = _ask_file("Certificate of its authority, a PEM file")
+            if file is None:
+                return None
+            return replace(way, security=replace(way.security, ca_certificate=file))
+        case Wanted.CLIENT_CERTIFICATE:
+            certificate = _ask_file("This device's certificate, a PEM file")
+            key = _ask_file("Its private key") if certificate is not None else None
+            if key is None:
+                return None
+            return replace(way, security=replace(way.security, certificate=certificate, key=key))
+        case Wanted.KEY:
+            said = click.prompt("This device's API key (not shown)", default="", hide_input=True, show_default=False)
+            text = str(said).strip()
+            return replace(way, security=replace(way.security, api_key=text), key_file=key_file) if text else None
+        case Wanted.ADDRESS:
+            said = click.prompt("Another address; empty to go on without the verifier", default="", show_default=False)
+            return replace(way, verifier=_with_port(str(said))) if said else None
+        case Wanted.NOTHING_FROM_HERE:
+            return None
+
+
+def _with_tls(way: Way, authority: Path | None) -> Way:
+    return replace(way, security=replace(way.security, tls=authority is None, ca_certificate=authority, insecure=False))
+
+
+def _ask_file(question: str, *others: str) -> Path | None:
+    """A file that is there, or one of `others`; None for no answer."""
+    while said := str(click.prompt(question, default="", show_default=False)).strip():
+        file = Path(said).expanduser()
+        if said in others or (file.is_file() and os.access(file, os.R_OK)):
+            return file
+        click.echo(f"{file} is no file that can be read; try again, or leave it empty")
+    return None
+
+
+def _with_port(address: str) -> str:
+    """Adds the usual port where there is none."""
+    return ",".join(one if ":" in one else f"{one}:{PORT}" for one in map(str.strip, address.split(",")))
