@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from google.rpc import error_details_pb2, status_pb2
 from outrider.v1 import verifier_pb2 as pb
 
+from benchmarks.fuzz.callers import Caller
 from cloud_verifier.errors import DOMAIN, VerifierError
 from cloud_verifier.opening import Served, prompt_ids
 from tests.mock_engine import next_token
@@ -19,17 +20,25 @@ REFUSALS = {
     "CONFIDENCE": "INVALID_ARGUMENT",
     "CONTEXT_FULL": "OUT_OF_RANGE",
     "CONTINUES_PAST_END": "OUT_OF_RANGE",
+    "DISABLED": "PERMISSION_DENIED",
     "DRAFT_TOO_FAR": "OUT_OF_RANGE",
     "DRAFT_TOO_LONG": "INVALID_ARGUMENT",
     "EMPTY_MESSAGE": "INVALID_ARGUMENT",
+    "KEY_REMOVED": "UNAUTHENTICATED",
     "MODEL": "NOT_FOUND",
+    "NO_BEARER": "UNAUTHENTICATED",
+    "NO_KEY": "UNAUTHENTICATED",
     "NOT_OPEN": "FAILED_PRECONDITION",
     "OBJECTIVE": "INVALID_ARGUMENT",
     "OPENED_TWICE": "INVALID_ARGUMENT",
     "OPEN_TIMEOUT": "DEADLINE_EXCEEDED",
+    "PRINCIPAL_QUEUE": "RESOURCE_EXHAUSTED",
+    "PRINCIPAL_SESSIONS": "RESOURCE_EXHAUSTED",
+    "PRINCIPAL_TOKENS": "RESOURCE_EXHAUSTED",
     "PROMPT": "INVALID_ARGUMENT",
     "PROMPT_EMPTY": "INVALID_ARGUMENT",
     "PROMPT_MISSING": "INVALID_ARGUMENT",
+    "PROMPT_TOO_LONG": "OUT_OF_RANGE",
     "PROTOCOL_VERSION": "FAILED_PRECONDITION",
     "REPLACED": "ABORTED",
     "SAMPLING": "INVALID_ARGUMENT",
@@ -38,6 +47,7 @@ REFUSALS = {
     "SLOW_READER": "ABORTED",
     "TOKEN_ID": "INVALID_ARGUMENT",
     "UNDECODABLE": "INVALID_ARGUMENT",
+    "UNKNOWN_KEY": "UNAUTHENTICATED",
 }
 LENGTH_CODES = {"KNOWN_LENGTH": ("ABORTED", "OUT_OF_RANGE")}  # in a draft, in a resume
 
@@ -59,8 +69,10 @@ class Story:
 class Device:
     """One stream as its device sees it. Whatever must not be is told to `complain`."""
 
-    def __init__(self, served: Served, complain: Callable[[str], None]) -> None:
+    def __init__(self, served: Served, complain: Callable[[str], None], caller: Caller | None = None) -> None:
+        """caller: None where everybody is welcome."""
         self._served, self._complain = served, complain
+        self.caller, self._welcome = caller or Caller(), caller is None
         self._opening: pb.Open | None = None
         self.origin: Device | None = None  # whose session it resumes
         self.story: Story | None = None
@@ -96,6 +108,7 @@ class Device:
     def _opened(self, opened: pb.Opened) -> None:
         assert self._opening is not None
         self.session_id = opened.session_id
+        self._check_welcome(opened)
         if self._opening.HasField("resume"):
             self.story = self.origin.story if self.origin is not None else None
             if self.story is None:
@@ -113,6 +126,19 @@ class Device:
         self.known = opened.resumed_at
         if (opened.prompt_length, opened.resumed_at) != (self.story.prompt_length, first):
             self._complain(f"opened at {opened.resumed_at} after {opened.prompt_length} tokens, not at {first}")
+
+    def _check_welcome(self, opened: pb.Opened) -> None:
+        if self._welcome:
+            return
+        caller, origin = self.caller, self.origin
+        limit = caller.quota.max_prompt_tokens
+        if not caller.principal:
+            self._complain("let in whom nobody knows")
+        elif limit is not None and opened.prompt_length > limit:
+            self._complain(f"a prompt of {opened.prompt_length} tokens of {caller.principal}, who may send {limit}")
+        assert self._opening is not None
+        if self._opening.HasField("resume") and origin is not None and origin.caller.principal != caller.principal:
+            self._complain(f"{caller.principal} resumed a session of {origin.caller.principal}")
 
     def _commit(self, commit: pb.Commit) -> None:
         assert self.story is not None

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from outrider.v1 import verifier_pb2 as pb
 
+from benchmarks.fuzz.callers import NAMES, REVOCABLE
 from benchmarks.fuzz.mutations import mangle, mutate
-from benchmarks.fuzz.operations import Cut, Draft, HalfClose, Listen, Operation, Resume, Send, Wait
+from benchmarks.fuzz.operations import Cut, Draft, HalfClose, Identify, Listen, Operation, Resume, Revoke, Send, Wait
 from speculation.pace import PATIENCE_UNLIMITED_MS
 from tests.mock_engine import VOCABULARY_SIZE
 
@@ -16,6 +17,24 @@ LETTERS = "abcxyz"
 MOST_STREAMS = 5
 FLOOD = 300  # messages
 HUGE_BYTES = 900_000
+
+
+def with_callers(case: list[Operation], seed: int, number: int) -> list[Operation]:
+    """The same case where a verifier knows keys: every device has a name, which may change, and keys are taken away."""
+    rng = random.Random(f"{seed}/{number}/callers")
+    crowd = rng.choice(REVOCABLE)
+    changed = list(case)
+    for _ in range(rng.choice((0, 0, 0, 1, 3))):
+        at = rng.randint(0, len(changed))
+        change = (
+            Revoke(rng.choice(REVOCABLE))
+            if rng.random() < 0.3
+            else Identify(rng.randrange(MOST_STREAMS), rng.choice(NAMES))
+        )
+        changed.insert(at, change)
+    # Mostly several devices of one principal, or else no quota would ever be full.
+    names = rng.choices((crowd, rng.choice(REVOCABLE), rng.choice(NAMES)), (6, 2, 1), k=MOST_STREAMS)
+    return [*(Identify(stream, name) for stream, name in enumerate(names)), *changed]
 
 
 def generate(seed: int, number: int) -> list[Operation]:

@@ -70,9 +70,24 @@ class Wait:
     turns: int
 
 
-Operation = Send | Resume | Draft | HalfClose | Cut | Listen | Wait
+@dataclass(frozen=True)
+class Identify:
+    """From now on a stream of this number is opened by this caller; see `callers.NAMES`."""
+
+    stream: int
+    caller: str
+
+
+@dataclass(frozen=True)
+class Revoke:
+    """The operator takes a principal's key away, and gives it another."""
+
+    caller: str
+
+
+Operation = Send | Resume | Draft | HalfClose | Cut | Listen | Wait | Identify | Revoke
 KINDS: dict[str, type[Operation]] = {
-    kind.__name__.lower(): kind for kind in (Send, Resume, Draft, HalfClose, Cut, Listen, Wait)
+    kind.__name__.lower(): kind for kind in (Send, Resume, Draft, HalfClose, Cut, Listen, Wait, Identify, Revoke)
 }
 MESSAGES = (Send, Resume, Draft)
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import grpc
 from outrider.v1 import verifier_pb2 as pb
 
 from benchmarks.fuzz.device import Device
-from cloud_verifier.service import VerifierService
 
 METHOD = "/outrider.v1.VerifierService/Generate"
 WINDOW_MESSAGES = 16  # that a verifier can send to a device that does not read
+
+
+Handler = Callable[[Any, Any], Coroutine[Any, Any, None]]
 
 
 class Wire(Protocol):
@@ -43,7 +45,8 @@ class _Aborted(grpc.aio.BaseError):
 class DirectWire:
     """Calls the service itself; messages are serialised and parsed as on a socket."""
 
-    def __init__(self, service: VerifierService, device: Device, complain: Callable[[str], None]) -> None:
+    def __init__(self, generate: Handler, device: Device, complain: Callable[[str], None]) -> None:
+        """generate: the service's own, perhaps behind authentication."""
         self.device, self._complain = device, complain
         self._inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._unread: list[bytes] = []
@@ -51,7 +54,7 @@ class DirectWire:
         self._listening.set()
         self._closed = False
         context: Any = self
-        self._task = asyncio.create_task(service.Generate(None, context))
+        self._task = asyncio.create_task(generate(None, context))
         self._task.add_done_callback(self._ended)
 
     @property
@@ -105,6 +108,14 @@ class DirectWire:
         else:
             self._unread.append(data)
 
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What the device's call shows."""
+        return self.device.caller.metadata
+
+    def auth_context(self) -> dict[str, Any]:
+        """Of a connection without certificates."""
+        return {}
+
     def time_remaining(self) -> float | None:
         """Until the device's own deadline: it has none."""
         return None
@@ -128,7 +139,7 @@ class SocketWire:
         self._listening = asyncio.Event()
         self._listening.set()
         method: Any = channel.stream_stream(METHOD)
-        self._call = method(wait_for_ready=True)
+        self._call = method(wait_for_ready=True, metadata=device.caller.metadata)
         self._task = asyncio.create_task(self._hear())
         self._sender = asyncio.create_task(self._send())
 

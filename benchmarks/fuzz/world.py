@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import logging
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import Any
 
 import grpc
 from outrider.v1 import verifier_pb2 as pb
 
+from benchmarks.fuzz.callers import BYSTANDER, QUOTAS, Callers
 from benchmarks.fuzz.device import Device
-from benchmarks.fuzz.operations import Draft, HalfClose, Listen, Operation, Resume, Send, Wait
-from benchmarks.fuzz.wires import DirectWire, SocketWire, Wire
+from benchmarks.fuzz.operations import Draft, HalfClose, Identify, Listen, Operation, Resume, Revoke, Send, Wait
+from benchmarks.fuzz.wires import DirectWire, Handler, SocketWire, Wire
 from cloud_verifier.admission import AdmissionSettings
 from cloud_verifier.opening import Served
 from cloud_verifier.scheduler import Scheduler
@@ -74,7 +77,21 @@ class _Listener(logging.Handler):
 class World:
     """Runs cases; use `world`."""
 
-    def __init__(self, engine: MockEngine, served: Served, service: VerifierService, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        engine: MockEngine,
+        served: Served,
+        service: VerifierService,
+        scheduler: Scheduler,
+        callers: Callers | None,
+    ) -> None:
+        self._callers = callers
+        self._generate: Handler = service.Generate
+        if callers is not None:
+            self._generate = callers.authentication._guarded(service.Generate)
+            # Quotas of tokens go by the clock that cases can put forward.
+            service._admission._clock = asyncio.get_running_loop().time
+        self._names: dict[int, str] = {}  # callers, by stream
         self.problems: list[str] = []
         self.messages = 0
         self.refusals: dict[str, int] = {}
@@ -97,6 +114,7 @@ class World:
     async def play(self, case: Sequence[Operation]) -> list[str]:
         """Run a case to its end; returns what was wrong."""
         self.problems.clear()
+        self._names.clear()
         await self._seat_bystander()
         with self._connected():
             await self._run(case)
@@ -143,22 +161,43 @@ class World:
             self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", [("grpc.use_local_subchannel_pool", 1)])
         yield
 
-    def _wire(self) -> Wire:
-        device = Device(self._served, self.complain)
+    def _wire(self, stream: int) -> Wire:
+        device = self._device(self._names.get(stream, "ann"))
         if self._channel is not None:
             return SocketWire(self._channel, device, self.complain)
-        return DirectWire(self._service, device, self.complain)
+        return DirectWire(self._generate, device, self.complain)
+
+    def _device(self, name: str) -> Device:
+        return Device(self._served, self.complain, self._callers.named(name) if self._callers is not None else None)
+
+    def _revoke(self, name: str) -> None:
+        if self._callers is not None:
+            self._callers.revoke(name)
+            self._service.expel(self._callers.authentication.objections())
+
+    def _check_quotas(self) -> None:
+        for name, quota in QUOTAS.items():
+            held = sum(session.owner == name for session in self._service._sessions.values())
+            if quota.max_sessions is not None and held > quota.max_sessions:
+                self.complain(f"{name} has {held} sessions, and may have {quota.max_sessions}")
 
     async def _run(self, case: Sequence[Operation]) -> None:
         current: dict[int, Wire] = {}
         for operation in case:
             if isinstance(operation, Wait):
                 await self._turn(operation.turns)
+                self._check_quotas()
+                continue
+            if isinstance(operation, Revoke):
+                self._revoke(operation.caller)
+                continue
+            if isinstance(operation, Identify):
+                self._names[operation.stream] = operation.caller
                 continue
             wire = current.get(operation.stream)
             if isinstance(operation, Send | Resume | Draft):
                 if wire is None or isinstance(operation, Resume):  # whose old stream may still stand
-                    wire = current[operation.stream] = self._wire()
+                    wire = current[operation.stream] = self._wire(operation.stream)
                     self._wires.append(wire)
                 if not wire.over:
                     self.messages += 1
@@ -206,7 +245,7 @@ class World:
         prompt = pb.TokenIds(ids=(7, 8, 9))
         opened = pb.Open(protocol_version=1, prompt_ids=prompt, seed=77, patience_ms=PATIENCE_UNLIMITED_MS)
         opened.sampling.ignore_eos = True
-        self._bystander = DirectWire(self._service, Device(self._served, self.complain), self.complain)
+        self._bystander = DirectWire(self._generate, self._device(BYSTANDER), self.complain)
         self._bystander.send(pb.GenerateRequest(open=opened).SerializeToString())
         device = self._bystander.device
         await self._until(lambda: device.known > 3, "the bystander hears its first word")
@@ -238,8 +277,9 @@ def _uint32(value: int) -> int:
 
 
 @contextlib.asynccontextmanager
-async def world(*, sockets: bool) -> AsyncIterator[World]:
-    """A fresh verifier. sockets: whether cases reach it by gRPC; without, they also run the same way every time.
+async def world(*, sockets: bool, keys: bool = False) -> AsyncIterator[World]:
+    """A fresh verifier. sockets: whether cases reach it by gRPC; without, they also run the same way every time. keys:
+    whether it asks for them, and has quotas.
 
     It must be entered on a WarpedLoop, which it uses alone.
     """
@@ -248,17 +288,19 @@ async def world(*, sockets: bool) -> AsyncIterator[World]:
     served = Served("mock", engine.info, codec)
     settings = ServiceSettings(lease_s=LEASE_S, admission=AdmissionSettings(max_queue=QUEUE))
     async with contextlib.AsyncExitStack() as stack:
+        callers = Callers(Path(stack.enter_context(tempfile.TemporaryDirectory()))) if keys else None
         if sockets:
+            authentication = callers.authentication if callers is not None else None
             verifier = await stack.enter_async_context(
-                running(engine, served, Address(port=0), service_settings=settings)
+                running(engine, served, Address(port=0), None, settings, authentication)
             )
-            subject = World(engine, served, verifier.service, verifier.scheduler)
+            subject = World(engine, served, verifier.service, verifier.scheduler, callers)
             subject.port = verifier.port
         else:
             scheduler = Scheduler(engine)
             service = VerifierService(served, scheduler, settings)
             scheduler._thread = service._thread = _Inline()  # type: ignore[assignment]
-            subject = World(engine, served, service, scheduler)
+            subject = World(engine, served, service, scheduler, callers)
             stepping = asyncio.create_task(scheduler.run())
             stack.push_async_callback(_end, stepping)
         listener = _Listener(subject.complain)

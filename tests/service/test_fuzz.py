@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
 from benchmarks.fuzz import http2
 from benchmarks.fuzz.__main__ import problems
-from benchmarks.fuzz.generate import generate
-from benchmarks.fuzz.operations import Send, Wait, dumps, loads, messages
+from benchmarks.fuzz.generate import generate, with_callers
+from benchmarks.fuzz.operations import Identify, Operation, Resume, Send, Wait, dumps, loads, messages
 from benchmarks.fuzz.shrink import shrink
 from benchmarks.fuzz.world import WarpedLoop, world
+from cloud_verifier.security.principals import Principal
 from cloud_verifier.service import VerifierService
+from speculation.pace import PATIENCE_UNLIMITED_MS
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
 SEED = 2
@@ -35,6 +38,36 @@ def test_some_thousand_messages_break_nothing() -> None:
 
     with asyncio.Runner(loop_factory=WarpedLoop) as runner:
         assert runner.run(play()) > 1500
+
+
+@pytest.mark.parametrize("sockets", [False, True])
+def test_where_keys_come_and_go_and_quotas_are_small_nothing_breaks(sockets: bool) -> None:
+    async def play() -> dict[str, int]:
+        async with world(sockets=sockets, keys=True) as subject:
+            for number in range(10 if sockets else 150):
+                case = with_callers(generate(SEED, number), SEED, number)
+                assert loads(dumps(case)) == case
+                assert await subject.play(case) == [], f"seed {SEED}, case {number}"
+            return subject.refusals
+
+    with asyncio.Runner(loop_factory=WarpedLoop) as runner:
+        refusals = runner.run(play())
+    if not sockets:
+        assert refusals.keys() >= {"UNKNOWN_KEY", "DISABLED", "KEY_REMOVED", "PRINCIPAL_SESSIONS", "PRINCIPAL_TOKENS"}
+
+
+def test_a_verifier_that_lets_anybody_resume_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Principal, "__getattribute__", _all_one)
+    opened = pb.GenerateRequest(open=pb.Open(protocol_version=1, text="abc", patience_ms=PATIENCE_UNLIMITED_MS))
+    theft: list[Operation] = [
+        *(Identify(0, "ann"), Identify(1, "bob")),
+        *(Send(0, opened.SerializeToString()), Wait(40), Resume(1, 0, 0), Wait(40)),
+    ]
+    assert "bob resumed a session of ann" in problems(theft, keys=True)
+
+
+def _all_one(principal: Principal, name: str) -> Any:
+    return "everybody" if name == "name" else object.__getattribute__(principal, name)
 
 
 def test_over_sockets_and_beside_what_is_no_grpc_nothing_breaks() -> None:
