@@ -19,7 +19,7 @@ class Progress:
 
     view: RideView = field(default_factory=RideView)
     clock: Callable[[], float] = time.monotonic
-    link: LinkState = LinkState.CONNECTING
+    link: LinkState = LinkState.LIVE  # until the contrary is told, which takes a second
     tokens: int = 0
     _told: str = ""
 

@@ -139,9 +139,12 @@ def test_a_terminal_of_few_rows_has_none(terminal: Terminal, file: IO[str]) -> N
 def test_what_it_says() -> None:
     now_s = [0.0]
     progress = Progress(clock=lambda: now_s[0])
-    assert progress() == "connecting to the verifier  (Ctrl-C stops)"
+    assert progress() == "waiting for the first word  (Ctrl-C stops)"
+    progress.heard(StreamChunk(link=LinkState.CONNECTING))
+    now_s[0] = 1.4
+    assert progress() == "connecting to the verifier, 1 s  (Ctrl-C stops)"
     progress.heard(StreamChunk(link=LinkState.LIVE))
-    now_s[0] = 2.0
+    now_s[0] = 3.4
     assert progress() == "waiting for the first word, 2 s  (Ctrl-C stops)"
     for _ in range(3):
         now_s[0] += 0.1
