@@ -20,7 +20,7 @@ BAR_MS = 0.3
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--sessions", default=40, type=click.IntRange(1))
+@click.option("--sessions", default=80, type=click.IntRange(1))
 @click.option("--seconds", default=15.0, type=click.FloatRange(1.0), help="That each mode is watched.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(sessions: int, seconds: float, json_file: Path | None) -> None:
@@ -35,6 +35,7 @@ def main(sessions: int, seconds: float, json_file: Path | None) -> None:
                 {
                     "mode": mode,
                     "cpu_ms_per_commit": round(figures["service_cpu_ms_per_commit"], 3),
+                    "cpu_ms_per_token": round(figures["service_cpu_ms_per_commit"] / played.tokens_per_forward, 3),
                     "tokens_per_commit": round(played.tokens_per_forward, 2),
                     "verifier_cpu": round(figures["verifier_cpu"], 3),
                 }

@@ -17,15 +17,19 @@ class TokenBucket:
         self._clock = clock
         self._level, self._at_s = burst, clock()
 
-    def take(self, amount: float) -> None:
-        """Without a question; ask `wait_s` before."""
+    def take(self, amount: float) -> float:
+        """Without a question; returns how long until nothing is owed, 0 if nothing is."""
         self._fill()
         self._level -= amount
+        return self._owed_s()
 
     @property
     def wait_s(self) -> float:
         """How long until nothing is owed; 0 if nothing is."""
         self._fill()
+        return self._owed_s()
+
+    def _owed_s(self) -> float:
         if self._level >= 0:
             return 0.0
         return -self._level / self.per_s if self.per_s else float("inf")

@@ -138,7 +138,8 @@ class Session:
     @property
     def reading(self) -> bool:
         """Whether part of the prompt (or of what the answer continues from) is still to be evaluated."""
-        return self.line.length - self.cached > 1 or self.line.length == self.prompt_length
+        length = self.line.length
+        return length - self.cached > 1 or length == self.sampler.prompt_length
 
     @property
     def oldest(self) -> int:
@@ -200,47 +201,47 @@ class Session:
 
     def guesses(self) -> list[int]:
         """The guesses worth evaluating now: never past the end of the answer."""
-        return self.line.guesses[: max(0, self.max_length - self.line.length - 1)]
+        line = self.line
+        return line.guesses[: max(0, self.max_length - line.length - 1)]
 
     def replay(self, tokens: Sequence[int]) -> None:
         """Take over answer tokens from an earlier life of the session (`continue_from`)."""
-        for token in tokens:
-            if self.sampler.params.logprobs is not None:
-                self.logprobs.append(UNKNOWN_LOGPROBS)  # known to the device from that life
-            self._append(token, drafted=False)
-            if self.finish:
-                return
+        written, _ = self._write(tokens, 0)
+        if self.sampler.params.logprobs is not None:
+            self.logprobs += [UNKNOWN_LOGPROBS] * written  # known to the device from that life
 
     def take(self, guesses: Sequence[int], choices: Choices) -> None:
         """Turn a step's choices into log. guesses: the evaluated ones, len(choices.tokens) - 1."""
         self.nudged, self.settled = False, True
-        stats = self.statistics
         accepted = self.rule(guesses, choices.tokens)
+        written, right = self._write(choices.tokens[: accepted + 1], accepted)
+        self.logprobs += choices.logprobs[:written]
+        self.patience.wrote(written, right)
+        self.cached = min(self.cached, self.line.length - 1)
+        stats = self.statistics
         stats.target_forwards += 1
         stats.verified_tokens += len(guesses)
+        stats.accepted_tokens += min(accepted, written)
         stats.fills += not guesses
-        length, right = self.line.length, 0
-        for index, token in enumerate(choices.tokens[: accepted + 1]):
-            if choices.logprobs:
-                self.logprobs.append(choices.logprobs[index])
-            right += self._append(token, drafted=index < accepted)
-            stats.accepted_tokens += index < accepted
-            if self.finish:
-                break
-        self.cached = min(self.cached, self.line.length - 1)
-        self.patience.wrote(self.line.length - length, right)
 
-    def _append(self, token: int, *, drafted: bool) -> bool:
-        """Write a token; returns whether the line had it right, checked or not."""
-        line, right = self.line, False
-        if line.guesses:
-            right = line.guesses[0] == token
-            self.calibration.learn(Outcome(line.depths[0], line.confidences[0], right))
-        line.commit([token])
-        self.drafted.append(drafted)
-        stopped_by_text = self.text.push(token)
-        if stopped_by_text or token in self.stop_ids:
-            self.finish = FinishReason.STOP
-        elif self.line.length >= self.max_length:
-            self.finish = FinishReason.LENGTH
-        return right
+    def _write(self, tokens: Sequence[int], accepted: int) -> tuple[int, int]:
+        """Write tokens, of which the first `accepted` were checked guesses, up to where the answer ends.
+
+        Returns how many were written, and how many of them, from the first on, the line had right, checked or not.
+        """
+        line, written = self.line, 0
+        left = self.max_length - line.length
+        for token in tokens:
+            written += 1
+            if self.text.push(token) or token in self.stop_ids:
+                self.finish = FinishReason.STOP
+                break
+            if written >= left:
+                self.finish = FinishReason.LENGTH
+                break
+        guesses, confidences, depths = line.guesses, line.confidences, line.depths
+        right = line.commit(tokens[:written])
+        for index in range(min(right + 1, written, len(guesses))):
+            self.calibration.learn(Outcome(depths[index], confidences[index], index < right))
+        self.drafted += [index < accepted for index in range(written)]
+        return written, right

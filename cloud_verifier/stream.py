@@ -23,6 +23,7 @@ from cloud_verifier.opening import change_patience, check_ids
 from cloud_verifier.reading import leave
 from cloud_verifier.scheduler import Scheduler
 from cloud_verifier.sessions import Echo, FinishReason, Session
+from cloud_verifier.write_timeout import WriteTimeout
 from speculation.line import LineError
 
 COMMIT_TOKENS = 64  # what drafted_mask can speak of
@@ -55,6 +56,7 @@ class SessionStream:
         self._attachment = session.attachment
         self._rate = TokenBucket(settings.messages_per_s, settings.burst_messages)
         self._sending = asyncio.Lock()
+        self._write_timeout = WriteTimeout(settings.write_timeout_s)
         self._complete = self._ended = False
 
     async def serve(self) -> None:
@@ -73,6 +75,7 @@ class SessionStream:
                     raise error
         finally:
             self._ended = True
+            self._write_timeout.close()
             leave(reader)
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
@@ -80,7 +83,7 @@ class SessionStream:
     async def send(self, response: pb.GenerateResponse) -> None:
         """Write a message. Raises VerifierError if the device does not read."""
         try:
-            async with asyncio.timeout(self._settings.write_timeout_s):
+            with self._write_timeout:
                 await self._context.write(response)
         except TimeoutError as error:
             raise VerifierError(
@@ -114,8 +117,7 @@ class SessionStream:
                 raise invalid("OPENED_TWICE", "this stream is open already; use a stream per session")
             else:
                 raise invalid("EMPTY_MESSAGE", "a request must be one of open, draft, ping, cancel")
-            self._rate.take(1)
-            if wait_s := self._rate.wait_s:
+            if wait_s := self._rate.take(1):
                 session.statistics.slowed_messages += 1
                 await asyncio.sleep(wait_s)
 

@@ -38,6 +38,7 @@ EARNS = 0.8  # of streaming's time: a plan that takes less is sure enough to be 
 BEHIND_STEPS = 5.0  # behind streaming by so much, latency waits for nothing
 JITTER_BLOCK_TOKENS = 8
 LAST_MOMENT_MS = 1.0
+SECOND_BLOCK = 0.05  # least probability that the line ends within it, for one that follows another into the same step
 
 
 class Adaptive(Pace):
@@ -150,9 +151,18 @@ class Adaptive(Pace):
             return view.unsent >= JITTER_BLOCK_TOKENS or view.unsent_age_ms > step_ms / 6
         begins_ms = self._clock.next_step_ms(view.now_ms, rtt.median_ms, step_ms)
         left_ms = begins_ms - view.now_ms - rtt.median_ms / 2 - self.known.guess_ms  # if we draw on
-        first = self._clock.first_for(begins_ms, step_ms)
-        spare_ms = self._margin_ms() if first else LAST_MOMENT_MS + rtt.spread_ms / 2
+        blocks = self._clock.blocks_for(begins_ms, step_ms)
+        if blocks > 1 or (blocks and self._ends_unsent() < SECOND_BLOCK):
+            return view.unsent_age_ms > step_ms
+        spare_ms = LAST_MOMENT_MS + rtt.spread_ms / 2 if blocks else self._margin_ms()
         return left_ms < spare_ms or view.unsent_age_ms > step_ms
+
+    def _ends_unsent(self) -> float:
+        """Probability that the first wrong guess is one of the unsent: what a step that lacks them would not find out.
+
+        Guesses that are right lose nothing by coming a step later, in a message that leaves anyway.
+        """
+        return (self._survivals[self._sent - 1] if self._sent else 1.0) - self._survivals[-1]
 
     def _margin_ms(self) -> float:
         return 1.5 + 0.15 * self.known.step.median_ms + self.known.rtt.spread_ms / 2

@@ -22,7 +22,8 @@ class Window:
         """Take a sample."""
         self._samples.append(sample_ms)
         ordered = sorted(self._samples)
-        self.median_ms = statistics.median(ordered)
+        half = len(ordered) // 2
+        self.median_ms = (ordered[half] + ordered[~half]) / 2
         self.least_ms = ordered[0]
         self.late_ms = ordered[min(len(ordered) - 1, (len(ordered) * 19) // 20)]
 

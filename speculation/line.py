@@ -61,29 +61,30 @@ class VerifierLine:
 
         Raises LineError if the device claims to know more of the log than there is.
         """
-        if known_length > self.length:
+        length = len(self.log)
+        if known_length > length:
             raise LineError(
-                f"the draft claims to know {known_length} tokens of the log, which has {self.length}; resume to resync"
+                f"the draft claims to know {known_length} tokens of the log, which has {length}; resume to resync"
             )
         self.drafted += len(tokens)
         fresh = start <= known_length
         if not fresh and (self._dead_at is not None and start > self._dead_at):
             self.dropped += len(tokens)
             return
-        behind = max(0, self.length - start)
+        behind = max(0, length - start)
         agreed = _agreement(tokens, self.log, start) if behind else 0
         if agreed < min(behind, len(tokens)):  # the log already says otherwise
             self._die(start + agreed)
             self.dropped += len(tokens)
             return
-        if not fresh and start > self.length + len(self.guesses):
+        if not fresh and start > length + len(self.guesses):
             self.dropped += len(tokens)
             return
-        keep = max(0, start - self.length)
+        keep = max(0, start - length)
         kept = self.guesses[:keep] + list(tokens[behind:])
         self.dropped += min(len(tokens), behind) + max(0, len(kept) - limit)
         said = confidences or [UNSAID_CONFIDENCE] * len(tokens)
-        depth = max(start, self.length) - known_length
+        depth = max(start, length) - known_length
         self.guesses = kept[:limit]
         self.confidences = [*self.confidences[:keep], *said[behind:]][:limit]
         self.depths = [*self.depths[:keep], *range(depth, depth + len(tokens) - behind)][:limit]
@@ -96,7 +97,8 @@ class VerifierLine:
             guessed += 1
         ran_out = guessed == len(self.guesses)
         if guessed == len(tokens):
-            del self.guesses[:guessed], self.confidences[:guessed], self.depths[:guessed]
+            self.guesses = self.guesses[guessed:]
+            self.confidences, self.depths = self.confidences[guessed:], self.depths[guessed:]
         elif ran_out and self._dead_at is None:
             self._clear()  # the log has overtaken the line; a later draft that agrees revives it
         else:

@@ -10,6 +10,7 @@ class StepClock:
         self._free_ms = 0.0  # when the verifier ends its present step, as far as is known
         self._taken_next = False  # whether something will have landed by then
         self._sent_for_ms = 0.0  # the step of a verifier that never waits which the last block was to catch
+        self._blocks = 0  # sent to catch that one
 
     def heard(self, now_ms: float, rtt_ms: float, step_ms: float, *, goes_on: bool) -> None:
         """A commit came: a step ended half a round trip ago. goes_on: whether the next one began at once."""
@@ -19,7 +20,9 @@ class StepClock:
     def sent(self, now_ms: float, rtt_ms: float, step_ms: float, *, waits: bool) -> None:
         """A block leaves. waits: whether the verifier waits for it, if it has nothing else to do."""
         lands_ms = now_ms + rtt_ms / 2
-        self._sent_for_ms = self.next_step_ms(now_ms, rtt_ms, step_ms)
+        begins_ms = self.next_step_ms(now_ms, rtt_ms, step_ms)
+        self._blocks = self.blocks_for(begins_ms, step_ms) + 1
+        self._sent_for_ms = begins_ms
         self._taken_next = lands_ms < self._free_ms
         if waits and not self._taken_next:
             self._free_ms = lands_ms + step_ms
@@ -36,6 +39,6 @@ class StepClock:
         lands_ms = now_ms + rtt_ms / 2
         return lands_ms + step_ms - (lands_ms - self._free_ms) % step_ms
 
-    def first_for(self, begins_ms: float, step_ms: float) -> bool:
-        """Whether no block was sent yet to catch the step that begins then."""
-        return begins_ms > self._sent_for_ms + step_ms / 2
+    def blocks_for(self, begins_ms: float, step_ms: float) -> int:
+        """How many blocks were sent to catch the step that begins then."""
+        return 0 if begins_ms > self._sent_for_ms + step_ms / 2 else self._blocks

@@ -177,3 +177,15 @@ def test_any_traffic_leaves_the_log_as_the_target_writes_it(seed: int) -> None:
         assert verifier.log[1:] == truth[: verifier.length - 1]
         assert device.log == verifier.log[: device.length]
         assert len(verifier.guesses) == len(verifier.confidences) == len(verifier.depths) <= 16
+
+
+def test_a_block_of_tokens_is_written_as_one_by_one() -> None:
+    rng = random.Random(5)
+    for _ in range(300):
+        at_once, singly = line(7, 7), line(7, 7)
+        guesses = [rng.randint(1, 3) for _ in range(rng.randint(0, 6))]
+        tokens = [rng.randint(1, 3) for _ in range(rng.randint(1, 8))]
+        for subject in (at_once, singly):
+            subject.draft(2, guesses, 2, 64)
+        assert at_once.commit(tokens) == sum(singly.commit([token]) for token in tokens)
+        assert at_once == singly

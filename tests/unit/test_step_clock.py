@@ -8,10 +8,13 @@ def test_a_verifier_that_never_waits_steps_on_and_on() -> None:
     clock.heard(1000.0, RTT_MS, STEP_MS, goes_on=True)  # a step ended at 980, the next ends at 1010
     assert clock.next_step_ms(1000.0, RTT_MS, STEP_MS) == 1040.0  # what is sent now lands at 1020
     assert clock.next_step_ms(985.0, RTT_MS, STEP_MS) == 1010.0
-    assert clock.first_for(1040.0, STEP_MS)
-    clock.sent(1000.0, RTT_MS, STEP_MS, waits=False)
-    assert not clock.first_for(1040.0, STEP_MS)
-    assert clock.first_for(1070.0, STEP_MS)
+    assert clock.blocks_for(1040.0, STEP_MS) == 0
+    for blocks in (1, 2):
+        clock.sent(1000.0, RTT_MS, STEP_MS, waits=False)
+        assert clock.blocks_for(1040.0, STEP_MS) == blocks
+    assert clock.blocks_for(1070.0, STEP_MS) == 0
+    clock.sent(1025.0, RTT_MS, STEP_MS, waits=False)  # lands at 1045, for the step after
+    assert clock.blocks_for(1070.0, STEP_MS) == 1
 
 
 def test_a_waiting_verifier_begins_with_the_block_that_lands() -> None:
