@@ -56,6 +56,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         self.settings = self._settings = settings or ServiceSettings()
         self._sessions: dict[str, Session] = {}
         self._places: dict[str, Place] = {}
+        self._leases: dict[str, tuple[asyncio.TimerHandle, ...]] = {}  # of sessions whose device is away
         self._admission = Admission(self, self._settings.admission)
         self._draining = False
         self._emptied = asyncio.Event()
@@ -258,6 +259,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
                 f"the device claims to know {known} tokens, but the log can be told from {session.oldest} to "
                 f"{session.line.length}; open again with continue_from",
             )
+        self._end_lease(session)
         self._places[session.session_id].principal = caller.get()
         session.attachment += 1
         session.attached, session.half_closed = True, False
@@ -277,19 +279,23 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             return
         session.detached_s = time.monotonic()
         loop = asyncio.get_running_loop()
-        loop.call_later(self._settings.lease_s, self._expire, session, session.attachment)
-        loop.call_later(self._settings.away_s, self._give_way, session, session.attachment)
+        self._leases[session.session_id] = (
+            loop.call_later(self._settings.lease_s, self._forget, session),
+            loop.call_later(self._settings.away_s, self._give_way, session),
+        )
         self._scheduler.wake()
 
-    def _give_way(self, session: Session, attachment: int) -> None:
+    def _give_way(self, session: Session) -> None:
         if self.waiting and not session.over:
-            self._expire(session, attachment)
-
-    def _expire(self, session: Session, attachment: int) -> None:
-        if not session.attached and session.attachment == attachment:
             self._forget(session)
 
+    def _end_lease(self, session: Session) -> None:
+        """It is resumed or forgotten. A timer that is left would hold its log in memory until the lease ends."""
+        for timer in self._leases.pop(session.session_id, ()):
+            timer.cancel()
+
     def _forget(self, session: Session) -> None:
+        self._end_lease(session)
         self._scheduler.remove(session)
         if self._sessions.pop(session.session_id, None) is not None:
             place = self._places.pop(session.session_id)

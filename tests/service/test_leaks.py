@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,10 @@ import grpc
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
+from cloud_verifier.security.authentication import Authentication
+from cloud_verifier.security.principals import Quota
 from cloud_verifier.service import ServiceSettings, VerifierService
+from cloud_verifier.sessions import Session
 from edge_client.client import AsyncEdgeClient, EdgeClient, SamplingParams
 from edge_client.errors import SessionError
 from speculation.pace import PATIENCE_UNLIMITED_MS
@@ -137,6 +141,26 @@ def test_two_hundred_sessions_leave_nothing_behind() -> None:
         assert verifier.scheduler.running == 0
         assert verifier.scheduler.room
         completed(verifier.address)
+
+
+def test_a_session_that_gave_way_is_gone_though_its_lease_is_not() -> None:
+    """Or else whoever opens and leaves, opens and leaves, fills the memory, whatever the most sessions are."""
+    quota = Authentication(default=Quota(max_sessions=1))
+    with InProcessVerifier(MockEngine(), service=ServiceSettings(lease_s=3600), authentication=quota) as verifier:
+        seen: list[weakref.ref[Session]] = []
+        for number in range(6):
+            with Stream(verifier.address, WAITING) as stream:
+                session_id = stream.opened().session_id
+                seen.append(weakref.ref(verifier.service._sessions[session_id]))
+                if number % 2:
+                    stream.cut()
+                    until(lambda: verifier.service.streams == 0, "the cut is noticed")
+                    resume = opening(resume=pb.Resume(session_id=session_id, known_length=START))
+                    with Stream(verifier.address, resume) as again:
+                        again.opened()
+            until(lambda: verifier.service.streams == 0, "the cut is noticed")
+        until(lambda: sum(session() is not None for session in seen) == 1, "five of six are gone")
+        assert len(verifier.service._leases) == verifier.service.sessions == 1
 
 
 class Reads:
