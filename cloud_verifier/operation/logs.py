@@ -82,6 +82,7 @@ class AccessLog:
             if call.first_token_s:
                 fields["first_token_ms"] = round((call.first_token_s - call.started_s) * 1e3, 1)
             if call.finished is not None:
+                fields["cached_prompt_tokens"] = call.finished.usage.cached_prompt_tokens
                 fields["accepted_tokens"] = call.finished.statistics.accepted_tokens
                 fields["target_forwards"] = call.finished.statistics.target_forwards
         level = logging.DEBUG if call.method.startswith(QUIET) else logging.INFO

@@ -106,6 +106,7 @@ def _attributes(call: Call, operation: str) -> dict[str, Any]:
         attributes["gen_ai.response.time_to_first_chunk"] = call.first_token_s - call.started_s
     if call.finished is not None:
         attributes["gen_ai.response.finish_reasons"] = [FINISHED.get(call.finished.reason, "unknown")]
+        attributes["gen_ai.usage.cache_read.input_tokens"] = call.finished.usage.cached_prompt_tokens
         attributes["outrider.accepted_tokens"] = call.finished.statistics.accepted_tokens
         attributes["outrider.target_forwards"] = call.finished.statistics.target_forwards
     return attributes

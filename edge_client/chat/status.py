@@ -3,15 +3,18 @@
 The rows above are made the scrolling region (DECSTBM), as package managers do for their progress: text goes on where
 the cursor is, half lines too, and nothing is written twice, so nothing flickers. A thread draws the line anew a few
 times a second if it says something new or the terminal has another size. Only on terminals that understand.
+
+Whoever stops the program (Ctrl-Z) gets the whole screen back until it goes on.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import IO, Self
+from types import FrameType, TracebackType
+from typing import IO, Any, Self
 
 from rich.cells import set_cell_size
 from rich.console import Console
@@ -36,6 +39,7 @@ class StatusLine:
         self._size: tuple[int, int] | None = None  # columns, rows; None while there is no line
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outrider-status", daemon=True)
+        self._when_stopped: Any = None  # what was to happen on Ctrl-Z before
 
     @staticmethod
     def possible(console: Console) -> bool:
@@ -45,17 +49,32 @@ class StatusLine:
     def __enter__(self) -> Self:
         self.draw()
         self._thread.start()
+        if hasattr(signal, "SIGTSTP") and threading.current_thread() is threading.main_thread():
+            self._when_stopped = signal.signal(signal.SIGTSTP, self._stop)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        if self._when_stopped is not None:
+            signal.signal(signal.SIGTSTP, self._when_stopped)
         with self.lock:
-            if self._size is not None:
-                self._size = None
-                self._write(_SAVE + _ALL_ROWS + _RESTORE + _CLEAR_BELOW)
+            self._clear()
         self._thread.join()
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        """As without us, between two writes of ours; the next tick draws the line again."""
+        with self.lock:
+            self._clear()
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            signal.signal(number, self._stop)
+
+    def _clear(self) -> None:
+        if self._size is not None:
+            self._size = None
+            self._write(_SAVE + _ALL_ROWS + _RESTORE + _CLEAR_BELOW)
 
     def _run(self) -> None:
         while not self._ended.wait(self._tick_s):
@@ -89,8 +108,7 @@ class StatusLine:
         return (columns, rows) if rows >= LEAST_ROWS and columns > 0 else None
 
     def _write(self, sequence: str) -> None:
-        try:
-            self._file.write(sequence)
-            self._file.flush()
+        try:  # past the file's buffer, which a signal's handler must not touch; whoever else writes has emptied it
+            os.write(self._file.fileno(), sequence.encode(errors="replace"))
         except (OSError, ValueError):  # the terminal is gone; whoever writes the answer will hear of it
             self._size = None

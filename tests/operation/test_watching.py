@@ -100,6 +100,7 @@ def test_every_call_leaves_one_line_without_a_word_of_text(lines: io.StringIO) -
     assert (first["method"], first["status"]) == ("/outrider.v1.VerifierService/Generate", "OK")
     assert first["principal"] == "anonymous"
     assert (first["model"], first["prompt_tokens"], first["tokens"]) == ("mock", len("secretwords"), 5)
+    assert first["cached_prompt_tokens"] == 0
     assert first["duration_ms"] >= first["first_token_ms"] > 0
     assert "trace_id" not in second
     assert (third["status"], third["reason"]) == ("NOT_FOUND", "MODEL")
@@ -188,6 +189,7 @@ def test_a_session_is_a_span_with_its_stages_inside_its_callers_trace() -> None:
     assert session.attributes is not None
     assert session.attributes["gen_ai.usage.output_tokens"] == 5
     assert session.attributes["gen_ai.usage.input_tokens"] == len(PROMPT)
+    assert session.attributes["gen_ai.usage.cache_read.input_tokens"] == 0
     assert session.attributes["gen_ai.request.max_tokens"] == 5
     assert session.attributes["gen_ai.response.finish_reasons"] == ("length",)
     children = [span for span in spans if span.parent and span.parent.span_id == session.context.span_id]

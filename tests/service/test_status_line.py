@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import termios
 import time
@@ -157,7 +158,7 @@ def test_what_it_says() -> None:
     assert progress().startswith("the device alone: 7 tokens")
 
 
-def test_a_silent_link_shows_at_once_and_the_words_are_whole(
+def test_a_silent_link_shows_at_once_a_stop_leaves_no_trace_and_the_words_are_whole(
     terminal: Terminal, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     engine = GatedEngine()
@@ -172,7 +173,7 @@ def test_a_silent_link_shows_at_once_and_the_words_are_whole(
             stderr=terminal.slave,
             env=home,
             cwd=ROOT,
-            start_new_session=True,
+            process_group=0,  # of this session: nobody could stop it else
         )
         try:
             terminal.shows(lambda rows: any("verifier 127.0.0.1" in row for row in rows))
@@ -180,6 +181,11 @@ def test_a_silent_link_shows_at_once_and_the_words_are_whole(
             engine.allow(6)
             terminal.shows(lambda rows: words("hello")[:6] in rows and rows[-1].startswith(" 6 tokens"))
             road.pause()
+            terminal.shows(lambda rows: rows[-1].startswith(" waiting for the network"))
+            chat.send_signal(signal.SIGTSTP)
+            assert os.WIFSTOPPED(os.waitpid(chat.pid, os.WUNTRACED)[1])
+            assert terminal.rows()[-1] == words("hello")[:6]  # the shell has the whole screen
+            chat.send_signal(signal.SIGCONT)
             terminal.shows(lambda rows: rows[-1].startswith(" waiting for the network"))
             engine.allow(100_000)
             road.resume()
