@@ -1,8 +1,10 @@
-"""The time of one step of the target against its limit: the bytes it must read over the device's copy bandwidth.
+"""The time of one step of the target against its limits: bytes to read over the device's copy bandwidth, products over
+its rate of matrix products.
 
 Weights are random, in the shapes of real models: what a step costs does not depend on what they say. The same tokens
-are stepped with and without CUDA graphs, in strict mode and not, and the words compared. On a CPU the tiny shape shows
-that the benchmark runs; its figures say nothing about a GPU.
+are stepped with and without CUDA graphs, in strict mode and not, and the words compared. What matters most is measured
+first, and everything is written down as soon as it is known, so that a run that is cut short has said something. On a
+CPU the tiny shape shows that the benchmark runs; its figures say nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ from benchmarks import report
 from cloud_verifier.engines.base import Block, EngineFull, Sampler, SequenceId
 from cloud_verifier.engines.torch_engine import ModelError, TorchEngine
 from cloud_verifier.engines.torch_engine.engine import OutOfMemory
-from cloud_verifier.engines.torch_engine.kernels import gathered
+from cloud_verifier.engines.torch_engine.kernels import GATHERED
 from cloud_verifier.engines.torch_engine.load import wrap
+from cloud_verifier.engines.torch_engine.parts import Parts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, layer_shapes, page_bytes
 from speculation.sampling import SamplingParams
 

@@ -119,7 +119,6 @@ def _option(*names: str, **settings: Any) -> Any:
     help="Of the GPU's memory, for weights, keys and values and what a step takes.",
 )
 @_option("--cuda-graphs/--no-cuda-graphs", default=True, help="On a GPU: capture steps once and replay them.")
-@_option("--compile-draw", is_flag=True, help="On a GPU: let torch.compile fuse the drawing of tokens.")
 @_option("--max-model-len", default=None, type=click.IntRange(2), help="Context limit.  [default: the model's]")
 @_option("--max-lookahead", default=64, type=click.IntRange(1, 1024), help="Tokens a line may reach past the log.")
 @_option(
@@ -201,7 +200,6 @@ def _serve(options: dict[str, Any], eyes: Eyes) -> None:
             kv_cache_gib=options["kv_cache_gib"],
             gpu_memory_share=options["gpu_memory_share"],
             cuda_graphs=options["cuda_graphs"],
-            compile_draw=options["compile_draw"],
         )
         if options["strict"] and not engine.info.strict:
             logging.getLogger(__name__).warning("%s", engine.info.strict_report)

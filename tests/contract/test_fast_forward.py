@@ -14,13 +14,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cloud_verifier.engines.base import Block, Sampler
-from cloud_verifier.engines.torch_engine import TorchEngine, kernels
+from cloud_verifier.engines.torch_engine import TorchEngine
 from cloud_verifier.engines.torch_engine.engine import OutOfMemory
 from cloud_verifier.engines.torch_engine.graphs import MOST_SHAPES, Result, Steps
-from cloud_verifier.engines.torch_engine.kernels import disagreement, gathered, usable, varlen
+from cloud_verifier.engines.torch_engine.kernels import FLASH, GATHERED, Kernel, gathered
 from cloud_verifier.engines.torch_engine.layout import Segment
 from cloud_verifier.engines.torch_engine.load import wrap
 from cloud_verifier.engines.torch_engine.noise import RowNoise
+from cloud_verifier.engines.torch_engine.parts import TRIAL_TOLERANCE, Parts, disagreement, find_parts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape
 from cloud_verifier.engines.torch_engine.rows import RowRule
 from cloud_verifier.engines.torch_engine.sampler import Row, choose, draw
@@ -62,7 +63,7 @@ def simple() -> TorchEngine:
 
 
 def fast_engine(**settings: Any) -> TorchEngine:
-    return wrap(tiny(), name="fast", max_sequences=6, kv_cache_gib=0.02, kernel=gathered, **settings)
+    return wrap(tiny(), name="fast", max_sequences=6, kv_cache_gib=0.02, parts=Parts(GATHERED), **settings)
 
 
 def conversation(engine: TorchEngine, company: int) -> list[tuple[int, ...]]:
@@ -115,8 +116,8 @@ def test_strict_mode_is_exact_and_runs_one_shape_whatever_the_company(simple: To
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_agree_with_the_simple_forward(dtype: torch.dtype) -> None:
     engines = [
-        wrap(tiny(dtype), name="tiny", strict=False, max_sequences=3, kv_cache_gib=0.02, kernel=kernel)
-        for kernel in (None, gathered)
+        wrap(tiny(dtype), name="tiny", strict=False, max_sequences=3, kv_cache_gib=0.02, parts=parts)
+        for parts in (None, Parts(GATHERED))
     ]
     found = []
     for engine in engines:
@@ -199,7 +200,7 @@ def test_a_shape_keeps_its_buffer_and_the_oldest_shape_goes() -> None:
 def test_the_buffer_says_where_everything_lies() -> None:
     segments = [Segment([5, 3], 62, 4), Segment([1], 0, 1)]
     rows = [Row(WARM, 66), Row(PICKY, 1)]
-    shape = shape_of(segments, 2, True, RowRule(1, 2048), 3, fixed=False)
+    shape = shape_of(segments, 2, True, RowRule(1, 2048), 3, strict=False, steady=False)
     assert shape == Shape(8, 2, 4, 2, 8, True)
     inputs = Inputs(shape, fill(shape, segments, [11, 12, 13, 14, 15], [3, 4], rows, 9, False))
     spare = 9 * PAGE_TOKENS
@@ -222,12 +223,12 @@ def test_few_shapes_hold_all_steps() -> None:
 
     def shapes(rows: Sequence[int], context: int) -> Shape:
         segments = [Segment(list(range(40)), context, count) for count in rows]
-        return shape_of(segments, sum(rows), True, rule, 32, fixed=False)
+        return shape_of(segments, sum(rows), True, rule, 32, strict=False, steady=False)
 
     assert shapes([1] * 9, 70) == shapes([1] * 16, 100) == Shape(16, 16, 1, 2, 16, True)
     assert shapes([5] * 25, 1000) == Shape(128, 32, 8, 16, 128, True)
     assert shapes([3], 2040).pages == 32
-    strict = shape_of([Segment([0], 0, 3)], 1, False, RowRule(64, 64), 32, fixed=True)
+    strict = shape_of([Segment([0], 0, 3)], 1, False, RowRule(64, 64), 32, strict=True, steady=False)
     assert strict == Shape(64, 64, 64, 32, 64, False)
 
 
@@ -264,7 +265,7 @@ def test_drawn_tokens_are_kept_and_the_others_are_chosen() -> None:
 
 def test_a_kernel_that_is_wrong_is_noticed() -> None:
     shape, cpu = LayerShape(2, 16, 16), torch.device("cpu")
-    assert disagreement(gathered, shape, 4, torch.bfloat16, cpu) == 0.0
+    assert disagreement(GATHERED, shape, 4, torch.bfloat16, cpu) == 0.0
 
     def wrong(*arguments: Any) -> torch.Tensor:
         out = gathered(*arguments)
@@ -276,15 +277,15 @@ def test_a_kernel_that_is_wrong_is_noticed() -> None:
         out[4] = torch.nan
         return out
 
-    assert disagreement(wrong, shape, 4, torch.bfloat16, cpu) > kernels.TRIAL_TOLERANCE
-    assert disagreement(lost, shape, 4, torch.bfloat16, cpu) > kernels.TRIAL_TOLERANCE
+    assert disagreement(Kernel("wrong", wrong, steady=False), shape, 4, torch.bfloat16, cpu) > TRIAL_TOLERANCE
+    assert disagreement(Kernel("lost", lost, steady=False), shape, 4, torch.bfloat16, cpu) > TRIAL_TOLERANCE
 
 
 def test_without_a_gpu_there_is_no_kernel_and_the_simple_forward_runs(simple: TorchEngine) -> None:
-    assert usable(LayerShape(2, 16, 16), 4, torch.float32, torch.device("cpu"))[0] is None
+    assert find_parts(simple.model, [LayerShape(2, 12, 12)], strict=True) is None
     assert simple.fast is None
     with pytest.raises(NotImplementedError):
-        disagreement(varlen, LayerShape(2, 16, 16), 4, torch.bfloat16, torch.device("cpu"))
+        disagreement(FLASH, LayerShape(2, 16, 16), 4, torch.bfloat16, torch.device("cpu"))
 
 
 def test_a_step_that_does_not_fit_says_what_to_lower(simple: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:

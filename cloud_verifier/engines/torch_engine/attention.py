@@ -33,11 +33,11 @@ _current: ContextVar[tuple[PagePool, Layout | Standing]] = ContextVar("outrider_
 
 
 class Standing(NamedTuple):
-    """What a forward in a fixed shape uses. splits: in how many parts a kernel adds up what a row sees; 1 if strict."""
+    """What a forward in a fixed shape uses. split_pages: see `kernels.Attend`; None if not strict."""
 
     layout: StandingLayout
     kernel: Kernel
-    splits: int | None
+    split_pages: int | None
 
     @property
     def write_index(self) -> torch.Tensor:
@@ -150,7 +150,7 @@ def standing_attention(
     layer, standing = _enter(module, key, value, extra)
     assert isinstance(standing, Standing)
     rows = query[0].transpose(0, 1)
-    out = standing.kernel(rows, layer.keys, layer.values, standing.layout, scaling, standing.splits)
+    out = standing.kernel.attend(rows, layer.keys, layer.values, standing.layout, scaling, standing.split_pages)
     return out[None], None
 
 

@@ -30,11 +30,12 @@ from cloud_verifier.engines.base import (
 from cloud_verifier.engines.pages import Pages, Table
 from cloud_verifier.engines.torch_engine.activations import steady
 from cloud_verifier.engines.torch_engine.attention import PLAIN, STANDING, STRICT, forward_on
-from cloud_verifier.engines.torch_engine.fast import FastForward, FastSettings
+from cloud_verifier.engines.torch_engine.fast import FastForward
 from cloud_verifier.engines.torch_engine.graphs import Result
 from cloud_verifier.engines.torch_engine.layout import Layout, Segment
+from cloud_verifier.engines.torch_engine.parts import Parts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool
-from cloud_verifier.engines.torch_engine.rows import PLAIN_ROWS, strict_row_rules
+from cloud_verifier.engines.torch_engine.rows import PLAIN_ROWS, RowRule, strict_row_rules, summing_as
 from cloud_verifier.engines.torch_engine.sampler import Row, choose, logprobs
 from cloud_verifier.engines.torch_engine.upload import upload
 
@@ -53,25 +54,35 @@ class TorchEngine(TargetEngine):
         pool: PagePool,
         *,
         strict: bool = True,
-        fast: FastSettings | None = None,
+        parts: Parts | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         """model: on its device, in its dtype; it is set to evaluation mode and to this engine's attention.
 
-        pool: with the model's layers; its pages hold at least one sequence of `info.context_limit` tokens. fast: run in
-        fixed shapes, for GPUs; None for the simple forward.
+        pool: with the model's layers; its pages hold at least one sequence of `info.context_limit` tokens. parts: run
+        in fixed shapes, for GPUs; None for the simple forward. cuda_graphs: see `FastForward`.
         """
         self.info = info
         self.model = model.eval()
+        self.strict = strict
         self.rows = strict_row_rules(model.device)[0] if strict else PLAIN_ROWS
         self._pool = pool
         self._pages = Pages(pool.pages, PAGE_TOKENS, pool)
         self._sequences: dict[SequenceId, Table] = {}
         self._opened = 0
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.fast = FastForward(model, pool, info.context_limit, fast, strict=strict) if fast is not None else None
+        self.fast: FastForward | None = None
+        if parts is not None:
+            self.fast = FastForward(model, pool, info.context_limit, parts, strict=strict, cuda_graphs=cuda_graphs)
         model.set_attn_implementation(STANDING if self.fast is not None else STRICT if strict else PLAIN)
         if strict and model.device.type == "cpu":
             steady(model)
+
+    def use(self, rule: RowRule) -> None:
+        """Forwards have as many rows as this rule says from here on."""
+        self.rows = rule
+        if self.fast is not None:
+            self.fast.forget()
 
     def describe(self, **changes: object) -> None:
         """Replace fields of `info`, for what is known only after trying (strictness)."""
@@ -116,7 +127,8 @@ class TorchEngine(TargetEngine):
         self._check(blocks)
         rows = [row for block in blocks for row in self._rows_of(block)]
         try:
-            logits, drawn = self._evaluate(blocks, rows)
+            with summing_as(self.rows, self.model.device):
+                logits, drawn = self._evaluate(blocks, rows)
             tokens = choose(logits, rows, drawn) if rows else []
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
@@ -139,7 +151,8 @@ class TorchEngine(TargetEngine):
     def logits(self, blocks: Sequence[Block]) -> list[torch.Tensor]:
         """What `step` would choose from, [choices, V] per block, in the model's dtype. Sequences grow as in `step`."""
         self._check(blocks)
-        logits, _ = self._evaluate(blocks, ())
+        with summing_as(self.rows, self.model.device):
+            logits, _ = self._evaluate(blocks, ())
         if self.fast is not None:
             logits = logits.clone()
         self._grow(blocks)

@@ -8,45 +8,51 @@ for the host, so all of it can be one CUDA graph (`graphs`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from cloud_verifier.engines.torch_engine.attention import Standing, forward_on
 from cloud_verifier.engines.torch_engine.graphs import Result, Steps
-from cloud_verifier.engines.torch_engine.kernels import Kernel
 from cloud_verifier.engines.torch_engine.layout import Segment
+from cloud_verifier.engines.torch_engine.parts import Parts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool
 from cloud_verifier.engines.torch_engine.rows import RowRule
-from cloud_verifier.engines.torch_engine.sampler import Row, draw, drawn_plainly
+from cloud_verifier.engines.torch_engine.sampler import Row, drawn_plainly
 from cloud_verifier.engines.torch_engine.standing import Inputs, StandingLayout, fill, shape_of
 
-
-@dataclass(frozen=True)
-class FastSettings:
-    """kernel: attention over pages. cuda_graphs: capture steps. compiled: let torch.compile fuse the drawing."""
-
-    kernel: Kernel
-    cuda_graphs: bool = True
-    compiled: bool = False
+STRICT_SPLIT_PAGES = 8
+MOST_STRICT_SPLITS = 64  # they take memory
 
 
 class FastForward:
     """One forward after another over the pool's pages, for a model whose attention is STANDING."""
 
     def __init__(
-        self, model: PreTrainedModel, pool: PagePool, context_limit: int, settings: FastSettings, *, strict: bool
+        self,
+        model: PreTrainedModel,
+        pool: PagePool,
+        context_limit: int,
+        parts: Parts,
+        *,
+        strict: bool,
+        cuda_graphs: bool = True,
     ) -> None:
-        """strict: one shape for all, and each row's sum over what it sees in one piece."""
-        self._model, self._pool, self._kernel, self._strict = model, pool, settings.kernel, strict
+        """strict: no row's bits may depend on the company. cuda_graphs: capture steps, on CUDA."""
+        self._model, self._pool, self._strict, self.parts = model, pool, strict, parts
         self._most_pages = -(-context_limit // PAGE_TOKENS)
+        self.split_pages = strict_split_pages(self._most_pages) if strict else None
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._draw: Callable[..., torch.Tensor] = torch.compile(draw, dynamic=False) if settings.compiled else draw
+        self._decoder = parts.decoder(model, pool) if parts.decoder is not None else None
         self._pinned = model.device.type == "cuda"
-        self.steps = Steps(self._run, model.device, graphs=settings.cuda_graphs)
+        self._cuda_graphs = cuda_graphs
+        self.forget()
         pool.clear([pool.spare_page])
+
+    def forget(self) -> None:
+        """Capture every step anew: what kernels do may have been set otherwise."""
+        self.steps = Steps(self._run, self._model.device, graphs=self._cuda_graphs)
 
     def __call__(
         self, segments: list[Segment], tokens: Sequence[int], wanted: Sequence[int], rows: Sequence[Row], rule: RowRule
@@ -56,13 +62,21 @@ class FastForward:
         segments: of distinct sequences. tokens: theirs, end to end. rows: how to choose at the wanted rows, or none.
         """
         sampled = any(drawn_plainly(row.sampler.params) for row in rows)
-        shape = shape_of(segments, len(wanted), sampled, rule, self._most_pages, fixed=self._strict)
+        steady = self.parts.kernel.steady
+        shape = shape_of(segments, len(wanted), sampled, rule, self._most_pages, strict=self._strict, steady=steady)
         packed = fill(shape, segments, tokens, wanted, rows, self._pool.spare_page, self._pinned)
         result = self.steps(shape, packed)
         return Result(result.logits[: len(wanted)], result.drawn[: len(wanted)])
 
     def _run(self, inputs: Inputs) -> Result:
-        standing = Standing(StandingLayout(inputs), self._kernel, 1 if self._strict else None)
+        standing = Standing(StandingLayout(inputs), self.parts.kernel, self.split_pages)
+        logits = self._layer_by_layer(inputs, standing) if self._decoder is None else self._decoder(inputs, standing)
+        if not inputs.shape.sampled:
+            return Result(logits, logits.argmax(-1))
+        return Result(logits, self.parts.draw(logits, inputs.seeds, inputs.at, inputs.temperatures))
+
+    def _layer_by_layer(self, inputs: Inputs, standing: Standing) -> torch.Tensor:
+        """As transformers has the model."""
         only = {"logits_to_keep": inputs.keep} if self._takes_rows else {}
         with forward_on(self._pool, standing):
             out = self._model(
@@ -72,7 +86,11 @@ class FastForward:
                 use_cache=True,
                 **only,
             )
-        logits = out.logits[0] if self._takes_rows else out.logits[0].index_select(0, inputs.keep)
-        if not inputs.shape.sampled:
-            return Result(logits, logits.argmax(-1))
-        return Result(logits, self._draw(logits, inputs.seeds, inputs.at, inputs.temperatures))
+        logits: torch.Tensor = out.logits[0]
+        return logits if self._takes_rows else logits.index_select(0, inputs.keep)
+
+
+def strict_split_pages(most_pages: int) -> int:
+    """How many pages are summed up in one piece in strict mode, where sequences have at most so many."""
+    least = -(-most_pages // MOST_STRICT_SPLITS)
+    return max(STRICT_SPLIT_PAGES, 1 << (least - 1).bit_length())

@@ -41,6 +41,7 @@ class Steps:
         self._function, self._device = function, device
         self._graphs = graphs and device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._graphs else None
+        self._side = torch.cuda.Stream(device) if self._graphs else None  # graphs that share memory share a stream
         self._shapes: OrderedDict[Shape, _Standing] = OrderedDict()
         self.graph_bytes = 0
 
@@ -67,25 +68,28 @@ class Steps:
         return self._function(standing.inputs)
 
     def _capture(self, standing: _Standing) -> None:
-        """Capture one shape; where memory does not suffice, capture nothing any more: steps go on without graphs."""
+        """Capture one shape; where that fails, capture nothing any more: steps go on without graphs."""
         free = torch.cuda.mem_get_info(self._device)[0]
         graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream(self._device)
+        here, side = torch.cuda.current_stream(self._device), self._side
+        assert side is not None
         try:
-            side.wait_stream(torch.cuda.current_stream(self._device))
+            side.wait_stream(here)
+            # Entered outside of the capture: one that fails does not always leave its stream by itself.
             with torch.cuda.stream(side):
                 for _ in range(WARM_UPS):
                     self._function(standing.inputs)
-            torch.cuda.current_stream(self._device).wait_stream(side)
-            # Other threads of the process may use the device meanwhile, for another model, say.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                result = self._function(standing.inputs)
-        except torch.OutOfMemoryError:
+                # Other threads of the process may use the device meanwhile, for another model, say.
+                with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
+                    result = self._function(standing.inputs)
+            here.wait_stream(side)
+        except RuntimeError as error:  # memory that ran out, or something that a capture does not allow
             self._graphs = False
             _log.warning(
-                "There is no memory left for CUDA graphs (%d captured); steps of new shapes are slower now. "
-                "Lower --gpu-memory-share or --max-sessions, or give --no-cuda-graphs.",
+                "CUDA graphs are off from here on (%d captured): %s. Steps of new shapes are slower now. If it is "
+                "memory, lower --gpu-memory-share or --max-sessions; --no-cuda-graphs turns graphs off from the start.",
                 sum(one.graph is not None for one in self._shapes.values()),
+                str(error).partition("\n")[0],
             )
             return
         standing.graph, standing.result = graph, result

@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from cloud_verifier.engines.base import Block, EngineInfo, Sampler
 from cloud_verifier.engines.torch_engine.engine import TorchEngine
-from cloud_verifier.engines.torch_engine.fast import FastSettings
-from cloud_verifier.engines.torch_engine.kernels import Kernel, usable
 from cloud_verifier.engines.torch_engine.memory import GIB, GPU_MEMORY_SHARE, MemoryTooSmall, pages_within
-from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, layer_shapes
-from cloud_verifier.engines.torch_engine.rows import RowRule, strict_row_rules
+from cloud_verifier.engines.torch_engine.parts import Parts, find_parts
+from cloud_verifier.engines.torch_engine.pool import PagePool, layer_shapes
+from cloud_verifier.engines.torch_engine.rows import strict_row_rules
 from cloud_verifier.engines.torch_engine.self_test import self_test
 from speculation.sampling import SamplingParams
 
@@ -51,7 +50,6 @@ def load(
     kv_cache_gib: float | None = None,
     gpu_memory_share: float = GPU_MEMORY_SHARE,
     cuda_graphs: bool = True,
-    compile_draw: bool = False,
 ) -> TorchEngine:
     """Open a causal LM.
 
@@ -59,7 +57,7 @@ def load(
     (CUDA if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32",
     "bfloat16", "float16". context_limit: at most so many tokens per sequence; never more than the model's own limit.
     threads: CPU threads of this process, None to leave as they are. kv_cache_gib, gpu_memory_share: see `memory`.
-    cuda_graphs, compile_draw: see `wrap`. Raises ModelError.
+    cuda_graphs: see `wrap`. Raises ModelError.
     """
     if max_sequences < 1:
         raise ModelError(f"max_sequences is {max_sequences}; it must be at least 1.")
@@ -90,7 +88,6 @@ def load(
         kv_cache_gib=kv_cache_gib,
         gpu_memory_share=gpu_memory_share,
         cuda_graphs=cuda_graphs,
-        compile_draw=compile_draw,
     )
 
 
@@ -103,15 +100,14 @@ def wrap(
     context_limit: int | None = None,
     kv_cache_gib: float | None = None,
     gpu_memory_share: float = GPU_MEMORY_SHARE,
-    kernel: Kernel | None = None,
+    parts: Parts | None = None,
     cuda_graphs: bool = True,
-    compile_draw: bool = False,
 ) -> TorchEngine:
     """An engine on a model that is already in memory, on its device and in its dtype. Raises ModelError.
 
-    The model is compared with its own plain forward, then strict mode is put to its self-test. kernel: attention over
-    pages for the forward in fixed shapes; None: the one that is usable here, and without one the simple forward.
-    cuda_graphs: capture that forward; compile_draw: let torch.compile fuse its drawing of tokens; both on CUDA only.
+    The model is compared with its own plain forward, then strict mode is put to its self-test. parts: what the forward
+    in fixed shapes is made of; None: what works here, and if nothing does, the simple forward. cuda_graphs: capture
+    that forward; on CUDA only.
     """
     _refuse_unsupported(model)
     limit = _context_limit(model.config, context_limit)
@@ -130,60 +126,78 @@ def wrap(
     own = _own_logits(model, trial)
     try:
         shapes = layer_shapes(model)
+        parts = parts or find_parts(model, shapes, strict=strict)
+        if parts is not None and parts.decoder is not None:
+            parts.decoder.merge(model)
         pages = pages_within(model, shapes, limit, max_sequences, kv_cache_gib, gpu_memory_share)
         pool = PagePool(shapes, pages, model.dtype, model.device)
     except MemoryTooSmall as error:
         raise ModelError(str(error)) from error
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"{pages} pages of keys and values are not free on {model.device}; lower --gpu-memory-share or "
-            "--kv-cache-gib, or stop what else uses it."
+            f"There is too little memory on {model.device} for the pages of keys and values; lower "
+            "--gpu-memory-share or --kv-cache-gib, or stop what else uses it."
         ) from error
-    kernel = kernel or _kernel(model, shapes)
-    fast = None if kernel is None else FastSettings(kernel, cuda_graphs, compile_draw)
-    engine = TorchEngine(model, info, pool, strict=strict, fast=fast)
-    _compare(engine, trial, own)
-    if strict:
-        _settle_rows(engine)
-        if fast is not None and not engine.info.strict:
-            _log.warning("%s The simple forward is used instead of the fast one.", engine.info.strict_report)
-            engine = TorchEngine(model, info, pool, strict=strict)
-            _settle_rows(engine)
+    for candidate in _with_fallbacks(parts):
+        engine = TorchEngine(model, info, pool, strict=strict, parts=candidate, cuda_graphs=cuda_graphs)
+        refused = _refused(engine, trial, own)
+        if refused is None:
+            break
+        if candidate is None:
+            raise refused
+        _log.warning("Steps do not run with %s: %s", candidate.name, refused)
     engine.forget()  # what was tried is nobody's beginning
-    engine.describe(fingerprint=fingerprint(model, engine.info.strict, engine.rows))
+    engine.describe(fingerprint=fingerprint(engine))
     return engine
 
 
-def _kernel(model: PreTrainedModel, shapes: Sequence[LayerShape]) -> Kernel | None:
-    """What the model's attention can use over pages on its device."""
-    if model.device.type != "cuda":
+def _with_fallbacks(parts: Parts | None) -> list[Parts | None]:
+    """What to try, the fastest first; None is the simple forward."""
+    if parts is None:
+        return [None]
+    return [parts, None] if parts.decoder is None else [parts, replace(parts, decoder=None), None]
+
+
+def _refused(engine: TorchEngine, trial: list[list[int]], own: list[torch.Tensor]) -> ModelError | None:
+    """Why an engine cannot be served as it is. One that is strict by its setting has its row rule settled."""
+    try:
+        _compare(engine, trial, own)
+    except ModelError as error:
+        return error
+    if not engine.strict:
         return None
-    if len(set(shapes)) > 1:
-        _log.info("The layers of this model differ in what they cache; steps run in the simple forward.")
+    _settle_rows(engine)
+    if engine.info.strict or engine.fast is None:
         return None
-    heads = model.config.get_text_config().num_attention_heads
-    kernel, sentence = usable(shapes[0], heads, model.dtype, model.device)
-    _log.info("%s%s", sentence, "" if kernel else " Steps run in the simple forward.")
-    return kernel
+    return ModelError(engine.info.strict_report)
 
 
 def _settle_rows(engine: TorchEngine) -> None:
-    """Find the smallest row rule under which the self-test passes; where none does, the engine is not strict."""
-    for rule in strict_row_rules(engine.model.device):
-        engine.rows = rule
-        report = self_test(engine)
+    """Find the cheapest row rule under which the self-test passes; where none does, the engine is not strict."""
+    device = engine.model.device
+    for rule in strict_row_rules(device):
+        engine.use(rule)
+        try:
+            report = self_test(engine, rule.sizes if device.type == "cuda" else ())
+        except RuntimeError as error:  # cuBLAS has no product in one piece for some shape
+            if device.type != "cuda":
+                raise
+            _log.info("with %s: %s", rule, _first_line(error))
+            continue
         engine.describe(strict=report.strict, strict_report=report.sentence)
         if report.strict:
+            _log.info("with %s: %s", rule, report.sentence)
             return
-        _log.warning("with rows in multiples of %d: %s", rule.multiple, report.sentence)
+        _log.warning("with %s: %s", rule, report.sentence)
 
 
-def fingerprint(model: PreTrainedModel, strict: bool, rows: RowRule) -> str:
+def fingerprint(engine: TorchEngine) -> str:
     """sha256, in hex, over the weights, the configuration, the precision, strictness, kind of device and versions.
 
     Replicas that agree in it compute the same words. On a CPU that includes the number of threads: MKL splits a narrow
     matrix among three threads in another way than between two.
     """
+    model = engine.model
     tensors = sorted([*model.named_parameters(), *model.named_buffers()], key=lambda item: item[0])
 
     def digest(item: tuple[str, torch.Tensor]) -> bytes:
@@ -201,10 +215,12 @@ def fingerprint(model: PreTrainedModel, strict: bool, rows: RowRule) -> str:
         kind = [torch.cuda.get_device_name(device)]
     else:
         kind = [torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
+    if engine.fast is not None:
+        kind += [engine.fast.parts.name, str(engine.fast.split_pages)]
     settings = {
         "config": _lasting(model.config.to_dict()),
         "dtype": str(model.dtype),
-        "strict": [strict, rows.multiple, rows.most],
+        "strict": [engine.info.strict, *astuple(engine.rows)],
         "device": [device.type, *kind],
         "versions": [torch.__version__, transformers.__version__],
     }

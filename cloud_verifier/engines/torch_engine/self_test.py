@@ -35,14 +35,18 @@ class StrictReport:
     sentence: str
 
 
-def self_test(engine: TorchEngine) -> StrictReport:
-    """Test an engine that has no open sequences; leaves none open. Takes about as long as 1,500 tokens of prefill."""
+def self_test(engine: TorchEngine, sizes: Sequence[int] = ()) -> StrictReport:
+    """Test an engine that has no open sequences; leaves none open. Takes about as long as 1,500 tokens of prefill.
+
+    sizes: numbers of rows of a forward that are to give the same bits, each tried; with these, as many tokens more as
+    their sum.
+    """
     ids = random.Random(7)
     vocabulary, limit = engine.info.vocabulary_size, engine.info.context_limit
     count = _fitting(engine)
     prompts = [[ids.randrange(vocabulary) for _ in range(min(n, limit - 8))] for n in LENGTHS[:count]]
     blocks = [[ids.randrange(vocabulary) for _ in range(n)] for n in BLOCKS[:count]]
-    long = [ids.randrange(vocabulary) for _ in range(min(LONG_TOKENS, limit))]
+    long = [ids.randrange(vocabulary) for _ in range(min(max(LONG_TOKENS, *sizes, 0), limit))]
 
     opened = [engine.open() for _ in range(count)]
     try:
@@ -51,6 +55,8 @@ def self_test(engine: TorchEngine) -> StrictReport:
             engine.truncate(sequence, 0)
         if not _chunks_agree(engine, opened[0], long):
             faults.append(f"one chunk of {len(long)} tokens differs from the same tokens in short chunks")
+        if differing := _sizes_that_differ(engine, opened[0], long, sizes):
+            faults.append(f"forwards of {', '.join(map(str, differing))} rows differ from one of {len(long)}")
     finally:
         for sequence in opened:
             engine.close(sequence)
@@ -115,6 +121,18 @@ def _chunks_agree(engine: TorchEngine, sequence: SequenceId, tokens: list[int]) 
             return False
         done, turn = done + len(chunk), turn + 1
     return True
+
+
+def _sizes_that_differ(engine: TorchEngine, sequence: SequenceId, tokens: list[int], sizes: Sequence[int]) -> list[int]:
+    def chunk(count: int) -> torch.Tensor:
+        engine.truncate(sequence, 0)
+        engine.forget()
+        return engine.logits([_block(sequence, tokens[:count], count)])[0]
+
+    if not sizes:
+        return []
+    whole = chunk(len(tokens))
+    return [size for size in sizes if not torch.equal(chunk(size), whole[:size])]
 
 
 def _block(sequence: SequenceId, tokens: list[int], choices: int) -> Block:

@@ -20,13 +20,16 @@ from cloud_verifier.engines.torch_engine.rows import RowRule
 from cloud_verifier.engines.torch_engine.sampler import Row, drawn_plainly
 
 LEAST_ROWS = 8
+LEAST_PAGES = 16  # so that short sequences share their shapes
+FINE_ROWS, COARSE_ROWS = 64, 512  # in steps of the first up to the second
 
 
 class Shape(NamedTuple):
     """What one captured step is fixed to.
 
-    rows: tokens with padding. sequences: at most so many. width: rows of one sequence at most. pages: that one sequence
-    sees at most. choices: rows whose logits are wanted, with padding. sampled: some are drawn, not just the best.
+    rows: tokens with padding. sequences: at most so many. width: rows of one sequence at most; 0 where the kernel does
+    not ask. pages: that one sequence sees at most. choices: rows whose logits are wanted, with padding. sampled: some
+    are drawn, not just the best.
     """
 
     rows: int
@@ -43,7 +46,7 @@ class Shape(NamedTuple):
             "ids": self.rows,
             "positions": self.rows,
             "places": self.rows,
-            "slots": self.rows,
+            "slots": self.rows if self.width else 0,
             "row_of": self.sequences * self.width,
             "ends": self.sequences + 1,
             "seen": self.sequences,
@@ -56,24 +59,32 @@ class Shape(NamedTuple):
 
 
 def shape_of(
-    segments: Sequence[Segment], choices: int, sampled: bool, rule: RowRule, most_pages: int, *, fixed: bool
+    segments: Sequence[Segment],
+    choices: int,
+    sampled: bool,
+    rule: RowRule,
+    most_pages: int,
+    *,
+    strict: bool,
+    steady: bool,
 ) -> Shape:
-    """The shape that a forward over these segments runs in.
+    """The shape that a forward over these segments runs in: one of a few.
 
-    fixed: strict mode, where nothing about the company may change what runs; else powers of two, so that there are few.
+    strict: rows and choices come as `rule` says. steady: see `Kernel`; with a kernel that is not, nothing else may
+    depend on the company in strict mode either.
     """
     tokens = sum(segment.rows for segment in segments)
-    if fixed:
+    if strict and not steady:
         rows = rule.padded(tokens)
         return Shape(rows, rows, rows, most_pages, rows, sampled)
-    rows = max(LEAST_ROWS, _power_of_two(rule.padded(tokens)))
+    rows = rule.padded(tokens) if strict else max(LEAST_ROWS, _few(rule.padded(tokens)))
     pages = max(-(-(s.start + s.rows) // PAGE_TOKENS) for s in segments)
     return Shape(
         rows,
         _power_of_two(len(segments)),
-        _power_of_two(max(s.rows for s in segments)),
-        min(_power_of_two(pages), most_pages),
-        min(max(LEAST_ROWS, _power_of_two(choices)), rows),
+        0 if steady else _power_of_two(max(s.rows for s in segments)),
+        min(_power_of_two(max(pages, LEAST_PAGES if steady else 1)), most_pages),
+        min(rule.padded(max(1, choices)) if strict else max(LEAST_ROWS, _few(choices)), rows),
         sampled,
     )
 
@@ -82,13 +93,22 @@ def _power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
+def _few(rows: int) -> int:
+    """The next of a few numbers. Powers of two alone would have a GPU compute up to twice what is asked."""
+    if rows <= FINE_ROWS:
+        return _power_of_two(rows)
+    step = FINE_ROWS if rows <= COARSE_ROWS else COARSE_ROWS // 2
+    return -(-rows // step) * step
+
+
 class Inputs:
     """The views of one buffer, int64, by what they mean.
 
     ids, positions, places: of each row; places as in `PagePool.write_index`. slots: where in [sequences * width] a row
-    lies, and row_of: which row lies there (any for padding). ends: row at which each sequence begins, then the end.
-    seen: positions that each sequence sees at its last row. table: its pages, [sequences, pages], padded with its own
-    first. keep: rows whose logits are wanted; seeds, at (positions), temperatures (float64; 0 for the best): of those.
+    lies, and row_of: which row lies there (any for padding); nothing of either where the width is 0. ends: row at which
+    each sequence begins, then the end. seen: positions that each sequence sees at its last row. table: its pages,
+    [sequences, pages], padded with its own first. keep: rows whose logits are wanted; seeds, at (positions),
+    temperatures (float64; 0 for the best): of those.
     """
 
     def __init__(self, shape: Shape, buffer: torch.Tensor) -> None:
@@ -161,7 +181,7 @@ def fill(
     host["ids"][: len(tokens)] = tokens
     host["places"][:] = spare_page * PAGE_TOKENS
     host["table"][:] = spare_page
-    grid = host["row_of"].reshape(shape.sequences, shape.width)
+    grid = host["row_of"].reshape(shape.sequences, -1)
     row = 0
     for number, segment in enumerate(segments):
         last, end = row + segment.rows, segment.start + segment.rows
@@ -169,9 +189,10 @@ def fill(
         positions = np.arange(segment.start, end)
         host["positions"][row:last] = positions
         host["places"][row:last] = pages[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
-        host["slots"][row:last] = np.arange(segment.rows) + number * shape.width
-        grid[number, : segment.rows] = np.arange(row, last)
-        grid[number, segment.rows :] = last - 1
+        if shape.width:
+            host["slots"][row:last] = np.arange(segment.rows) + number * shape.width
+            grid[number, : segment.rows] = np.arange(row, last)
+            grid[number, segment.rows :] = last - 1
         host["seen"][number] = end
         # Padding of the table is masked, but a masked NaN is a NaN still: so no page of another's.
         host["table"][number] = pages[0]
