@@ -50,6 +50,11 @@ class FastForward:
         self.forget()
         pool.clear([pool.spare_page])
 
+    def capture(self, cuda_graphs: bool) -> None:
+        """Whether steps are captured from here on; on CUDA only."""
+        self._cuda_graphs = cuda_graphs
+        self.forget()
+
     def forget(self) -> None:
         """Capture every step anew: what kernels do may have been set otherwise."""
         self.steps = Steps(self._run, self._model.device, graphs=self._cuda_graphs)
