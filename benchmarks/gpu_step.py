@@ -289,11 +289,11 @@ def measure(
             pretend(engine, opened[context], sessions, context, plan.room)
             blocks = blocks_of(engine, opened[context], drafts)
             back = partial(take_back, engine, opened[context], context, plan.room)
-            words[context, sessions, drafts] = [tuple(choices.tokens) for choices in engine.step(blocks)]
-            back()
             one = partial(engine.step, blocks)
             timed_ms(one, device.place, plan.warm_ups, back)
             taken = timed_ms(one, device.place, plan.steps, back)
+            words[context, sessions, drafts] = [tuple(choices.tokens) for choices in one()]
+            back()
         except (EngineFull, OutOfMemory) as error:
             yield cell | {"skipped": str(error)}
             continue
@@ -443,7 +443,7 @@ def numbers(_context: click.Context, _option: click.Parameter, value: str) -> tu
 @click.option("--drafts", default="4,8,1", show_default=True, callback=numbers)
 @click.option("--contexts", default="1024,8192", show_default=True, callback=numbers)
 @click.option("--steps", default=30, show_default=True, type=click.IntRange(3), help="Measured per case.")
-@click.option("--warm-ups", default=5, show_default=True, type=click.IntRange(0))
+@click.option("--warm-ups", default=5, show_default=True, type=click.IntRange(2), help="The second captures.")
 @click.option("--budget-s", default=540.0, show_default=True, help="No new case is begun after so many seconds.")
 @click.option("--kernel", default="auto", type=click.Choice(["auto", "gathered"]), help="gathered: also on a CPU.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Rewritten after every case.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cloud_verifier.engines.base import Block, Sampler
@@ -25,7 +26,7 @@ from cloud_verifier.engines.torch_engine.parts import TRIAL_TOLERANCE, Parts, di
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape
 from cloud_verifier.engines.torch_engine.rows import RowRule
 from cloud_verifier.engines.torch_engine.sampler import Row, choose, draw
-from cloud_verifier.engines.torch_engine.standing import Inputs, Shape, fill, shape_of
+from cloud_verifier.engines.torch_engine.standing import Inputs, Shape, StandingLayout, fill, shape_of
 from speculation.sampling import SamplingParams
 
 VOCABULARY, CONTEXT = 211, 260
@@ -286,6 +287,19 @@ def test_without_a_gpu_there_is_no_kernel_and_the_simple_forward_runs(simple: To
     assert simple.fast is None
     with pytest.raises(NotImplementedError):
         disagreement(FLASH, LayerShape(2, 16, 16), 4, torch.bfloat16, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("split_pages", [None, 8])
+def test_flash_attention_is_called_as_torch_declares_it(split_pages: int | None) -> None:
+    """On tensors that only pretend to be on a GPU: names, types and shapes of arguments are checked, nothing is run."""
+    segments = [Segment([3, 1], 60, 9), Segment([0], 12, 1)]
+    shape = shape_of(segments, 0, False, RowRule(1, 64), 4, strict=split_pages is not None, steady=False)
+    with FakeTensorMode(), torch.inference_mode():
+        buffer = torch.empty(sum(shape.sections.values()), dtype=torch.int64, device="cuda")
+        query = torch.empty(shape.rows, 8, 64, dtype=torch.bfloat16, device="cuda")
+        keys, values = (torch.empty(10, PAGE_TOKENS, 2, 64, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+        out = FLASH.attend(query, keys, values, StandingLayout(Inputs(shape, buffer)), None, split_pages)
+    assert (out.shape, out.dtype, out.device.type) == (query.shape, torch.bfloat16, "cuda")
 
 
 def test_a_step_that_does_not_fit_says_what_to_lower(simple: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:

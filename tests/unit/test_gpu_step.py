@@ -18,8 +18,8 @@ from cloud_verifier.engines.base import EngineFull, SequenceId
 from cloud_verifier.engines.torch_engine import TorchEngine
 from cloud_verifier.engines.torch_engine.load import wrap
 
-
-COMMAND = "--device cpu --shape tiny --drafts 2 --contexts 70 --steps 3 --warm-ups 1 --kernel gathered".split()
+COMMAND = ["--device=cpu", "--shape=tiny", "--drafts=2", "--contexts=70", "--steps=3", "--warm-ups=2"]
+COMMAND += ["--kernel=gathered"]
 
 
 def test_it_runs_here_and_writes_what_it_found(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_what_has_no_time_left_is_said(tmp_path: Path) -> None:
 
 def test_each_shape_has_a_process_of_its_own_and_all_are_in_one_file(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    arguments = ["--shape=tiny", *COMMAND, "--sessions", "1", "--json", str(out)]
+    arguments = ["--shape", "tiny", *COMMAND, "--sessions", "1", "--json", str(out)]
     subprocess.run([sys.executable, "-m", "benchmarks.gpu_step", *arguments], check=True, capture_output=True)
     assert len(json.loads(out.read_text())["rows"]) == 2 * 2
 

@@ -1,8 +1,8 @@
 """Steps of a fixed shape that are captured once and then replayed, so that a GPU does not wait for the host's launches.
 
-Each shape has its own buffer of inputs. On CUDA a shape is captured when it first comes (a CUDA graph); all graphs
-share one pool of memory, so a result is good until the next step and no longer. Without graphs, and on a CPU, the
-function is called; the buffers and that rule are the same, which is what tests on a CPU hold.
+Each shape has its own buffer of inputs. On CUDA a shape is captured when it comes again (a CUDA graph); all graphs
+share one pool of memory and one buffer of results, so a result is good until the next step and no longer. Without
+graphs, and on a CPU, the function is called; the buffers and that rule are the same, which is what tests on a CPU hold.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cloud_verifier.engines.torch_engine.standing import Inputs, Shape
 _log = logging.getLogger(__name__)
 
 MOST_SHAPES = 64  # kept; the one not used for longest goes first
+CAPTURED_AT_USE = 2  # many a shape, of prompts above all, comes once
 GRAPH_ROWS = 1024  # longer steps keep a GPU busy for longer than their launches take
 WARM_UPS = 2  # before a capture: libraries set themselves up on their first calls, which a capture does not allow
 
@@ -43,6 +44,7 @@ class Steps:
         self._pool = torch.cuda.graph_pool_handle() if self._graphs else None
         self._side = torch.cuda.Stream(device) if self._graphs else None  # graphs that share memory share a stream
         self._shapes: OrderedDict[Shape, _Standing] = OrderedDict()
+        self._results: Result | None = None  # the largest so far: smaller shapes use its beginning
         self.graph_bytes = 0
 
     @property
@@ -60,7 +62,8 @@ class Steps:
                 self._shapes.popitem(last=False)
         self._shapes.move_to_end(shape)
         standing.inputs.buffer.copy_(packed, non_blocking=True)
-        if self._graphs and standing.graph is None and shape.rows <= GRAPH_ROWS:
+        standing.uses += 1
+        if self._graphs and standing.uses == CAPTURED_AT_USE and shape.rows <= GRAPH_ROWS:
             self._capture(standing)
         if standing.graph is not None and standing.result is not None:
             standing.graph.replay()
@@ -78,10 +81,14 @@ class Steps:
             # Entered outside of the capture: one that fails does not always leave its stream by itself.
             with torch.cuda.stream(side):
                 for _ in range(WARM_UPS):
-                    self._function(standing.inputs)
+                    result = self._function(standing.inputs)
+                kept = self._kept(result)
+                del result
                 # Other threads of the process may use the device meanwhile, for another model, say.
                 with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
-                    result = self._function(standing.inputs)
+                    # Where a graph leaves its result itself, no other graph may work: so not there.
+                    for place, part in zip(kept, self._function(standing.inputs), strict=True):
+                        place.copy_(part)
             here.wait_stream(side)
         except RuntimeError as error:  # memory that ran out, or something that a capture does not allow
             self._graphs = False
@@ -92,8 +99,15 @@ class Steps:
                 str(error).partition("\n")[0],
             )
             return
-        standing.graph, standing.result = graph, result
+        standing.graph, standing.result = graph, kept
         self.graph_bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
+
+    def _kept(self, result: Result) -> Result:
+        """Where results of this shape go, in the one buffer for all."""
+        rows = len(result.drawn)
+        if self._results is None or len(self._results.drawn) < rows:
+            self._results = Result(torch.empty_like(result.logits), torch.empty_like(result.drawn))
+        return Result(self._results.logits[:rows], self._results.drawn[:rows])
 
 
 class _Standing:
@@ -101,5 +115,6 @@ class _Standing:
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
+        self.uses = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.result: Result | None = None

@@ -74,9 +74,10 @@ def find_parts(model: PreTrainedModel, shapes: Sequence[LayerShape], *, strict: 
         return None
     heads = model.config.get_text_config().num_attention_heads
     refused: list[str] = []
-    own = _own_parts(model, shapes[0], heads, refused)
-    # Strict mode has Flash Attention sum up what a row sees in one piece, which a long sequence alone is slow with.
-    flash = None if strict and own is not None else _flash(shapes[0], heads, model.dtype, device, refused)
+    with torch.cuda.device(device):
+        own = _own_parts(model, shapes[0], heads, refused)
+        # Strict mode has Flash Attention sum up what a row sees in one piece, which a long sequence alone is slow with.
+        flash = None if strict and own is not None else _flash(shapes[0], heads, model.dtype, device, refused)
     if own is not None:
         parts = own if flash is None else Parts(flash, own.draw, own.decoder)
     elif flash is not None:

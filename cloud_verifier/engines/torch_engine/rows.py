@@ -67,7 +67,7 @@ def summing_as(rule: RowRule, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    with _summing:
+    with _summing, torch.cuda.device(device):  # Triton starts its kernels on the current device
         torch.backends.cuda.preferred_blas_library("cublaslt" if rule.whole else "default")  # cuBLAS cannot be told
         for name in ("bf16", "fp16"):
             setattr(torch.backends.cuda.matmul, f"allow_{name}_reduced_precision_reduction", (False, not rule.whole))

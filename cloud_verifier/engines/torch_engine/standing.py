@@ -158,7 +158,7 @@ class StandingLayout:
     def padding(self) -> torch.Tensor:
         """Which rows are padding, bool [rows, 1, 1]."""
         rows = torch.arange(self.inputs.shape.rows, device=self.inputs.ids.device)
-        return (rows >= self.inputs.ends[-1])[:, None, None]
+        return (rows >= self.inputs.ends.select(0, -1)).view(-1, 1, 1)
 
 
 def fill(
