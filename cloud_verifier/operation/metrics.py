@@ -75,6 +75,7 @@ class Metrics:
     def serve(self, host: str, port: int) -> tuple[int, Any]:
         """Answer scrapes on a thread of its own; returns the port, and what has `shutdown`. Raises OSError."""
         server, _ = start_http_server(port, host, self.registry)
+        server.set_app(_in_plain_text(server.get_app()))
         return server.server_port, server
 
     def committed(self, call: Call, tokens: int, gap_s: float) -> None:
@@ -112,6 +113,19 @@ class Metrics:
         self._total.labels(model).observe(call.ended_s - call.started_s)
         if call.tokens > 1:
             self._per_token.labels(model).observe((call.last_commit_s - call.first_token_s) / (call.tokens - 1))
+
+
+def _in_plain_text(app: Any) -> Any:
+    """Answers in the plain text format whatever a scraper would rather have.
+
+    In OpenMetrics prometheus_client writes samples with "_" for ":" unless it is asked not to, which Prometheus 2 does
+    not do: its series then have other names than the dashboard's (prometheus/client_python, issue 1177).
+    """
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Any:
+        return app({**environ, "HTTP_ACCEPT": "text/plain; version=0.0.4"}, start_response)
+
+    return answer
 
 
 class _SchedulerFigures(Collector):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import plistlib
 import re
 import shlex
+import shutil
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cloud_verifier.cli import main
 from cloud_verifier.config import resolve
+from edge_client.cli import main as edge_main
 from edge_client.client import EdgeClient
 from netlab.verifier_process import VerifierProcess
 from speculation.sampling import SamplingParams
@@ -116,3 +120,33 @@ def test_the_flags_of_compose_file_and_unit_are_flags() -> None:
     resolved = settings([flag.replace("/etc/outrider", str(DEPLOY)) for flag in flags])
     stop = next(line for line in unit.splitlines() if line.startswith("TimeoutStopSec="))
     assert int(stop.partition("=")[2]) > float(str(resolved["drain-timeout-s"]))
+
+
+@pytest.mark.parametrize(("unit", "options"), [("outrider-verifier", []), ("outrider-edge", ["--user"])])
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_understands_every_line_of_the_units(
+    unit: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # a user's manager wants one
+    file = tmp_path / f"{unit}.service"
+    text = (DEPLOY / "systemd" / file.name).read_text()
+    file.write_text(
+        re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.MULTILINE)
+    )  # a program that is there
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *options, str(file)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_device_is_started_with_a_command_that_there_is() -> None:
+    unit = (DEPLOY / "systemd" / "outrider-edge.service").read_text()
+    start = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+    with (DEPLOY / "launchd" / "outrider.edge-client.plist").open("rb") as file:
+        agent = plistlib.load(file)
+    for program, command, *flags in (shlex.split(start.removeprefix("ExecStart=")), agent["ProgramArguments"]):
+        assert (Path(program).name, flags) == ("edge-client", [])
+        assert command in edge_main.commands
+    assert agent["Label"] == "outrider.edge-client"
+    assert agent["KeepAlive"] == {"SuccessfulExit": False}  # as Restart=on-failure
+    assert "Restart=on-failure" in unit

@@ -164,6 +164,31 @@ def test_metrics_say_what_the_sessions_themselves_report() -> None:
     assert values["outrider:num_requests_running",] == values["outrider:kv_cache_usage_perc",] == 0
 
 
+@pytest.mark.parametrize(
+    "accepted",
+    [
+        # Prometheus 2, Prometheus 3, and 3 with the names of 2
+        "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+        "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.3",
+        "application/openmetrics-text;version=1.0.0;escaping=underscores;q=0.6,"
+        "text/plain;version=1.0.0;escaping=underscores;q=0.5",
+    ],
+)
+def test_every_prometheus_is_told_the_same_names(accepted: str) -> None:
+    metrics = Metrics()
+    metrics.ended(Call("/outrider.v1.VerifierService/Generate", "id", code="NOT_FOUND", reason="MODEL"))
+    port, server = metrics.serve("127.0.0.1", 0)
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accepted})
+    with urllib.request.urlopen(request, timeout=DEADLINE_S) as reply:
+        assert reply.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        text = reply.read().decode()
+    server.shutdown()
+    server.server_close()
+    assert '\noutrider:request_refused_total{code="NOT_FOUND",reason="MODEL"} 1.0\n' in text
+    assert "outrider_" not in text
+
+
 def test_a_port_that_is_taken_is_an_error() -> None:
     port, server = Metrics().serve("127.0.0.1", 0)
     with pytest.raises(OSError, match="in use"):
