@@ -10,17 +10,22 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-_left: set[asyncio.Task[Any]] = set()
+CALLS_END_WITHIN_S = 10.0  # but not that of a device which does not even read how it ended, as long as it is connected
+
+_left: dict[asyncio.Task[Any], asyncio.TimerHandle] = {}
 
 
 def leave(task: asyncio.Task[Any]) -> None:
-    """Let a task end by itself that reads from a call which ends soon; whatever it brings is nobody's business."""
-    _left.add(task)  # or else nobody but gRPC would hold it
+    """Let a task end by itself that reads from a call which ends soon; whatever it brings is nobody's business.
+
+    If the call does not end, the task is cancelled after all: it may hold a whole session.
+    """
+    _left[task] = asyncio.get_running_loop().call_later(CALLS_END_WITHIN_S, task.cancel)
     task.add_done_callback(_ended)
 
 
 def _ended(task: asyncio.Task[Any]) -> None:
-    _left.discard(task)
+    _left.pop(task).cancel()
     if not task.cancelled():
         task.exception()  # or else asyncio complains that nobody has looked
 

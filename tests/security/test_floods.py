@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
@@ -48,6 +51,21 @@ def test_a_stream_that_nobody_reads_is_ended_and_its_session_can_be_resumed() ->
         with Stream(verifier.address, resume) as again:
             again.opened()
             assert len(words) + len(again.rest().tokens) == count
+
+
+def test_a_session_that_nobody_reads_does_not_outlive_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the call itself is there until its connection ends: its end waits behind what the device does not read."""
+    monkeypatch.setattr("cloud_verifier.reading.CALLS_END_WITHIN_S", 0.3)
+    settings = ServiceSettings(lease_s=0.1, stream=StreamSettings(write_timeout_s=0.3))
+    long = opening(sampling=pb.SamplingParams(max_tokens=8_000, logprobs=20))
+    with (
+        InProcessVerifier(WordyEngine(context_limit=8_010), service=settings) as verifier,
+        Stream(verifier.address, long, SMALL_WINDOW) as slow,
+    ):
+        slow.opened()
+        session = weakref.ref(only(verifier))
+        until(lambda: verifier.service.sessions == 0, "it is forgotten")
+        until(lambda: gc.collect() >= 0 and session() is None, "nothing holds it")
 
 
 def test_messages_are_taken_at_a_bounded_rate_and_none_is_lost() -> None:
