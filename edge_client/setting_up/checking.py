@@ -45,14 +45,14 @@ class Checked:
         return sum(answer.metrics.accepted_tokens for answer in self.answers) / max(1, tokens)
 
 
-def check(way: Way, drafter: str, threads: int, reference: Reference | None) -> Checked:
+def check(way: Way, drafter: str, threads: int, device: DeviceSettings, reference: Reference | None) -> Checked:
     """Ask the verifier as an app would."""
     findings = examine(
         verifier=way.verifier,
         drafter=drafter,
         model=way.model,
         threads=threads,
-        device=DeviceSettings(),
+        device=device,
         security=way.security,
     )
     if not all(finding.ok for finding in findings):
@@ -60,7 +60,9 @@ def check(way: Way, drafter: str, threads: int, reference: Reference | None) -> 
     known = [answer for answer in reference.answers if answer.seed == 1] if reference else []
     params = SamplingParams(temperature=TEMPERATURE, max_tokens=ANSWER_TOKENS)
     try:
-        with EdgeClient(way.verifier, drafter, model=way.model, threads=threads, security=way.security) as client:
+        with EdgeClient(
+            way.verifier, drafter, model=way.model, threads=threads, device=device, security=way.security
+        ) as client:
             if not known:
                 return Checked(findings, (client.generate([{"role": "user", "content": "Hello"}], params),))
             answers = tuple(client.generate(list(one.prompt), params, seed=one.seed) for one in known)

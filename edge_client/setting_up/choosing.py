@@ -17,7 +17,7 @@ from edge_client.setting_up.families import family_of, suggestions
 from edge_client.setting_up.measuring import Measuring, choose
 from edge_client.setting_up.places import LeftOut, Place, look, usual_places
 from edge_client.setting_up.proposing import SHARE, Candidate, candidates
-from edge_client.setting_up.trial import Tried
+from edge_client.setting_up.trial import NONE, Tried
 
 _LOOK_IN_DEPTH = 3
 
@@ -48,9 +48,12 @@ def found(measuring: Measuring, folders: Sequence[Path]) -> Choice:
     """Of what is free, and of what lies on this device. folders: where to look besides the usual places."""
     reference = measuring.reference
     models, unusable = look([*usual_places(), *(Place(str(one), one.absolute(), _LOOK_IN_DEPTH) for one in folders)])
-    worth, left_out = candidates(models, measuring.most_threads, reference.step_ms if reference else None)
+    by_memory = reference is not None and measuring.accelerator == NONE  # which may be faster than that
+    step_ms = reference.step_ms if reference is not None and by_memory else None
+    worth, left_out = candidates(models, measuring.most_threads, step_ms)
     choice = Choice(left_out=[*unusable, *left_out])
     choice.add(measuring.all(worth))
+    choice.add(measuring.chain(choice.tried))
     if reference is not None:
         family = family_of(reference.model, reference.vocabulary.strings if reference.vocabulary else ())
         here = " ".join(model.label for model in models)
@@ -82,8 +85,7 @@ def ask_which(console: Console, measuring: Measuring, choice: Choice) -> Tried |
     while True:
         best = choose(choice.tried)
         rows = screen.in_order(choice.tried, best)
-        screen.show_left_out(choice.left_out)
-        screen.show_drafters(console, rows, measuring.reference)
+        screen.show(console, rows, choice.left_out, measuring.reference)
         said = str(click.prompt("Which one? Its number, the name or file of another, or none", default="1")).strip()
         if said == "none":
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,12 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     help="Look for models here, too.",
 )
 @option("--threads", default=None, type=click.IntRange(1), help="CPU threads of the drafter.  [default: measured]")
+@option(
+    "--provider", default="cpu", metavar="NAME[:KEY=VALUE,...]", help="ONNX Runtime's, for ONNX files; auto measures."
+)
+@option(
+    "--gpu-layers", default=0, type=click.IntRange(-1), help="llama.cpp's layers on a GPU, for GGUF files; -1 for all."
+)
 @option("--tls", is_flag=True, help="Use TLS with the system's certificates.")
 @option("--ssl-ca-certs", type=_FILE, help="Use TLS; trust these.")
 @option("--ssl-client-certfile", type=_FILE, help="Certificate to show to a verifier that asks for one.")
@@ -49,6 +56,8 @@ def setup(
     drafters: tuple[str, ...],
     look_in: tuple[Path, ...],
     threads: int | None,
+    provider: str,
+    gpu_layers: int,
     output: Path | None,
     yes: bool,
     as_json: bool,
@@ -65,6 +74,7 @@ def setup(
     from edge_client.setting_up import choosing, connecting, screen
     from edge_client.setting_up.checking import check
     from edge_client.setting_up.measuring import Measuring, choose
+    from edge_client.setting_up.trial import Accelerator
 
     asking = not (yes or as_json)
     file = output or platformdirs.user_config_path("outrider") / "edge-client.yaml"
@@ -74,7 +84,8 @@ def setup(
     address = verifier or (connecting.ask_address() if asking else f"127.0.0.1:{connecting.PORT}")
     way = connecting.Way(address, model, security, key_file)
     way, answer = connecting.connect(way, file.parent / "verifier-api-key", asking=asking)
-    measuring = Measuring(console, threads)
+    accelerator = Accelerator(provider, gpu_layers)
+    measuring = Measuring(console, threads, accelerator)
     trouble = answer.sentence if isinstance(answer, Refusal) else measuring.ask(way.verifier, model, way.security)
     if measuring.reference is not None:
         console.print(screen.told_of(measuring.reference), soft_wrap=True)
@@ -88,12 +99,14 @@ def setup(
     else:
         chosen = choose(choice.tried)
         if not as_json:
-            screen.show_left_out(choice.left_out)
-            screen.show_drafters(console, screen.in_order(choice.tried, chosen), measuring.reference)
+            screen.show(console, screen.in_order(choice.tried, chosen), choice.left_out, measuring.reference)
     drafter = chosen.spec if chosen else "none"
     with console.status("checking the whole path"):
-        checked = check(way, drafter, chosen.threads if chosen else 1, measuring.reference)
-    settings = way.settings | {"drafter": drafter} | ({"threads": chosen.threads} if chosen else {})
+        threads = chosen.threads if chosen else 1
+        checked = check(way, drafter, threads, accelerator.device, measuring.reference)
+    settings = way.settings | {"drafter": drafter}
+    if chosen:
+        settings |= {"threads": threads, **accelerator.settings}
     if asking and file.exists() and not click.confirm(f"{file} is there already; replace it?"):
         raise CommandError("nothing was written")
     if way.key_file is not None and way.key_file != key_file:
@@ -122,7 +135,12 @@ def _next(good: bool, named: Path | None) -> str:
     config = f" --config {named}" if named else ""
     if not good:
         return f"Now type: edge-client doctor{config}"
-    return f"Now type: edge-client chat{config}, or for apps and the browser: edge-client serve{config}"
+    if find_spec("prompt_toolkit") is None:
+        talk = f"edge-client generate{config} --message 'Hello' (edge-client chat needs pip install 'outrider[chat]')"
+    else:
+        talk = f"edge-client chat{config}"
+    extra = "" if find_spec("uvicorn") else " (needs pip install 'outrider[serve]')"
+    return f"Now type: {talk}; for apps and the browser: edge-client serve{config}{extra}"
 
 
 def _report(

@@ -14,7 +14,7 @@ from edge_client.errors import SessionError
 from edge_client.security import Security
 from edge_client.setting_up.proposing import Candidate
 from edge_client.setting_up.reference import Reference, take_reference
-from edge_client.setting_up.trial import ABOUT_EQUAL, Tried, best, try_drafter
+from edge_client.setting_up.trial import ABOUT_EQUAL, NONE, Accelerator, Tried, best, try_drafter
 
 MOST_THREADS = 4
 WORTH_THREADS_MS = 1.0  # a guess that takes less is not made quicker by more threads
@@ -23,9 +23,14 @@ WORTH_THREADS_MS = 1.0  # a guess that takes less is not made quicker by more th
 class Measuring:
     """Trials on this device with one verifier. reference: None if it could not be asked."""
 
-    def __init__(self, console: Console, threads: int | None) -> None:
+    def __init__(
+        self,
+        console: Console,
+        threads: int | None,
+        accelerator: Accelerator = NONE,
+    ) -> None:
         """threads: of drafters; None tries one, and several where that may help."""
-        self._console, self._threads = console, threads
+        self._console, self._threads, self.accelerator = console, threads, accelerator
         self.reference: Reference | None = None
 
     @property
@@ -43,29 +48,37 @@ class Measuring:
         return ""
 
     def all(self, candidates: Sequence[Candidate]) -> list[Tried]:
-        """Of each candidate its trial, and of the best model also one behind the lookup that costs nothing."""
+        """Of each candidate its trial."""
         tried = []
         with self._bar("measuring") as moved:
-            for done, one in enumerate(candidates):
-                moved(done, len(candidates) + 1, one.label)
-                tried.append(self.one(one))
-            moved(len(candidates), len(candidates) + 1, "a chain")
-            first = best(tried)
-            if first is not None and first.expected_ms is not None and _chains(first.spec):
-                chain = Candidate(f"ngram{CHAIN}{first.spec}", f"ngram{CHAIN}{first.label}")
-                tried.append(try_drafter(chain.spec, first.threads, self.reference, label=chain.label))
+            for done, candidate in enumerate(candidates):
+                moved(done, len(candidates), candidate.label)
+                tried.append(self.one(candidate))
         return tried
+
+    def chain(self, tried: Sequence[Tried]) -> list[Tried]:
+        """Of the best model a trial behind the lookup that costs nothing, if there is a best."""
+        first = best(tried)
+        if first is None or first.expected_ms is None or not _chains(first.spec):
+            return []
+        chain = Candidate(f"ngram{CHAIN}{first.spec}", f"ngram{CHAIN}{first.label}")
+        with self._bar("measuring") as moved:
+            moved(0, 1, chain.label)
+            return [self._try(chain, first.threads)]
 
     def one(self, candidate: Candidate) -> Tried:
         """A trial, with several threads where one is slow and more are faster."""
         threads = self._threads or 1
-        found = try_drafter(candidate.spec, threads, self.reference, label=candidate.label)
+        found = self._try(candidate, threads)
         slow = found.token_ms is not None and found.token_ms > WORTH_THREADS_MS
         if self._threads is not None or not slow or self.most_threads == 1:
             return found
-        more = try_drafter(candidate.spec, self.most_threads, self.reference, label=candidate.label)
+        more = self._try(candidate, self.most_threads)
         quicker = more.token_ms is not None and more.token_ms < (found.token_ms or 0.0)
         return more if quicker else found
+
+    def _try(self, candidate: Candidate, threads: int) -> Tried:
+        return try_drafter(candidate.spec, threads, self.reference, label=candidate.label, accelerator=self.accelerator)
 
     @contextlib.contextmanager
     def _bar(self, what: str) -> Iterator[Callable[..., None]]:

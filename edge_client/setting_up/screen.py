@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_client.drafters.memory import readable
+from edge_client.drafters.spec import LOOKUPS
 from edge_client.setting_up.checking import Checked
 from edge_client.setting_up.places import LeftOut
 from edge_client.setting_up.reference import Reference
@@ -17,6 +18,10 @@ from edge_client.setting_up.trial import Tried
 UNJUDGED = (
     "Without the verifier nobody knows which guesses would be right: only their time is measured. Run this again when "
     "it answers."
+)
+NO_MODEL = (
+    "No model to draft with was found. A small GGUF or ONNX model that speaks as the target does would make answers "
+    "faster: put it here or name it. docs/drafters.md says which."
 )
 SAME_WORDS = "Their words are those that came without drafts."
 OTHER_WORDS = (
@@ -31,11 +36,19 @@ def in_order(tried: Sequence[Tried], first: Tried | None) -> list[Tried]:
     return sorted(usable, key=lambda one: (one is not first, one.expected_ms or 0.0))
 
 
+def show(console: Console, rows: Sequence[Tried], left_out: Sequence[LeftOut], reference: Reference | None) -> None:
+    """All that is known of drafters here."""
+    show_left_out(left_out)
+    show_drafters(console, rows, reference)
+    if all(one.spec in LOOKUPS for one in rows):
+        click.echo(NO_MODEL)
+
+
 def show_drafters(console: Console, rows: Sequence[Tried], reference: Reference | None) -> None:
     """A numbered table: of what a guess takes, how many are right, and how fast answers are to be expected."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
-    table.add_column("drafter", overflow="fold", min_width=24)
+    table.add_column("drafter", overflow="fold", min_width=10)
     several = any(one.threads > 1 for one in rows)
     columns = ["memory", *(["threads"] if several else []), "ms/guess", "right"]
     for name in [*columns, *(["ms/token", "speed-up"] if reference else [])]:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge_client.bench import peak_bytes, prompt
 from edge_client.drafters import load_drafter
@@ -31,6 +31,27 @@ from speculation.sampling import Guess, SamplingParams
 LONGEST_S = 120.0
 ABOUT_EQUAL = 1.03  # of expected times: a few answers tell no more
 _UNJUDGED = Answer(tuple(prompt(96)), 64)  # where no verifier has answered: only the time counts
+
+
+class Accelerator(NamedTuple):
+    """What runs a drafter besides the CPU: as `DeviceSettings` has it."""
+
+    provider: str = DeviceSettings().provider
+    gpu_layers: int = DeviceSettings().gpu_layers
+
+    @property
+    def device(self) -> DeviceSettings:
+        """All settings of a device with it."""
+        return DeviceSettings(provider=self.provider, gpu_layers=self.gpu_layers)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What a configuration file has to say of it."""
+        said: dict[str, object] = {"provider": self.provider} if self.provider != NONE.provider else {}
+        return said | ({"gpu-layers": self.gpu_layers} if self.gpu_layers != NONE.gpu_layers else {})
+
+
+NONE = Accelerator()
 
 
 @dataclass(frozen=True)
@@ -54,13 +75,20 @@ class Tried:
 
 
 def try_drafter(
-    spec: str, threads: int, reference: Reference | None, *, label: str = "", longest_s: float = LONGEST_S
+    spec: str,
+    threads: int,
+    reference: Reference | None,
+    *,
+    label: str = "",
+    accelerator: Accelerator = NONE,
+    longest_s: float = LONGEST_S,
 ) -> Tried:
     """In a process of its own. reference: None if the verifier could not be asked."""
     task = {
         "spec": spec,
         "label": label or spec,
         "threads": threads,
+        "accelerator": accelerator._asdict(),
         "reference": reference and as_json(reference),
     }
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
@@ -104,10 +132,16 @@ def best(tried: Sequence[Tried]) -> Tried | None:
     return min(as_good, key=lambda one: one.memory_bytes or 0)
 
 
-def measure(spec: str, label: str, threads: int, reference: Reference | None) -> Tried:
+def measure(
+    spec: str,
+    label: str,
+    threads: int,
+    reference: Reference | None,
+    device: DeviceSettings = DeviceSettings(),  # noqa: B008 - frozen
+) -> Tried:
     """What the process does. Raises DrafterError."""
     before_bytes, began_s = peak_bytes(), time.perf_counter()
-    loaded = load_drafter(spec, threads=threads, settings=DeviceSettings())
+    loaded = load_drafter(spec, threads=threads, settings=device)
     if loaded is None:
         raise DrafterError(f"{spec!r} names no drafter")
     load_ms = (time.perf_counter() - began_s) * 1e3
@@ -178,7 +212,8 @@ def main() -> None:
     reference = from_json(told) if told is not None else None
     out, sys.stdout = sys.stdout, sys.stderr  # runtimes print what they like
     try:
-        outcome = measure(task["spec"], task["label"], task["threads"], reference)
+        device = Accelerator(**task["accelerator"]).device
+        outcome = measure(task["spec"], task["label"], task["threads"], reference, device)
     except DrafterError as error:
         outcome = Tried(task["spec"], task["label"], task["threads"], trouble=str(error))
     json.dump(dataclasses.asdict(outcome), out)

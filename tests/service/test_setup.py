@@ -133,6 +133,17 @@ def test_paths_hold_from_every_folder(demo: VerifierProcess, here: Path) -> None
     assert written()["drafter"] == f"ngram+{here / 'good.gguf'}"
 
 
+def test_an_accelerator_is_measured_with_and_written_down(demo: VerifierProcess) -> None:
+    drafter = str(DEMO / "drafter-onnx")
+    done = run("--json", "--target", demo.address, "--drafter", drafter, "--provider", "auto", "--threads", "1")
+    assert done.exit_code == 0, done.output
+    assert written() == {"verifier": demo.address, "drafter": drafter, "threads": 1, "provider": "auto"}
+    missing = run("--json", "--target", demo.address, "--drafter", drafter, "--provider", "qnn")
+    assert missing.exit_code == 1
+    (runs_on,) = [one for one in json.loads(missing.stdout)["findings"] if one["what"] == "runs on"]
+    assert "the installed ONNX Runtime has no provider qnn" in runs_on["detail"]
+
+
 def test_who_does_not_want_to_replace_a_file_keeps_it(verifier: InProcessVerifier, here: Path) -> None:
     (here / "edge.yaml").write_text("old: true")
     done = run("--target", verifier.address, "--drafter", "ngram", said="n\n")

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
-from edge_client.setting_up import families, places, proposing
+from edge_client.setting_up import families, measuring, places, proposing, screen
 from edge_client.setting_up.expecting import expected_ms_per_token, survivals
 from edge_client.setting_up.measuring import choose
 from edge_client.setting_up.places import Model, Place, look, usual_places
+from edge_client.setting_up.proposing import Candidate
 from edge_client.setting_up.reference import Answer, Reference, as_json, from_json
-from edge_client.setting_up.trial import Tried, best, replay, try_drafter
+from edge_client.setting_up.trial import Accelerator, Tried, best, replay, try_drafter
 from speculation.noise import Noise
 from speculation.vocabulary import Vocabulary
 from tests.contract.tiny_models import save_hybrid_gguf
@@ -208,6 +211,52 @@ def test_a_lookup_goes_before_the_best_model_where_that_costs_nothing() -> None:
     assert choose([ngram, model, dear]) == model
     assert choose([ngram, model]) == model
     assert choose([ngram]) == ngram
+
+
+@pytest.mark.parametrize(
+    ("token_ms", "asked", "tried_with", "taken"),
+    [
+        ({1: 0.5, 4: 0.2}, None, [1], 1),  # a tiny model is no quicker with more
+        ({1: 20.0, 4: 7.0}, None, [1, 4], 4),
+        ({1: 20.0, 4: 25.0}, None, [1, 4], 1),
+        ({3: 20.0}, 3, [3], 3),
+    ],
+)
+def test_a_slow_drafter_is_tried_with_more_threads_and_keeps_what_is_quicker(
+    monkeypatch: pytest.MonkeyPatch, token_ms: dict[int, float], asked: int | None, tried_with: list[int], taken: int
+) -> None:
+    seen = []
+
+    def trial_of(spec: str, threads: int, _reference: object, *, label: str, accelerator: Accelerator) -> Tried:
+        assert accelerator == Accelerator("auto", -1)
+        seen.append(threads)
+        return Tried(spec, label, threads, token_ms=token_ms[threads])
+
+    monkeypatch.setattr(measuring, "try_drafter", trial_of)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    found = measuring.Measuring(Console(), asked, Accelerator("auto", -1)).one(Candidate("m", "m"))
+    assert seen == tried_with
+    assert found.threads == taken
+
+
+def test_only_an_accelerator_is_written_down() -> None:
+    assert Accelerator().settings == {}
+    assert Accelerator("auto", -1).settings == {"provider": "auto", "gpu-layers": -1}
+    assert Accelerator(gpu_layers=-1).device.gpu_layers == -1
+
+
+def test_a_table_fits_a_narrow_screen_and_says_when_there_is_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    reference = Reference("m", "sha256:1", 3, 50.0, 30.0, (), None)
+    long = tried("ngram+models/a-rather-long-name-of-a-model-Q4_K_M.gguf", 10.0, 10**9, acceptance=0.7, token_ms=5.0)
+    left_out = [places.LeftOut("a", "too slow"), places.LeftOut("b", "too slow")]
+    screen.show(Console(width=70), [long, tried("ngram", 30.0, threads=4)], left_out, reference)
+    shown = capsys.readouterr().out
+    assert "left out: a, b: too slow" in shown
+    assert "speed-up" in shown
+    assert "3.0 x" in shown
+    assert "No model" not in shown
+    screen.show(Console(), [tried("ngram", 30.0)], [], reference)
+    assert "No model to draft with was found" in capsys.readouterr().out
 
 
 def test_hits_are_those_of_the_shared_noise_at_the_positions_of_the_log() -> None:
