@@ -42,7 +42,8 @@ export class Chat {
     this.chat = store.newChat();
     const scroller = by("scroller");
     scroller.addEventListener("scroll", () => this.#atEnd());
-    new ResizeObserver(() => this.#resized()).observe(scroller);
+    const resized = new ResizeObserver(() => this.#resized());
+    for (const element of [scroller, by("messages")]) resized.observe(element);
     by("to-end").addEventListener("click", () => this.#toEnd());
   }
 
@@ -235,7 +236,7 @@ export class Chat {
 
   #reading = true; // the end is on show
 
-  /** The ride, a keyboard or a turned phone takes room away: the end stays on show if it was. */
+  /** The ride, a keyboard or a turned phone takes room away, or a message has grown: the end stays on show if it was. */
   #resized() {
     if (this.#reading) this.#toEnd();
     this.#atEnd();

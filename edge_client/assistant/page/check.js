@@ -27,7 +27,8 @@ export function aloneNotice(message, changed) {
     const verdict = found.agrees ? "The verifier says the same." : "The verifier goes on otherwise:";
     announce(verdict);
     if (found.agrees) return adopt();
-    const both = el("p", { class: "difference" }, found.kept_text.trimStart(), el("del", {}, found.device_text), el("ins", {}, found.verifier_text));
+    const before = message.text.length > message.alone ? "…" : ""; // the verifier's words, perhaps half of one
+    const both = el("p", { class: "difference" }, before, found.kept_text.trimStart(), el("del", {}, found.device_text), el("ins", {}, found.verifier_text));
     say(el("p", {}, verdict), both, button("Take the verifier's words", adopt));
   };
   say(el("p", {}, `This device wrote the last ${words(message)} alone, without the verifier. `, ask));
