@@ -78,10 +78,14 @@ def setup(
 
     asking = not (yes or as_json)
     file = output or platformdirs.user_config_path("outrider") / "edge-client.yaml"
+    before = _before(file)
+    known = str(before.get("verifier") or f"127.0.0.1:{connecting.PORT}")
+    address = verifier or (connecting.ask_address(known) if asking else known)
+    if address == before.get("verifier") and not any(options.values()):
+        options |= _way_in(before, options)
     key_file = options["verifier_api_key_file"]
     security = take_security({**options, "verifier_api_key": ""})
     console = Console(highlight=False, quiet=as_json)
-    address = verifier or (connecting.ask_address() if asking else f"127.0.0.1:{connecting.PORT}")
     way = connecting.Way(address, model, security, key_file)
     way, answer = connecting.connect(way, file.parent / "verifier-api-key", asking=asking)
     accelerator = Accelerator(provider, gpu_layers)
@@ -119,6 +123,29 @@ def setup(
         click.echo(f"Written to {file}. {_next(checked.good, file if output else None)}")
     if not checked.good:
         sys.exit(1)
+
+
+def _before(file: Path) -> dict[str, Any]:
+    """What an earlier set-up has written there, if anything."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _way_in(before: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What the same verifier wanted of this device before, as far as it is still there."""
+    found: dict[str, Any] = {}
+    for name in options:
+        value = before.get(name.replace("_", "-"))
+        if value is True:
+            found[name] = True
+        elif isinstance(value, str) and Path(value).is_file():
+            found[name] = Path(value)
+    return found
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -43,9 +43,9 @@ class Way:
         return found
 
 
-def ask_address() -> str:
-    """HOST:PORT, with the usual port if none is said."""
-    return _with_port(str(click.prompt("Address of the verifier, HOST:PORT", default=f"127.0.0.1:{PORT}")))
+def ask_address(known: str) -> str:
+    """HOST:PORT, with the usual port if none is said. known: the one to press Enter for."""
+    return _with_port(str(click.prompt("Address of the verifier, HOST:PORT", default=known)))
 
 
 def connect(way: Way, key_file: Path, *, asking: bool) -> tuple[Way, Reached | Refusal]:

@@ -92,7 +92,7 @@ def test_what_lies_here_is_measured_and_the_fastest_answers_win(demo: VerifierPr
 
 
 def test_a_person_sees_a_table_and_presses_enter(demo: VerifierProcess, here: Path) -> None:
-    (here / "edge.yaml").write_text("old: true")
+    (here / "edge.yaml").write_text("[no settings")
     (here / "models").mkdir()
     (here / "models" / "good.gguf").write_bytes((DEMO / "drafter.gguf").read_bytes())
     done = run(said=f"{demo.address}\n\ny\n")
@@ -217,6 +217,12 @@ def test_what_a_verifier_demands_is_asked_for_and_nothing_else(
     }
     asked = CliRunner().invoke(main, ["generate", "--config", "edge.yaml", "--prompt", "abc", "--max-tokens", "3"])
     assert asked.exit_code == 0, asked.output
+    first = written()
+    again = run("--drafter", "ngram", said="\ny\n")  # the same verifier: nothing is asked twice
+    assert again.exit_code == 0, again.output
+    assert written() == first
+    good.key.unlink()
+    assert "This device's certificate" in run("--drafter", "ngram", said="\n\n").output
 
 
 def test_certificates_and_key_may_be_flags(
