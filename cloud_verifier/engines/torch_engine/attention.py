@@ -1,16 +1,16 @@
 """Attention of a packed forward over the pool of pages, registered with transformers under three names.
 
-`plain_attention` is the definition: each segment's rows against the positions of their sequence up to their own.
-`strict_attention` is the one to use: the same sums, but in tiles of one fixed shape, so that a row's result is bitwise
+`plain` is the definition: each segment's rows against the positions of their sequence up to their own.
+`strict` is the one to use: the same sums, but in tiles of one fixed shape, so that a row's result is bitwise
 the same in any company and in any cut into blocks, and with far fewer calls.
-`standing_attention` is for GPUs: one kernel (`kernels`) over buffers that stay where they are.
+`standing` is for GPUs: one kernel (`kernels`) over buffers that stay where they are.
 
 transformers does not hand extra arguments through every model, so the forward that runs is found in a context variable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -77,94 +77,88 @@ def _enter(
     return layer, layout
 
 
-def plain_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **extra: Any,
-) -> tuple[torch.Tensor, None]:
-    """query: [1, heads, rows, width]; returns [1, rows, heads, value width]. key and value are already in the pool."""
-    layer, layout = _enter(module, key, value, extra)
+def plain(query: torch.Tensor, layer: PagedLayer, layout: Layout | Standing, scale: float | None) -> torch.Tensor:
+    """query: [heads, rows, width]; returns [rows, heads, value width]. New keys and values are in the pool already."""
     assert isinstance(layout, Layout)
-    out = query.new_zeros(query.shape[2], query.shape[1], value.shape[3])
-    grouped = query.shape[1] != key.shape[1]
+    heads, rows, _ = query.shape
+    out = query.new_zeros(rows, heads, layer.values.shape[3])
+    grouped = heads != layer.keys.shape[2]
     row = 0
     for segment, pages, mask in zip(layout.segments, layout.segment_pages(), layout.segment_masks(), strict=True):
         end = segment.start + segment.rows
         keys, values = (
             states[pages].flatten(0, 1)[:end].transpose(0, 1)[None] for states in (layer.keys, layer.values)
         )
-        rows = query[:, :, row : row + segment.rows]
-        seen = scaled_dot_product_attention(rows, keys, values, mask, scale=scaling, enable_gqa=grouped)
+        asked = query[None, :, row : row + segment.rows]
+        seen = scaled_dot_product_attention(asked, keys, values, mask, scale=scale, enable_gqa=grouped)
         out[row : row + segment.rows] = seen[0].transpose(0, 1)
         row += segment.rows
-    return out[None], None
+    return out
 
 
-def strict_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **extra: Any,
-) -> tuple[torch.Tensor, None]:
-    """Shapes as in `plain_attention`."""
-    layer, layout = _enter(module, key, value, extra)
+def strict(query: torch.Tensor, layer: PagedLayer, layout: Layout | Standing, scale: float | None) -> torch.Tensor:
+    """Shapes as in `plain`."""
     assert isinstance(layout, Layout)
-    heads, kv_heads = query.shape[1], key.shape[1]
+    (heads, rows, width), kv_heads = query.shape, layer.keys.shape[2]
     group = heads // kv_heads
     index = layout.head_index(heads, kv_heads)
-    flat = query[0].transpose(0, 1).reshape(-1, query.shape[3])
-    tiles = flat.index_select(0, index.gather).view(-1, kv_heads, TILE_ROWS * group, query.shape[3])
+    flat = query.transpose(0, 1).reshape(-1, width)
+    tiles = flat.index_select(0, index.gather).view(-1, kv_heads, TILE_ROWS * group, width)
     results = []
     for batch, mask in zip(layout.batches, layout.tile_masks(group, query.dtype), strict=True):
         part = tiles[batch.first : batch.last]
-        keys, values = _seen(layer.keys, batch), _seen(layer.values, batch)
+        keys, values = _seen(layer, batch)
         alone = len(part) * kv_heads == 1
         if alone:
             # On a CPU several pieces of work are spread over threads, but the matrix products of a lone piece are split
             # among them, and then add up in another order. So there is never a lone piece.
             part, keys, values = part.expand(2, -1, -1, -1), keys.expand(2, -1, -1, -1), values.expand(2, -1, -1, -1)
-        seen = scaled_dot_product_attention(part, keys, values, mask, scale=scaling).transpose(1, 2)
+        seen = scaled_dot_product_attention(part, keys, values, mask, scale=scale).transpose(1, 2)
         results.append(seen[:1] if alone else seen)
     tiled = results[0] if len(results) == 1 else torch.cat(results)
-    out = tiled.reshape(-1, value.shape[3]).index_select(0, index.scatter)
-    return out.view(1, query.shape[2], heads, value.shape[3]), None
+    out = tiled.reshape(-1, layer.values.shape[3]).index_select(0, index.scatter)
+    return out.view(rows, heads, -1)
 
 
-def standing_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **extra: Any,
-) -> tuple[torch.Tensor, None]:
-    """Shapes as in `plain_attention`."""
-    layer, standing = _enter(module, key, value, extra)
-    assert isinstance(standing, Standing)
-    rows = query[0].transpose(0, 1)
-    out = standing.kernel.attend(rows, layer.keys, layer.values, standing.layout, scaling, standing.split_pages)
-    return out[None], None
+def standing(query: torch.Tensor, layer: PagedLayer, layout: Layout | Standing, scale: float | None) -> torch.Tensor:
+    """Shapes as in `plain`."""
+    assert isinstance(layout, Standing)
+    rows = query.transpose(0, 1)
+    return layout.kernel.attend(rows, layer.keys, layer.values, layout.layout, scale, layout.split_pages)
 
 
-def _seen(states: torch.Tensor, batch: TileBatch) -> torch.Tensor:
-    """What tiles see of states [pages, PAGE_TOKENS, heads, width], as [tiles, heads, keys, width]; a view if it can."""
+def _seen(layer: PagedLayer, batch: TileBatch) -> list[torch.Tensor]:
+    """The keys and the values that tiles see, [tiles, heads, keys, width] each; views where that can be."""
     if batch.run is not None:
-        pages = states[batch.run : batch.run + batch.keys // PAGE_TOKENS]
+        run = slice(batch.run, batch.run + batch.keys // PAGE_TOKENS)
+        found = [layer.keys[run], layer.values[run]]
     else:
         assert batch.pages is not None
-        pages = states.index_select(0, batch.pages)
-    seen = pages.view(-1, batch.keys, *states.shape[2:]).transpose(1, 2)
-    return seen.expand(batch.last - batch.first, -1, -1, -1) if batch.lone else seen
+        found = layer.gather(batch.pages)
+    seen = [pages.view(-1, batch.keys, *pages.shape[2:]).transpose(1, 2) for pages in found]
+    return [one.expand(batch.last - batch.first, -1, -1, -1) for one in seen] if batch.lone else seen
 
 
-AttentionInterface.register(STRICT, strict_attention)
-AttentionInterface.register(PLAIN, plain_attention)
-AttentionInterface.register(STANDING, standing_attention)
+def _register(
+    name: str, compute: Callable[[torch.Tensor, PagedLayer, Layout | Standing, float | None], torch.Tensor]
+) -> None:
+    """Let transformers call it: query [1, heads, rows, width] in, [1, rows, heads, value width] out."""
+
+    def attention(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        **extra: Any,
+    ) -> tuple[torch.Tensor, None]:
+        layer, layout = _enter(module, key, value, extra)
+        return compute(query[0], layer, layout, scaling)[None], None
+
+    AttentionInterface.register(name, attention)
+
+
+_register(PLAIN, plain)
+_register(STRICT, strict)
+_register(STANDING, standing)

@@ -70,6 +70,16 @@ class PagedLayer(CacheLayerMixin):
             rows.index_copy_(0, index, states[0, :, : index.shape[0]].transpose(0, 1))
         return key_states, value_states
 
+    def gather(self, pages: torch.Tensor) -> list[torch.Tensor]:
+        """Copies of the keys and of the values of pages (int64 [n]), [n, PAGE_TOKENS, heads, width] each.
+
+        Good until the next call for any layer of the pool.
+        """
+        return [
+            torch.index_select(states, 0, pages, out=self._pool.scratch(kind, states, len(pages)))
+            for kind, states in (("keys", self.keys), ("values", self.values))
+        ]
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length, 0
 
@@ -91,6 +101,7 @@ class PagePool(Cache):
     def __init__(self, shapes: Sequence[LayerShape], pages: int, dtype: torch.dtype, device: torch.device) -> None:
         self.pages = self.spare_page = pages
         self.write_index: torch.Tensor
+        self._scratch: dict[tuple[str, torch.Size], torch.Tensor] = {}
         self._groups: list[torch.Tensor] = []  # [layers, pages, PAGE_TOKENS, heads, width]
         layers: list[PagedLayer | None] = [None] * len(shapes)
         for shape in dict.fromkeys(shapes):
@@ -108,6 +119,18 @@ class PagePool(Cache):
     def paged_layer(self, index: int) -> PagedLayer:
         """The layer of this index."""
         return self._paged[index]
+
+    def scratch(self, kind: str, states: torch.Tensor, pages: int) -> torch.Tensor:
+        """Room for copies of pages of states, one for each kind; what was in it is lost.
+
+        It is kept: fresh memory of this size costs more than the copy, for an operating system hands it out page by
+        page and zeroes each.
+        """
+        key = (kind, states.shape[1:])
+        if key not in self._scratch or len(self._scratch[key]) < pages:
+            self._scratch.pop(key, None)  # before there is another
+            self._scratch[key] = states.new_empty(pages, *states.shape[1:])
+        return self._scratch[key][:pages]
 
     @torch.inference_mode()
     def clear(self, pages: Sequence[int]) -> None:
