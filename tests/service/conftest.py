@@ -28,7 +28,7 @@ class QuotingCodec(LetterCodec):
 def verifier() -> Iterator[InProcessVerifier]:
     engine = MockEngine(max_sequences=16, context_limit=256)
     with InProcessVerifier(
-        engine, QuotingCodec(), service=ServiceSettings(lease_s=60.0, open_timeout_s=0.5)
+        engine, QuotingCodec(), service=ServiceSettings(lease_s=60.0, open_timeout_s=2.0)
     ) as subject:
         yield subject
 
