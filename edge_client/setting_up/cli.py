@@ -46,7 +46,14 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @option("--ssl-client-certfile", type=_FILE, help="Certificate to show to a verifier that asks for one.")
 @option("--ssl-client-keyfile", type=_FILE, help="Its private key.")
 @option("--insecure", is_flag=True, help="Allow plaintext to another machine.")
-@option("--verifier-api-key-file", type=_FILE, help="File with the key that the verifier knows this device by.")
+@option(
+    "--verifier-api-key",
+    envvar="OUTRIDER_VERIFIER_API_KEY",
+    default="",
+    show_default=False,
+    help="Key that the verifier knows this device by; it is not written down.",
+)
+@option("--verifier-api-key-file", type=_FILE, help="File with that key and nothing else.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write.  [default: the user's]")
 @click.option("--yes", is_flag=True, help="Ask nothing: take the flags and the defaults, replace an old file.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found and written as JSON; implies --yes.")
@@ -81,10 +88,10 @@ def setup(
     before = _before(file)
     known = str(before.get("verifier") or f"127.0.0.1:{connecting.PORT}")
     address = verifier or (connecting.ask_address(known) if asking else known)
-    if address == before.get("verifier") and not any(options.values()):
+    if address == before.get("verifier"):
         options |= _way_in(before, options)
     key_file = options["verifier_api_key_file"]
-    security = take_security({**options, "verifier_api_key": ""})
+    security = take_security(dict(options))
     console = Console(highlight=False, quiet=as_json)
     way = connecting.Way(address, model, security, key_file)
     way, answer = connecting.connect(way, file.parent / "verifier-api-key", asking=asking)
@@ -137,9 +144,11 @@ def _before(file: Path) -> dict[str, Any]:
 
 
 def _way_in(before: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """What the same verifier wanted of this device before, as far as it is still there."""
+    """What the same verifier wanted of this device before, as far as it is still there; flags go before it."""
     found: dict[str, Any] = {}
-    for name in options:
+    if options["verifier_api_key"]:
+        before = {**before, "verifier-api-key-file": None}
+    for name in [name for name, given in options.items() if not given]:
         value = before.get(name.replace("_", "-"))
         if value is True:
             found[name] = True

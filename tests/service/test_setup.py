@@ -242,6 +242,21 @@ def test_certificates_and_key_may_be_flags(
     assert written()["verifier-api-key-file"] == str(tmp_path / "key")
 
 
+def test_a_key_from_the_environment_is_used_and_not_written_down(
+    guarded: tuple[InProcessVerifier, str], authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, key = guarded
+    good = authority.pair("laptop", "laptop.example", common_name="laptop")
+    monkeypatch.setenv("OUTRIDER_VERIFIER_API_KEY", key)
+    files = ["--ssl-client-certfile", str(good.certificate), "--ssl-client-keyfile", str(good.key)]
+    done = run(
+        *files, *("--yes", "--target", running.address, "--drafter", "ngram"), *("--ssl-ca-certs", str(authority.file))
+    )
+    assert done.exit_code == 0, done.output
+    assert key not in Path("edge.yaml").read_text()
+    assert "verifier-api-key-file" not in written()
+
+
 def test_plaintext_to_another_machine_needs_a_word() -> None:
     done = run("--drafter", "ngram", said="gpu.invalid\n-\n\n")
     assert "prompts and answers would travel in the clear" in done.output
