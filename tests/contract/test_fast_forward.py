@@ -25,7 +25,7 @@ from cloud_verifier.engines.torch_engine.noise import RowNoise
 from cloud_verifier.engines.torch_engine.parts import TRIAL_TOLERANCE, Parts, disagreement, find_parts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape
 from cloud_verifier.engines.torch_engine.rows import RowRule
-from cloud_verifier.engines.torch_engine.sampler import Row, choose, draw
+from cloud_verifier.engines.torch_engine.sampler import choose, draw, rows_of
 from cloud_verifier.engines.torch_engine.standing import Inputs, Shape, StandingLayout, fill, shape_of
 from speculation.sampling import SamplingParams
 
@@ -200,7 +200,7 @@ def test_a_shape_keeps_its_buffer_and_the_oldest_shape_goes() -> None:
 
 def test_the_buffer_says_where_everything_lies() -> None:
     segments = [Segment([5, 3], 62, 4), Segment([1], 0, 1)]
-    rows = [Row(WARM, 66), Row(PICKY, 1)]
+    rows = [*rows_of(WARM, [66]), *rows_of(PICKY, [1])]
     shape = shape_of(segments, 2, True, RowRule(1, 2048), 3, strict=False, steady=False)
     assert shape == Shape(8, 2, 4, 2, 8, True)
     inputs = Inputs(shape, fill(shape, segments, [11, 12, 13, 14, 15], [3, 4], rows, 9, False))
@@ -242,7 +242,7 @@ def test_drawing_without_the_host_chooses_the_same_tokens() -> None:
             (0.0, 0.3, 0.8, 1.0, 2.5, 0.0, 1.3), (0, 2**64 - 1, 2**63, 17, 2**32, 3, 12345678901234567890), strict=True
         )
     ]
-    rows = [Row(sampler, 3 + 1000 * number) for number, sampler in enumerate(samplers)]
+    rows = [row for number, sampler in enumerate(samplers) for row in rows_of(sampler, [3 + 1000 * number])]
     shape = Shape(8, 1, 8, 1, 8, True)
     inputs = Inputs(shape, fill(shape, [Segment([0], 0, 1)], [0], [0], rows, 1, False))
     drawn = draw(logits, inputs.seeds[:7], inputs.at[:7], inputs.temperatures[:7])
@@ -258,7 +258,7 @@ def test_noise_of_seeds_on_the_device_is_the_same() -> None:
 
 def test_drawn_tokens_are_kept_and_the_others_are_chosen() -> None:
     logits = torch.randn(3, VOCABULARY)
-    rows = [Row(GREEDY, 9), Row(WARM, 9), Row(PICKY, 9, ids(9))]
+    rows = [*rows_of(GREEDY, [9]), *rows_of(WARM, [9]), *rows_of(PICKY, [9], ids(9))]
     drawn = torch.tensor([41, 42, 43])  # as if the device had said so
     assert choose(logits, rows, drawn)[:2] == [41, 42]
     assert choose(logits, rows, torch.tensor([0, 0, 0]))[2] == choose(logits, rows)[2]

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from cloud_verifier.engines.base import Sampler
 from cloud_verifier.engines.torch_engine import sampler as module
-from cloud_verifier.engines.torch_engine.sampler import Row, choose, choose_simply, filtered, logprobs, penalise
+from cloud_verifier.engines.torch_engine.sampler import (
+    Row,
+    choose,
+    choose_simply,
+    filtered,
+    logprobs,
+    penalise,
+    rows_of,
+)
 from speculation import sampling
 from speculation.noise import Noise
 from speculation.sampling import SamplingParams
@@ -52,7 +60,8 @@ def batches(draw: st.DrawFn) -> tuple[torch.Tensor, list[Row]]:
     for _ in range(draw(st.integers(1, 6))):
         history = draw(st.lists(st.integers(0, size - 1), max_size=12))
         seed, position = draw(st.integers(0, 2**64 - 1)), draw(st.integers(0, 5000))
-        rows.append(Row(Sampler(draw(parameters()), seed, draw(st.integers(0, 12))), position, history))
+        [row] = rows_of(Sampler(draw(parameters()), seed, draw(st.integers(0, 12))), [position])
+        rows.append(row._replace(history=history))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     return (torch.randn(len(rows), size, generator=generator) * spread).to(dtype), rows
 
@@ -107,7 +116,7 @@ def test_ties_at_the_edges() -> None:
     assert kept(logits, SamplingParams(min_p=1.0)) == [1, 3]
     assert kept(logits, SamplingParams(top_p=1e-9)) == [1]
     assert kept(logits, SamplingParams(top_k=600)) == list(range(6))
-    greedy = Row(Sampler(SamplingParams(temperature=0.0), 0, 0), 0)
+    [greedy] = rows_of(Sampler(SamplingParams(temperature=0.0), 0, 0), [0])
     assert choose(torch.tensor([logits]), [greedy]) == [1]
 
 
@@ -139,7 +148,7 @@ def test_rows_of_a_narrow_and_a_wide_nucleus_together() -> None:
 @pytest.mark.parametrize("spread", [0.5, 20.0])
 def test_noise_only_where_it_matters_chooses_as_noise_everywhere(spread: float) -> None:
     logits = torch.randn(300, 1000, generator=torch.Generator().manual_seed(5)) * spread
-    rows = [Row(Sampler(SamplingParams(temperature=0.7), 11, 0), position) for position in range(300)]
+    rows = rows_of(Sampler(SamplingParams(temperature=0.7), 11, 0), range(300))
     everywhere = choose_simply(logits, rows, torch.full((300, 1), 0.7, dtype=torch.float64))
     assert choose(logits, rows) == everywhere.tolist()
     assert len(set(everywhere.tolist())) > 50

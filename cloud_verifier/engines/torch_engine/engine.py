@@ -36,7 +36,7 @@ from cloud_verifier.engines.torch_engine.layout import Layout, Segment
 from cloud_verifier.engines.torch_engine.parts import Parts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool
 from cloud_verifier.engines.torch_engine.rows import PLAIN_ROWS, RowRule, strict_row_rules, summing_as
-from cloud_verifier.engines.torch_engine.sampler import Row, choose, logprobs
+from cloud_verifier.engines.torch_engine.sampler import Row, choose, logprobs, rows_of
 from cloud_verifier.engines.torch_engine.upload import upload
 
 
@@ -64,6 +64,7 @@ class TorchEngine(TargetEngine):
         """
         self.info = info
         self.model = model.eval()
+        self._device = model.device  # transformers looks for it among all parameters, each time
         self.strict = strict
         self.rows = strict_row_rules(model.device)[0] if strict else PLAIN_ROWS
         self._pool = pool
@@ -127,7 +128,7 @@ class TorchEngine(TargetEngine):
         self._check(blocks)
         rows = [row for block in blocks for row in self._rows_of(block)]
         try:
-            with summing_as(self.rows, self.model.device):
+            with summing_as(self.rows, self._device):
                 logits, drawn = self._evaluate(blocks, rows)
             tokens = choose(logits, rows, drawn) if rows else []
         except torch.OutOfMemoryError as error:
@@ -151,7 +152,7 @@ class TorchEngine(TargetEngine):
     def logits(self, blocks: Sequence[Block]) -> list[torch.Tensor]:
         """What `step` would choose from, [choices, V] per block, in the model's dtype. Sequences grow as in `step`."""
         self._check(blocks)
-        with summing_as(self.rows, self.model.device):
+        with summing_as(self.rows, self._device):
             logits, _ = self._evaluate(blocks, ())
         if self.fast is not None:
             logits = logits.clone()
@@ -195,10 +196,7 @@ class TorchEngine(TargetEngine):
                     f"penalties need the {length} tokens of sequence {block.sequence}; history has {len(block.history)}"
                 )
             history = [*block.history, *block.tokens]
-        return [
-            Row(block.sampler, length + used, history[: length + used])
-            for used in range(count - block.choices + 1, count + 1)
-        ]
+        return rows_of(block.sampler, range(length + count - block.choices + 1, length + count + 1), history)
 
     def _grow(self, blocks: Sequence[Block]) -> None:
         for block in blocks:

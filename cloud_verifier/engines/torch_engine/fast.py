@@ -19,7 +19,7 @@ from cloud_verifier.engines.torch_engine.layout import Segment
 from cloud_verifier.engines.torch_engine.parts import Parts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool
 from cloud_verifier.engines.torch_engine.rows import RowRule
-from cloud_verifier.engines.torch_engine.sampler import Row, drawn_plainly
+from cloud_verifier.engines.torch_engine.sampler import Row
 from cloud_verifier.engines.torch_engine.standing import Inputs, StandingLayout, fill, shape_of
 
 STRICT_SPLIT_PAGES = 8
@@ -66,7 +66,7 @@ class FastForward:
 
         segments: of distinct sequences. tokens: theirs, end to end. rows: how to choose at the wanted rows, or none.
         """
-        sampled = any(drawn_plainly(row.sampler.params) for row in rows)
+        sampled = any(row.plain for row in rows)
         steady = self.parts.kernel.steady
         shape = shape_of(segments, len(wanted), sampled, rule, self._most_pages, strict=self._strict, steady=steady)
         packed = fill(shape, segments, tokens, wanted, rows, self._pool.spare_page, self._pinned)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,13 +26,24 @@ FIXED_POINT = 2.0**52  # one, in top-p's sums
 CPU_COUNTERS, GPU_COUNTERS = 1 << 14, 1 << 22  # Philox counters at a time: on a CPU, what stays in a core's cache
 
 
-@dataclass(frozen=True)
-class Row:
-    """One position to choose a token for, and the tokens before it (only looked at if the penalties need them)."""
+class Row(NamedTuple):
+    """One position to choose a token for, and the tokens before it (only looked at if the penalties need them).
+
+    plain: it is drawn with nothing but a temperature.
+    """
 
     sampler: Sampler
     position: int
-    history: Sequence[int] = ()
+    history: Sequence[int]
+    plain: bool
+
+
+def rows_of(sampler: Sampler, positions: Sequence[int], history: Sequence[int] = ()) -> list[Row]:
+    """The rows at some positions of a sequence. history: its tokens, if the penalties need them."""
+    params = sampler.params
+    unfiltered = params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0
+    plain = unfiltered and not (params.greedy or params.needs_history or params.logit_bias)
+    return [Row(sampler, position, history[:position], plain) for position in positions]
 
 
 def choose(logits: torch.Tensor, rows: Sequence[Row], drawn: torch.Tensor | None = None) -> list[int]:
@@ -45,10 +56,11 @@ def choose(logits: torch.Tensor, rows: Sequence[Row], drawn: torch.Tensor | None
     plain: list[int] = []  # sampled with nothing but a temperature: no need to normalise a whole vocabulary
     adjusted: list[int] = []
     for number, row in enumerate(rows):
-        params = row.sampler.params
-        if drawn_plainly(params):
+        if row.plain:
             plain.append(number)
-        elif params.needs_history or params.logit_bias or not params.greedy:
+            continue
+        params = row.sampler.params
+        if params.needs_history or params.logit_bias or not params.greedy:
             adjusted.append(number)
     if plain and drawn is None:
         index = upload(plain, torch.int64, logits.device)
@@ -57,12 +69,6 @@ def choose(logits: torch.Tensor, rows: Sequence[Row], drawn: torch.Tensor | None
         index = upload(adjusted, torch.int64, logits.device)
         tokens[index] = _choose_adjusted(logits[index].double(), [rows[i] for i in adjusted])
     return [int(token) for token in tokens.tolist()]
-
-
-def drawn_plainly(params: SamplingParams) -> bool:
-    """Whether a token is drawn with nothing but a temperature."""
-    unfiltered = params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0
-    return unfiltered and not (params.greedy or params.needs_history or params.logit_bias)
 
 
 def draw(

@@ -17,7 +17,7 @@ import torch
 from cloud_verifier.engines.torch_engine.layout import Segment
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
 from cloud_verifier.engines.torch_engine.rows import RowRule
-from cloud_verifier.engines.torch_engine.sampler import Row, drawn_plainly
+from cloud_verifier.engines.torch_engine.sampler import Row
 
 LEAST_ROWS = 8
 LEAST_PAGES = 16  # so that short sequences share their shapes
@@ -180,30 +180,33 @@ def fill(
     host = {name: part.numpy() for name, part in vars(Inputs(shape, packed)).items() if isinstance(part, torch.Tensor)}
     host["ids"][: len(tokens)] = tokens
     host["places"][:] = spare_page * PAGE_TOKENS
-    host["table"][:] = spare_page
-    grid = host["row_of"].reshape(shape.sequences, -1)
-    row = 0
+    table, used = host["table"], len(segments)
+    table[used:] = spare_page
     for number, segment in enumerate(segments):
-        last, end = row + segment.rows, segment.start + segment.rows
-        pages = np.asarray(segment.pages[: -(-end // PAGE_TOKENS)])
-        positions = np.arange(segment.start, end)
-        host["positions"][row:last] = positions
-        host["places"][row:last] = pages[positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
-        if shape.width:
-            host["slots"][row:last] = np.arange(segment.rows) + number * shape.width
-            grid[number, : segment.rows] = np.arange(row, last)
-            grid[number, segment.rows :] = last - 1
-        host["seen"][number] = end
+        pages = segment.pages[: -(-(segment.start + segment.rows) // PAGE_TOKENS)]
+        table[number, : len(pages)] = pages
         # Padding of the table is masked, but a masked NaN is a NaN still: so no page of another's.
-        host["table"][number] = pages[0]
-        host["table"][number, : len(pages)] = pages
-        row = last
-        host["ends"][number + 1] = row
-    host["ends"][len(segments) + 1 :] = row
+        table[number, len(pages) :] = pages[0]
+    starts, counts = np.array([(segment.start, segment.rows) for segment in segments]).T
+    ends = host["ends"]
+    np.cumsum(counts, out=ends[1 : used + 1])
+    ends[used + 1 :] = total = ends[used]
+    host["seen"][:used] = starts + counts
+    owner = np.repeat(np.arange(used), counts)
+    place = np.arange(total) - ends[owner]  # of a row among its sequence's
+    positions = starts[owner] + place
+    host["positions"][:total] = positions
+    host["places"][:total] = table[owner, positions // PAGE_TOKENS] * PAGE_TOKENS + positions % PAGE_TOKENS
+    if shape.width:
+        host["slots"][:total] = owner * shape.width + place
+        grid = host["row_of"].reshape(shape.sequences, shape.width)
+        grid[:used] = ends[:used, None] + np.minimum(np.arange(shape.width), counts[:, None] - 1)
     host["keep"][: len(wanted)] = wanted
-    for number, one in enumerate(rows):
-        if drawn_plainly(one.sampler.params):
-            host["seeds"][number] = np.uint64(one.sampler.seed).astype(np.int64)
-            host["at"][number] = one.position
-            host["temperatures"][number] = one.sampler.params.temperature
+    if any(row.plain for row in rows):
+        drawn = [(row.sampler.seed, row.position, row.sampler.params.temperature) for row in rows]
+        plain = np.array([row.plain for row in rows])
+        seeds, at, temperatures = zip(*drawn, strict=True)
+        host["seeds"][: len(rows)] = np.where(plain, np.array(seeds, dtype=np.uint64).view(np.int64), 0)
+        host["at"][: len(rows)] = np.where(plain, at, 0)
+        host["temperatures"][: len(rows)] = np.where(plain, temperatures, 0.0)
     return packed
