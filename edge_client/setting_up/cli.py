@@ -78,18 +78,18 @@ def setup(
     from rich.console import Console
 
     from edge_client.reaching import Refusal
-    from edge_client.setting_up import choosing, connecting, screen
+    from edge_client.setting_up import choosing, connecting, earlier, screen
     from edge_client.setting_up.checking import check
     from edge_client.setting_up.measuring import Measuring, choose
     from edge_client.setting_up.trial import Accelerator
 
     asking = not (yes or as_json)
     file = output or platformdirs.user_config_path("outrider") / "edge-client.yaml"
-    before = _before(file)
+    before = earlier.read(file)
     known = str(before.get("verifier") or f"127.0.0.1:{connecting.PORT}")
     address = verifier or (connecting.ask_address(known) if asking else known)
     if address == before.get("verifier"):
-        options |= _way_in(before, options)
+        options |= earlier.way_in(before, options)
     key_file = options["verifier_api_key_file"]
     security = take_security(dict(options))
     console = Console(highlight=False, quiet=as_json)
@@ -118,7 +118,8 @@ def setup(
     settings = way.settings | {"drafter": drafter}
     if chosen:
         settings |= {"threads": threads, **accelerator.settings}
-    if asking and file.exists() and not click.confirm(f"{file} is there already; replace it?"):
+    settings |= earlier.kept(before, click.get_current_context())
+    if asking and file.exists() and not click.confirm(f"{file} is there already; write these settings into it?"):
         raise CommandError("nothing was written")
     if way.key_file is not None and way.key_file != key_file:
         _write(way.key_file, way.security.api_key.encode())
@@ -130,31 +131,6 @@ def setup(
         click.echo(f"Written to {file}. {_next(checked.good, file if output else None)}")
     if not checked.good:
         sys.exit(1)
-
-
-def _before(file: Path) -> dict[str, Any]:
-    """What an earlier set-up has written there, if anything."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _way_in(before: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """What the same verifier wanted of this device before, as far as it is still there; flags go before it."""
-    found: dict[str, Any] = {}
-    if options["verifier_api_key"]:
-        before = {**before, "verifier-api-key-file": None}
-    for name in [name for name, given in options.items() if not given]:
-        value = before.get(name.replace("_", "-"))
-        if value is True:
-            found[name] = True
-        elif isinstance(value, str) and Path(value).is_file():
-            found[name] = Path(value)
-    return found
 
 
 def _write(file: Path, content: bytes) -> None:

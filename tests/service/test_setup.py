@@ -144,11 +144,16 @@ def test_an_accelerator_is_measured_with_and_written_down(demo: VerifierProcess)
     assert "the installed ONNX Runtime has no provider qnn" in runs_on["detail"]
 
 
-def test_who_does_not_want_to_replace_a_file_keeps_it(verifier: InProcessVerifier, here: Path) -> None:
-    (here / "edge.yaml").write_text("old: true")
+def test_who_does_not_want_to_change_a_file_keeps_it_and_other_settings_stay(
+    verifier: InProcessVerifier, here: Path
+) -> None:
+    old = "temperature: 0.2\nthreads: 7\nunheard-of: 1\n"
+    (here / "edge.yaml").write_text(old)
     done = run("--target", verifier.address, "--drafter", "ngram", said="n\n")
     assert done.exit_code == 1
-    assert (here / "edge.yaml").read_text() == "old: true"
+    assert (here / "edge.yaml").read_text() == old
+    assert run("--target", verifier.address, "--drafter", "ngram", said="y\n").exit_code == 0
+    assert written() == {"verifier": verifier.address, "drafter": "ngram", "threads": 1, "temperature": 0.2}
 
 
 def test_a_verifier_that_is_not_there_is_said_once_and_sends_to_the_doctor() -> None:
