@@ -9,6 +9,7 @@ CPU the tiny shape shows that the benchmark runs; its figures say nothing about 
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import random
@@ -360,6 +361,7 @@ def explore(
                 found.rows.append(row)
                 yield
         del engine  # its pages, before those of the next are taken
+        gc.collect()
         if device.place.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -6,6 +6,9 @@ registers. That the kernels compile for a Hopper GPU is tried too, as far as tha
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +129,20 @@ def test_tokens_are_drawn_as_defined(dtype: torch.dtype) -> None:
     )
     logits[:, [4, 5, 17, 4001]] = 50.0
     assert draw(logits, seeds, positions, temperatures * 0).tolist() == [4] * 7, "the first of equal ones"
+
+
+def test_the_kernels_compile_for_a_hopper_gpu() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-m", "tests.contract.hopper"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 9
+    assert all("0 bytes spill stores, 0 bytes spill loads" in line for line in lines)
+    for line in lines[:2]:
+        assert line.startswith("_attend")
+        assert line.endswith("tensor cores: True")
+        assert int(line.split("; ")[1].split()[0]) <= 227 << 9, "two programs fit a multiprocessor's shared memory"
 
 
 @HALVES

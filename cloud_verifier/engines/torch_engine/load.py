@@ -146,6 +146,8 @@ def wrap(
         if candidate is None:
             raise refused
         _log.warning("Steps do not run with %s: %s", candidate.name, refused)
+        if engine.fast is not None:
+            engine.fast.forget()  # what it captured holds memory of the device
     engine.forget()  # what was tried is nobody's beginning
     engine.describe(fingerprint=fingerprint(engine))
     return engine
