@@ -51,9 +51,10 @@ async def play(
         begin, end = setting.window_ms
         await _until(clock, begin)
         before, cpu_s, began_s = verifier.read(), time.process_time(), time.perf_counter()
+        drafts = port.drafts
         clock.late_ms.clear()
         await _until(clock, end)
-        used = verifier.read().since(before)
+        used, drafts = verifier.read().since(before), port.drafts - drafts
         cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - began_s
     finally:
         clock.stop()
@@ -65,6 +66,9 @@ async def play(
         "late_step_share": used["late_s"] / max(1e-9, used["slept_s"]),
         "late_device_ms_p95": float(np.percentile(clock.late_ms, 95)) if clock.late_ms else 0.0,
         "service_cpu_ms_per_commit": (used["cpu_s"] - used["engine_cpu_s"]) * 1e3 / max(1.0, used["blocks"]),
+        "wall_s": wall_s,
+        "commits": used["blocks"],
+        "drafts_per_commit": drafts / max(1.0, used["blocks"]),
     }
     busy = used["slept_s"] / used["at_s"]
     notes = [seat.notes for seat in seats]

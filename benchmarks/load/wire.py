@@ -84,7 +84,7 @@ class WallClock:
 
 
 class WirePort(Port):
-    """Sessions of a real verifier. A context manager for an event loop; leaving it ends what is still open."""
+    """Sessions of a real verifier, until it is closed. drafts: messages sent."""
 
     def __init__(self, clock: WallClock, address: str, seats: int) -> None:
         self._clock = clock
@@ -96,6 +96,7 @@ class WirePort(Port):
         self._streams: dict[asyncio.Task[None], asyncio.Queue[pb.GenerateRequest]] = {}
         self._opened = 0
         self._closing = False
+        self.drafts = 0
 
     def open(
         self, job: Job, pace: Pace, opened: Callable[[int], None], hear: Callable[[Commit], None]
@@ -112,6 +113,7 @@ class WirePort(Port):
 
         def take(draft: Draft) -> None:
             if not task.done():
+                self.drafts += 1
                 outbox.put_nowait(pb.GenerateRequest(draft=self._draft(draft)))
 
         return take
