@@ -38,7 +38,7 @@ EARNS = 0.8  # of streaming's time: a plan that takes less is sure enough to be 
 BEHIND_STEPS = 5.0  # behind streaming by so much, latency waits for nothing
 JITTER_BLOCK_TOKENS = 8
 LAST_MOMENT_MS = 1.0
-SECOND_BLOCK = 0.05  # least probability that the line ends within it, for one that follows another into the same step
+SECOND_BLOCK = 0.05  # least probability that a block matters which follows another before the verdict on that one
 
 
 class Adaptive(Pace):
@@ -119,7 +119,7 @@ class Adaptive(Pace):
             return Action.FLUSH
         if self._worth_drafting(view):
             return Action.DRAFT
-        return Action.FLUSH if view.unsent else Action.WAIT
+        return Action.FLUSH if view.unsent and self._may_count() else Action.WAIT
 
     @property
     def lead_tokens(self) -> float:
@@ -156,6 +156,10 @@ class Adaptive(Pace):
             return view.unsent_age_ms > step_ms
         spare_ms = LAST_MOMENT_MS + rtt.spread_ms / 2 if blocks else self._margin_ms()
         return left_ms < spare_ms or view.unsent_age_ms > step_ms
+
+    def _may_count(self) -> bool:
+        """Whether what was sent may well be right, so that a waiting verifier can use what follows."""
+        return not (self.patience_ms and self._sent) or self._survivals[self._sent - 1] >= SECOND_BLOCK
 
     def _ends_unsent(self) -> float:
         """Probability that the first wrong guess is one of the unsent: what a step that lacks them would not find out.
