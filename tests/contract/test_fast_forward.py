@@ -266,7 +266,9 @@ def test_drawn_tokens_are_kept_and_the_others_are_chosen() -> None:
 
 def test_a_kernel_that_is_wrong_is_noticed() -> None:
     shape, cpu = LayerShape(2, 16, 16), torch.device("cpu")
-    assert disagreement(GATHERED, shape, 4, torch.bfloat16, cpu) == 0.0
+    assert disagreement(GATHERED, shape, 4, torch.float32, cpu) == 0.0
+    wide = LayerShape(8, 128, 128)  # as many values as a real model's: rounding alone must not look like a fault
+    assert 0.001 < disagreement(GATHERED, wide, 32, torch.bfloat16, cpu) < 0.7 * TRIAL_TOLERANCE
 
     def wrong(*arguments: Any) -> torch.Tensor:
         out = gathered(*arguments)

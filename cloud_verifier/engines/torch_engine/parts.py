@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cloud_verifier.engines.torch_engine import sampler
-from cloud_verifier.engines.torch_engine.kernels import FLASH, GATHERED, Kernel
+from cloud_verifier.engines.torch_engine.kernels import FLASH, Kernel, gathered
 from cloud_verifier.engines.torch_engine.layout import Segment
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape
 from cloud_verifier.engines.torch_engine.rows import RowRule
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-TRIAL_TOLERANCE = 0.02  # of the values' spread, in bfloat16
+# Of the values' spread. bfloat16 alone rounds the largest of so many values by 0.02, and a kernel may round twice.
+TRIAL_TOLERANCE = 0.06
 # By compute capability: the Flash Attention that takes tables of pages, and the package that torch has it from.
 FLASH_PACKAGES = {9: ("FA3", "flash_attn_interface"), 10: ("FA4", "flash_attn.cute")}
 TRIAL_PAGES = 6
@@ -151,7 +152,7 @@ def _activate_flash(device: torch.device) -> None:
 def disagreement(
     kernel: Kernel, shape: LayerShape, query_heads: int, dtype: torch.dtype, device: torch.device
 ) -> float:
-    """The largest difference of a kernel from `gathered` on small steps, as a share of the values' spread."""
+    """The largest difference of a kernel from `gathered` in float32 on small steps, over the spread of values."""
     torch.manual_seed(11)
 
     def random(*size: int) -> torch.Tensor:
@@ -164,15 +165,16 @@ def disagreement(
     for segments in TRIALS:
         count = sum(segment.rows for segment in segments)
         query = random(64, query_heads, shape.key_width)
-        outs = []
-        for one in (GATHERED, kernel):
-            form = shape_of(segments, 0, False, RowRule(64, 64), 64, strict=False, steady=one.steady)
-            layout = StandingLayout(
-                Inputs(form, fill(form, segments, [0] * count, [], [], TRIAL_PAGES, False).to(device))
-            )
-            outs += [one.attend(query, keys, values, layout, None, split)[:count].float().cpu() for split in (None, 8)]
-        for got in outs[1:]:
-            difference = (got - outs[0]).abs() / outs[0].std()
+
+        def layout(steady: bool, segments: list[Segment] = segments, count: int = count) -> StandingLayout:
+            form = shape_of(segments, 0, False, RowRule(64, 64), 64, strict=False, steady=steady)
+            packed = fill(form, segments, [0] * count, [], [], TRIAL_PAGES, False)
+            return StandingLayout(Inputs(form, packed.to(device)))
+
+        exact = gathered(query.float(), keys.float(), values.float(), layout(False), None, None)[:count].cpu()
+        for split_pages in (None, 8):
+            got = kernel.attend(query, keys, values, layout(kernel.steady), None, split_pages)[:count].float().cpu()
+            difference = (got - exact).abs() / exact.std()
             worst = max(worst, float(torch.nan_to_num(difference, nan=torch.inf).max()))
     return worst
 
