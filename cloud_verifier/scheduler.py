@@ -116,9 +116,9 @@ class Scheduler:
                     await self._sleep()
                     continue
                 began = self._clock()
+                # Streams read and write meanwhile: the engine does not stand still for that.
                 results = await loop.run_in_executor(self._thread, self._step, plan)
                 self._apply(plan, results, began, self._clock())
-                await asyncio.sleep(0)  # let streams read and write between two steps
         finally:
             self._thread.shutdown(wait=True)
             self._ended += self._sessions

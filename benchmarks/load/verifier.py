@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -69,10 +70,11 @@ def _run(setup: VerifierSetup, pipe: Connection) -> None:
 async def _serve(setup: VerifierSetup, pipe: Connection) -> None:
     from cloud_verifier.opening import Served
     from cloud_verifier.scheduler import SchedulerSettings
-    from cloud_verifier.server import Address, running
+    from cloud_verifier.server import SWITCH_INTERVAL_S, Address, running
     from cloud_verifier.service import ServiceSettings
     from cloud_verifier.text import Codec
 
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     codec = Codec(str(DEMO / "target"))
     engine = WrittenTarget(
         setup.written,
