@@ -57,7 +57,7 @@ def examine_certificate(verifier: str, security: Security) -> Verdict:
     host = _host(verifier)
     try:
         with (
-            _connected(verifier) as plain,
+            connected(verifier) as plain,
             context.wrap_socket(plain, server_hostname=host) as secure,
         ):
             certificate = secure.getpeercert() or {}
@@ -83,7 +83,7 @@ def examine_certificate(verifier: str, security: Security) -> Verdict:
 def examine_plaintext(verifier: str) -> Verdict:
     """Whether gRPC is spoken there without TLS. verifier: HOST:PORT."""
     try:
-        with _connected(verifier) as plain:
+        with connected(verifier) as plain:
             plain.sendall(_HELLO)
             if _read(plain, _FRAME_HEADER_BYTES)[3:4] == _SETTINGS:
                 return Verdict(None, f"{verifier} serves plaintext")
@@ -99,7 +99,7 @@ def examine_plaintext(verifier: str) -> Verdict:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is said to it, nor believed
     context.set_alpn_protocols(["h2"])
     try:
-        with _connected(verifier) as plain, context.wrap_socket(plain, server_hostname=_host(verifier)):
+        with connected(verifier) as plain, context.wrap_socket(plain, server_hostname=_host(verifier)):
             pass
     except OSError:
         return Verdict(Fault.NO_VERIFIER, f"{verifier} answers, but not as a verifier does; check the port")
@@ -154,8 +154,12 @@ def _context(security: Security) -> ssl.SSLContext:
     return context
 
 
-def _connected(verifier: str) -> socket.socket:
-    return socket.create_connection((_host(verifier), int(verifier.rpartition(":")[2])), timeout=_TIMEOUT_S)
+def connected(verifier: str, timeout_s: float = _TIMEOUT_S) -> socket.socket:
+    """A connection to HOST:PORT. Raises OSError."""
+    try:
+        return socket.create_connection((_host(verifier), int(verifier.rpartition(":")[2])), timeout=timeout_s)
+    except UnicodeError as error:  # two dots in a row, say
+        raise OSError(f"{_host(verifier)!r} cannot be the name of a machine") from error
 
 
 def _read(connection: socket.socket, count: int) -> bytes:

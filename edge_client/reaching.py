@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from enum import Enum, auto
 
 from outrider.v1 import verifier_pb2 as pb
 
-from edge_client.certificate import Fault, examine_certificate, examine_plaintext
+from edge_client.certificate import Fault, connected, examine_certificate, examine_plaintext
 from edge_client.channel import Channel
 from edge_client.errors import SessionError, unreachable
 from edge_client.security import Security
@@ -111,9 +110,8 @@ def _refused_at_once(verifier: str, security: Security) -> Refusal | None:
     if any(os.environ.get(name) for name in _PROXIES):
         return None  # only gRPC knows how to go there
     for address in verifier.split(","):
-        host, _, port = address.strip().rpartition(":")
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S):
+            with connected(address.strip(), TIMEOUT_S):
                 break
         except TimeoutError:
             return None

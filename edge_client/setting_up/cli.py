@@ -88,14 +88,19 @@ def setup(
     before = earlier.read(file)
     known = str(before.get("verifier") or f"127.0.0.1:{connecting.PORT}")
     address = verifier or (connecting.ask_address(known) if asking else known)
+    context = click.get_current_context()
+    again = earlier.unsaid(before, context, "provider", "gpu_layers")
     if address == before.get("verifier"):
         options |= earlier.way_in(before, options)
-    key_file = options["verifier_api_key_file"]
+        again |= earlier.unsaid(before, context, "model")
+    model = again.get("model", model)
+    key_file, kept_key = options["verifier_api_key_file"], file.parent / "verifier-api-key"
+    in_the_open = bool(options["verifier_api_key"]) and options["verifier_api_key"] == before.get("verifier-api-key")
     security = take_security(dict(options))
     console = Console(highlight=False, quiet=as_json)
-    way = connecting.Way(address, model, security, key_file)
-    way, answer = connecting.connect(way, file.parent / "verifier-api-key", asking=asking)
-    accelerator = Accelerator(provider, gpu_layers)
+    way = connecting.Way(address, model, security, kept_key if in_the_open else key_file)
+    way, answer = connecting.connect(way, kept_key, asking=asking)
+    accelerator = Accelerator(again.get("provider", provider), again.get("gpu_layers", gpu_layers))
     measuring = Measuring(console, threads, accelerator)
     trouble = answer.sentence if isinstance(answer, Refusal) else measuring.ask(way.verifier, model, way.security)
     if measuring.reference is not None:
@@ -118,16 +123,19 @@ def setup(
     settings = way.settings | {"drafter": drafter}
     if chosen:
         settings |= {"threads": threads, **accelerator.settings}
-    settings |= earlier.kept(before, click.get_current_context())
+    settings |= earlier.kept(before, context)
     if asking and file.exists() and not click.confirm(f"{file} is there already; write these settings into it?"):
         raise CommandError("nothing was written")
-    if way.key_file is not None and way.key_file != key_file:
+    new_key = (way.key_file, way.security.api_key) != (key_file, security.api_key)
+    if way.key_file is not None and new_key:
         _write(way.key_file, way.security.api_key.encode())
     _write(file, yaml.safe_dump(settings, sort_keys=False).encode())
     if as_json:
         click.echo(json.dumps(_report(file, settings, measuring, choice, checked, trouble), indent=1))
     else:
         screen.show_check(checked, measuring.reference, trouble)
+        if way.key_file is not None and new_key:
+            click.echo(f"The key was written to {way.key_file}, which only you can read.")
         click.echo(f"Written to {file}. {_next(checked.good, file if output else None)}")
     if not checked.good:
         sys.exit(1)

@@ -91,9 +91,16 @@ def _changed(way: Way, wanted: Wanted, key_file: Path) -> Way | None:
             return replace(way, security=replace(way.security, api_key=text), key_file=key_file) if text else None
         case Wanted.ADDRESS:
             said = click.prompt("Another address; empty to go on without the verifier", default="", show_default=False)
-            return replace(way, verifier=_with_port(str(said))) if said else None
+            return _elsewhere(way, _with_port(str(said))) if said else None
         case Wanted.NOTHING_FROM_HERE:
             return None
+
+
+def _elsewhere(way: Way, address: str) -> Way:
+    """Whoever allowed plaintext to one machine has not allowed it to another."""
+    same_host = address.rpartition(":")[0] == way.verifier.rpartition(":")[0]
+    security = replace(way.security, insecure=way.security.insecure and same_host)
+    return replace(way, verifier=address, security=security)
 
 
 def _with_tls(way: Way, authority: Path | None) -> Way:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
+from click.core import ParameterSource
 
 from edge_client.config import key_of, settable
 
@@ -17,7 +19,7 @@ def read(file: Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return {str(key).replace("_", "-"): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def way_in(before: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -25,12 +27,27 @@ def way_in(before: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if options["verifier_api_key"]:
         before = {**before, "verifier-api-key-file": None}
+    elif options["verifier_api_key_file"]:
+        before = {**before, "verifier-api-key": None}
     for name in [name for name, given in options.items() if not given]:
         value = before.get(name.replace("_", "-"))
-        if value is True:
-            found[name] = True
+        if value is True or (name == "verifier_api_key" and isinstance(value, str)):
+            found[name] = value
         elif isinstance(value, str) and Path(value).is_file():
             found[name] = Path(value)
+    return found
+
+
+def unsaid(before: dict[str, Any], context: click.Context, *names: str) -> dict[str, Any]:
+    """Of these parameters of `setup` what was set before, where nobody says otherwise now; context: of `setup`."""
+    found: dict[str, Any] = {}
+    for option in settable(context.command):
+        value = before.get(key_of(option))
+        if option.name not in names or value is None:
+            continue
+        if context.get_parameter_source(option.name) is ParameterSource.DEFAULT:
+            with contextlib.suppress(click.BadParameter):
+                found[option.name] = option.type_cast_value(context, value)
     return found
 
 

@@ -119,7 +119,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         if not waiting:
             return
         folder, left = waiting.pop(0)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # Path's raises where a folder above may not be entered
             continue
         yield folder
         if left:
@@ -141,10 +141,11 @@ def _ollama(folder: Path) -> Iterator[tuple[Path, str]]:
         try:
             layers = json.loads(manifest.read_text())["layers"]
             kinds = {str(layer["mediaType"]): str(layer["digest"]) for layer in layers}
+            blob = folder / "blobs" / kinds.get(_OLLAMA_MODEL, "").replace(":", "-")
+            usable = _OLLAMA_MODEL in kinds and _OLLAMA_ADAPTER not in kinds and blob.is_file()
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        blob = folder / "blobs" / kinds.get(_OLLAMA_MODEL, "").replace(":", "-")
-        if _OLLAMA_MODEL in kinds and _OLLAMA_ADAPTER not in kinds and blob.is_file():
+        if usable:
             yield blob, f"{manifest.parent.name}:{manifest.name} (Ollama)"
 
 

@@ -99,6 +99,7 @@ def try_drafter(
             input=json.dumps(task),
             capture_output=True,
             text=True,
+            errors="replace",  # runtimes print pieces of characters
             timeout=longest_s,
             env=environment,
             check=False,
@@ -210,13 +211,15 @@ def main() -> None:
     task: dict[str, Any] = json.load(sys.stdin)
     told = task["reference"]
     reference = from_json(told) if told is not None else None
-    out, sys.stdout = sys.stdout, sys.stderr  # runtimes print what they like
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # runtimes print what they like, and not by Python alone
     try:
         device = Accelerator(**task["accelerator"]).device
         outcome = measure(task["spec"], task["label"], task["threads"], reference, device)
     except DrafterError as error:
         outcome = Tried(task["spec"], task["label"], task["threads"], trouble=str(error))
-    json.dump(dataclasses.asdict(outcome), out)
+    with out:
+        json.dump(dataclasses.asdict(outcome), out)
 
 
 if __name__ == "__main__":

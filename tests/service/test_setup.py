@@ -147,13 +147,35 @@ def test_an_accelerator_is_measured_with_and_written_down(demo: VerifierProcess)
 def test_who_does_not_want_to_change_a_file_keeps_it_and_other_settings_stay(
     verifier: InProcessVerifier, here: Path
 ) -> None:
-    old = "temperature: 0.2\nthreads: 7\nunheard-of: 1\n"
+    old = "temperature: 0.2\nmax_tokens: 9\ngpu-layers: -1\nmodel: other\nthreads: 7\nunheard-of: 1\n"
     (here / "edge.yaml").write_text(old)
     done = run("--target", verifier.address, "--drafter", "ngram", said="n\n")
     assert done.exit_code == 1
     assert (here / "edge.yaml").read_text() == old
     assert run("--target", verifier.address, "--drafter", "ngram", said="y\n").exit_code == 0
-    assert written() == {"verifier": verifier.address, "drafter": "ngram", "threads": 1, "temperature": 0.2}
+    found = {"verifier": verifier.address, "drafter": "ngram", "threads": 1}
+    found |= {"gpu-layers": -1, "temperature": 0.2, "max-tokens": 9}  # but no model of another verifier's
+    assert written() == found
+    with (here / "edge.yaml").open("a") as file:
+        file.write("model: mock\n")
+    assert run("--drafter", "ngram", "--gpu-layers", "0", said="\ny\n").exit_code == 0
+    del found["gpu-layers"]
+    assert written() == found | {"model": "mock"}
+
+
+def test_a_key_that_stands_in_the_file_gets_one_of_its_own(
+    guarded: tuple[InProcessVerifier, str], authority: Authority, here: Path
+) -> None:
+    running, key = guarded
+    good = authority.pair("laptop", "laptop.example", common_name="laptop")
+    old = {"verifier": running.address, "verifier-api-key": key, "ssl-ca-certs": str(authority.file)}
+    old |= {"ssl-client-certfile": str(good.certificate), "ssl-client-keyfile": str(good.key)}
+    (here / "edge.yaml").write_text(yaml.safe_dump(old))
+    done = run("--json", "--drafter", "ngram")
+    assert done.exit_code == 0, done.output
+    assert key not in done.output
+    assert "verifier-api-key" not in written()
+    assert Path(written()["verifier-api-key-file"]).read_text() == key
 
 
 def test_a_verifier_that_is_not_there_is_said_once_and_sends_to_the_doctor() -> None:
@@ -226,6 +248,12 @@ def test_what_a_verifier_demands_is_asked_for_and_nothing_else(
     again = run("--drafter", "ngram", said="\ny\n")  # the same verifier: nothing is asked twice
     assert again.exit_code == 0, again.output
     assert written() == first
+    keys = KeyFile(tmp_path / "keys.toml")
+    keys.remove("laptop")
+    another = keys.add("laptop", {})
+    anew = run("--output", str(Path.cwd() / "edge.yaml"), "--drafter", "ngram", said=f"\n{another}\ny\n")
+    assert f"The key was written to {kept}" in anew.output
+    assert kept.read_text() == another
     good.key.unlink()
     assert "This device's certificate" in run("--drafter", "ngram", said="\n\n").output
 
@@ -266,6 +294,9 @@ def test_plaintext_to_another_machine_needs_a_word() -> None:
     done = run("--drafter", "ngram", said="gpu.invalid\n-\n\n")
     assert "prompts and answers would travel in the clear" in done.output
     assert written() == {"verifier": "gpu.invalid:50051", "insecure": True, "drafter": "ngram", "threads": 1}
+    done = run("--drafter", "ngram", said="gpu.invalid\nother.invalid\n-\n\ny\n")
+    assert done.output.count("prompts and answers would travel in the clear") == 1  # of the other
+    assert written()["verifier"] == "other.invalid:50051"
 
 
 @pytest.fixture

@@ -176,6 +176,7 @@ def test_what_would_help_is_told_to_whoever_can_ask_for_it(tmp_path: Path) -> No
             (here.replace("127.0.0.1", "localhost"), authority.trusted(), Wanted.ADDRESS),
             ("127.0.0.1:1", plain, Wanted.ADDRESS),
             ("no port", plain, Wanted.ADDRESS),
+            ("gpu..example:50051", Security(insecure=True), Wanted.ADDRESS),
             ("gpu.example:50051", plain, Wanted.PROTECTION),
         ):
             refusal = reach(address, "", security)
