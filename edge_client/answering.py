@@ -159,7 +159,9 @@ class Answering:
                 return self._write(seat)
             except Exception as error:  # whatever a model does, people are to hear about the verifier, too
                 sentence = f"{reason}, and the device cannot answer alone: {error}"
-                raise SessionError("UNAVAILABLE", "NO_ANSWER_ALONE", sentence) from error
+                failed = SessionError("UNAVAILABLE", "NO_ANSWER_ALONE", sentence)
+                failed.so_far = self._so_far()
+                raise failed from error
 
     def _write(self, seat: DrafterSeat) -> StreamChunk:
         opened, model = self.loop.opened, seat.drafter

@@ -12,8 +12,9 @@ import pytest
 
 from edge_client.channel import LinkSettings
 from edge_client.client import EdgeClient, RequestOutput, SamplingParams
-from edge_client.drafters.base import Drafter
+from edge_client.drafters.base import Drafter, DrafterError
 from edge_client.drafters.chain import ChainDrafter
+from edge_client.drafters.model_text import ModelText
 from edge_client.drafters.ngram import NgramDrafter
 from edge_client.errors import SessionError
 from edge_client.types import LinkState, OfflineAnswers, RideSettings, StreamChunk
@@ -214,6 +215,21 @@ def test_token_ids_of_an_unknown_target_cannot_be_answered() -> None:
     ):
         client.generate(PROMPT, PARAMS, seed=SEED)
     assert (caught.value.code, caught.value.reason) == ("UNAVAILABLE", "NO_ANSWER_ALONE")
+
+
+def test_what_had_come_is_not_lost_when_the_device_cannot_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_drafter: SpeakingDrafter) -> ModelText:
+        raise DrafterError("its template is broken")
+
+    monkeypatch.setattr(SpeakingDrafter, "model_text", broken)
+    with world.client(SpeakingDrafter(SEED), offline_answers="auto") as client:
+        with pytest.raises(SessionError, match="its template is broken") as caught:
+            world.begun_and_lost(client).output()
+        so_far = caught.value.so_far
+        assert so_far is not None
+        assert 0 < len(so_far.token_ids) < COUNT
+        world.find()
+        assert client.generate(PROMPT, PARAMS, continues=so_far).token_ids == WORDS
 
 
 def test_a_model_with_another_vocabulary_goes_on_from_the_text(world: World) -> None:

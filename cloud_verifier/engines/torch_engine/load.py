@@ -185,6 +185,7 @@ def _settle_rows(engine: TorchEngine) -> None:
             if device.type != "cuda":
                 raise
             _log.info("with %s: %s", rule, _first_line(error))
+            engine.describe(strict=False, strict_report=f"Strict mode does not run here: {_first_line(error)}.")
             continue
         engine.describe(strict=report.strict, strict_report=report.sentence)
         if report.strict:
