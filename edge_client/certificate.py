@@ -142,6 +142,8 @@ def examine_own(security: Security) -> Verdict:
         return Verdict(
             Fault.CLIENT_CERTIFICATE_REFUSED, f"{security.certificate} cannot be shown ({error.verify_message})"
         )
+    except ssl.SSLError as error:  # of a kind that OpenSSL signs with only when told to, say
+        return Verdict(Fault.CLIENT_CERTIFICATE_REFUSED, f"{security.certificate} cannot be shown ({error.reason})")
     return Verdict(None, _trusted(certificate, str(security.certificate), "valid"))
 
 

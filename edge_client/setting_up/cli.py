@@ -94,7 +94,7 @@ def setup(
         options |= earlier.way_in(before, options)
         again |= earlier.unsaid(before, context, "model")
     model = again.get("model", model)
-    key_file, kept_key = options["verifier_api_key_file"], file.parent / "verifier-api-key"
+    key_file, kept_key = options["verifier_api_key_file"], file.with_name(f"{file.stem}.api-key")
     in_the_open = bool(options["verifier_api_key"]) and options["verifier_api_key"] == before.get("verifier-api-key")
     security = take_security(dict(options))
     console = Console(highlight=False, quiet=as_json)

@@ -63,7 +63,7 @@ class Answer:
 @dataclass(frozen=True)
 class Reference:
     """rtt_ms: the least of a few round trips. step_ms: per token of plain streaming. vocabulary: the target's tokens;
-    None if the verifier does not tell them. context_limit: of the target."""
+    None if the verifier does not tell them."""
 
     model: str
     vocabulary_fingerprint: str

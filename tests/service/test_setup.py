@@ -230,7 +230,7 @@ def test_what_a_verifier_demands_is_asked_for_and_nothing_else(
     ):
         assert done.output.count(sentence) == 1, sentence
     assert key not in done.output
-    kept = Path.cwd() / "verifier-api-key"
+    kept = Path.cwd() / "edge.api-key"
     assert kept.read_text() == key
     assert kept.stat().st_mode & 0o777 == 0o600
     assert written() == {
