@@ -247,16 +247,24 @@ def test_what_a_model_says_is_text(opened: Open) -> None:
     assert body.locator("img, b, script").count() == 0
 
 
-def test_the_ride_shows_who_wrote_what(opened: Open) -> None:
-    chat = opened()
+def writers_of(chat: ChatPage) -> set[str]:
+    """Who wrote the tokens of an answer, as the ride shows it."""
     said = chat.ask(QUESTION)
-    page = chat.page
-    page.locator("label.switch").click()
+    chat.page.locator("label.switch").click()
     assert chat.answered("done") == said
-    spans = page.locator("article.assistant .tokens span")
-    writers = {re.sub("^by-", "", name) for name in spans.evaluate_all("all => all.map(one => one.className)")}
+    spans = chat.page.locator("article.assistant .tokens span")
+    return {re.sub("^by-", "", name) for name in spans.evaluate_all("all => all.map(one => one.className)")}
+
+
+def test_the_ride_shows_who_wrote_what(opened: Open) -> None:
+    for _ in range(5):  # on a busy machine the drafter may miss every step of a whole answer
+        chat = opened()
+        writers = writers_of(chat)
+        assert writers <= {"device", "server", "corrected"}
+        if "device" in writers:
+            break
     assert "device" in writers
-    assert writers <= {"device", "server", "corrected"}
+    page = chat.page
     looks = page.locator(".legend .sample").evaluate_all("all => all.map(one => getComputedStyle(one).textDecoration)")
     assert len(set(looks)) == 4  # without colours, too
     shares = page.locator(".legend .share").all_inner_texts()
