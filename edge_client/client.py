@@ -179,10 +179,13 @@ class EdgeClient:
         return compare(output, checked)
 
     def check_stream(
-        self, prompt: Prompt, output: RequestOutput, params: SamplingParams | None = None
+        self, prompt: Prompt, output: RequestOutput, params: SamplingParams | None = None, *, model: str = ""
     ) -> Generator[StreamChunk, None, None]:
-        """As `check`, as it comes: what the verifier says after the committed part. See `offline.compare`."""
-        return self._stream(lambda put: self._start_check(prompt, params, output, put))
+        """As `check`, as it comes: what the verifier says after the committed part. See `offline.compare`.
+
+        model: that was asked for, if not the client's.
+        """
+        return self._stream(lambda put: self._start_check(prompt, params, output, put, model))
 
     @property
     def has_drafter(self) -> bool:
@@ -219,11 +222,11 @@ class EdgeClient:
     # -- one session -------------------------------------------------------------------------------------------------
 
     def _start_check(
-        self, prompt: Prompt, params: SamplingParams | None, output: RequestOutput, put: Put
+        self, prompt: Prompt, params: SamplingParams | None, output: RequestOutput, put: Put, model: str = ""
     ) -> Callable[[], None]:
         if output.offline is None:
             raise ValueError("no part of this answer is the device's own: there is nothing to check")
-        ride = RideSettings(offline_answers=OfflineAnswers.NEVER)
+        ride = RideSettings(model=model, offline_answers=OfflineAnswers.NEVER)
         return self._start(prompt, params, output.seed, put, ride, output)
 
     def _start(

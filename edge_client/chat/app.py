@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from edge_client.chat.conversation import Conversation, ConversationError
+from edge_client.chat.conversation import Asked, Conversation, ConversationError
 from edge_client.chat.interrupt import heeding
 from edge_client.chat.painting import Painter, figures
 from edge_client.chat.progress import Progress
@@ -107,20 +107,20 @@ class Chat:
             self._painter.say(str(error), "red")
         return True
 
-    def _answer(self, seed: int | None, continues: RequestOutput | None = None) -> bool:
+    def _answer(self, seed: int | None, continues: RequestOutput | None = None, asked: Asked | None = None) -> bool:
+        """asked: what the answer began with that this one `continues`. False if it was interrupted."""
         said: list[str] = []
         output: RequestOutput | None = None
         so_far = continues
         conversation = self.conversation
+        asked = asked or conversation.asking
         progress = Progress()
-        ride = RideSettings(model=conversation.model, diary=progress.view.diary, offline_answers=self._offline_answers)
+        ride = RideSettings(model=asked.model, diary=progress.view.diary, offline_answers=self._offline_answers)
         interrupted = False
         try:
             with (
                 closing(
-                    self._client.stream(
-                        conversation.messages, conversation.params, seed=seed, ride=ride, continues=continues
-                    )
+                    self._client.stream(asked.messages, asked.params, seed=seed, ride=ride, continues=continues)
                 ) as stream,
                 heeding(stream) as chunks,
             ):
@@ -137,7 +137,8 @@ class Chat:
         if not said and not before and output is None:
             conversation.take_back()
         else:
-            conversation.answered(output.text if output is not None else before + "".join(said), output or so_far)
+            text = output.text if output is not None else before + "".join(said)
+            conversation.answered(text, output or so_far, asked)
             self._painter.write("\n")
         if interrupted:
             self._painter.say("[stopped]")
@@ -203,11 +204,11 @@ class Chat:
         self._painter.say(f"{len(self.conversation.turns)} messages; say something to go on")
 
     def _continue(self, _argument: str) -> None:
-        broken = self.conversation.last
+        broken, asked = self.conversation.last, self.conversation.asked
         if broken is None or broken.finish_reason != "error":
             raise ConversationError("no answer broke off")
         self.conversation.forget_answer()
-        self._answer(None, broken)
+        self._answer(None, broken, asked)
 
     def _retry(self, _argument: str) -> None:
         if not self.conversation.forget_answer():
@@ -228,11 +229,10 @@ class Chat:
 
     def _check(self, _argument: str) -> None:
         conversation = self.conversation
-        before = conversation.last
-        if before is None or before.offline is None:
+        before, asked = conversation.last, conversation.asked
+        if before is None or before.offline is None or asked is None:
             raise ConversationError("no part of the last answer is the device's own: there is nothing to check")
-        prompt = conversation.messages[:-1]
-        ride = self._client.check_stream(prompt, before, conversation.params)
+        ride = self._client.check_stream(asked.messages, before, asked.params, model=asked.model)
         after = None
         with closing(ride) as chunks:
             for chunk in chunks:
@@ -240,7 +240,7 @@ class Chat:
         assert after is not None
         self._painter.difference(before, compare(before, after))
         conversation.forget_answer()
-        conversation.answered(after.text, after)
+        conversation.answered(after.text, after, asked)
 
     def _quit(self, _argument: str) -> None:
         raise Quit

@@ -21,9 +21,19 @@ class ConversationError(ValueError):
     """A file or a setting that cannot be used. The message says why."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What an answer began with. Whoever goes on with it, or checks it, asks for the same, whatever is set by then."""
+
+    messages: list[dict[str, str]]
+    params: SamplingParams
+    model: str
+
+
 @dataclass
 class Conversation:
-    """turns: messages of user and assistant, oldest first. model: empty for the verifier's. seed: None for random."""
+    """turns: messages of user and assistant, oldest first. model: empty for the verifier's. seed: None for random.
+    last: the last answer, if it is known in full or how far it came; asked: what it began with."""
 
     params: SamplingParams
     seed: int | None = None
@@ -31,12 +41,13 @@ class Conversation:
     system: str = ""
     turns: list[dict[str, str]] = field(default_factory=list)
     last: RequestOutput | None = None
+    asked: Asked | None = None
 
     @property
-    def messages(self) -> list[dict[str, str]]:
-        """What the verifier is asked with."""
+    def asking(self) -> Asked:
+        """What the verifier is asked with now."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, *self.turns]
+        return Asked([*system, *self.turns], self.params, self.model)
 
     def ask(self, question: str) -> None:
         """The user says something."""
@@ -47,23 +58,23 @@ class Conversation:
         if self.turns and self.turns[-1]["role"] == "user":
             self.turns.pop()
 
-    def answered(self, text: str, output: RequestOutput | None) -> None:
+    def answered(self, text: str, output: RequestOutput | None, asked: Asked) -> None:
         """The assistant said something; output: None if it was interrupted."""
         self.turns.append({"role": "assistant", "content": text})
-        self.last = output
+        self.last, self.asked = output, asked
 
     def forget_answer(self) -> bool:
         """Drop the last answer, so that its question can be asked again. False if there is none."""
         if not self.turns or self.turns[-1]["role"] != "assistant":
             return False
         self.turns.pop()
-        self.last = None
+        self.last = self.asked = None
         return True
 
     def begin_anew(self) -> None:
         """Forget what was said; settings stay."""
         self.turns.clear()
-        self.last = None
+        self.last = self.asked = None
 
     def set_temperature(self, temperature: float) -> None:
         """Raises SamplingError."""
@@ -103,7 +114,8 @@ class Conversation:
         except ValueError as error:
             raise ConversationError(f"{file}: {error}") from error
         self.model, self.system = str(parsed.get("model") or ""), str(parsed.get("system") or "")
-        self.seed, self.turns, self.last = seed, [dict(turn) for turn in turns], None
+        self.seed, self.turns = seed, [dict(turn) for turn in turns]
+        self.last = self.asked = None
 
 
 def _is_turn(turn: Any) -> bool:

@@ -88,9 +88,11 @@ class FailingEngine(MockEngine):
         super().__init__()
         self.sessions, self.at = sessions, at
         self.struck: set[SequenceId] = set()
+        self.temperatures: set[float] = set()
 
     def step(self, blocks: Sequence[Block]) -> list[Choices]:
         for block in blocks:
+            self.temperatures.add(block.sampler.params.temperature)
             due = block.sampler.seed == SEED and self.length(block.sequence) + len(block.tokens) >= self.at
             if due and len(self.struck) < self.sessions:
                 self.struck.add(block.sequence)

@@ -126,7 +126,9 @@ def test_an_answer_that_broke_off_is_gone_on_with() -> None:
         assert "/continue" in talk.say("/continue"), "it breaks again"
         assert talk.conversation.turns[-1]["content"] == begun
         engine.sessions = 0
+        talk.say("/temperature 0.5", "/seed 3", "/system be brief", "/model other")  # from the next question on
         assert talk.say("/continue") == f"{words('hello').removeprefix(begun)}\n"
+        assert engine.temperatures == {PARAMS.temperature}
         assert [turn["content"] for turn in talk.conversation.turns] == ["hello", words("hello")]
         assert "no answer broke off" in talk.say("/continue")
 
@@ -209,7 +211,7 @@ def test_the_device_alone_is_marked_and_checked_afterwards() -> None:
             assert "device's own words" in said
             assert "/check" in said
             road.refuse(False)
-            checked = talk.say("/check", "/check")
+            checked = talk.say("/system be brief", "/model other", "/check", "/check")
     assert "departs from the device's words" in checked
     assert "nothing to check" in checked
     assert talk.conversation.turns[-1]["content"] == words("hello")
