@@ -129,6 +129,11 @@ def test_tokens_are_drawn_as_defined(dtype: torch.dtype) -> None:
     )
     logits[:, [4, 5, 17, 4001]] = 50.0
     assert draw(logits, seeds, positions, temperatures * 0).tolist() == [4] * 7, "the first of equal ones"
+    logits[:4, 3000:3002] = logits[4:] = torch.nan
+    assert draw(logits, seeds, positions, temperatures).tolist() == [3000] * 4 + [0] * 3, "no token past the vocabulary"
+    assert torch.equal(
+        draw(logits, seeds, positions, temperatures), sampler.draw(logits, seeds, positions, temperatures)
+    )
 
 
 def test_the_kernels_compile_for_a_hopper_gpu() -> None:

@@ -89,7 +89,6 @@ class Steps:
                     # Where a graph leaves its result itself, no other graph may work: so not there.
                     for place, part in zip(kept, self._function(standing.inputs), strict=True):
                         place.copy_(part)
-            here.wait_stream(side)
         except RuntimeError as error:  # memory that ran out, or something that a capture does not allow
             self._graphs = False
             _log.warning(
@@ -99,6 +98,10 @@ class Steps:
                 str(error).partition("\n")[0],
             )
             return
+        finally:
+            here.wait_stream(
+                side
+            )  # what was queued there, of a failure too, still reads inputs that the next step writes
         standing.graph, standing.result = graph, kept
         self.graph_bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
 

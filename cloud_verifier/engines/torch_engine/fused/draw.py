@@ -12,12 +12,12 @@ COUNTERS = 512  # of Philox, each for four tokens, in one program
 
 @triton.jit
 def _score(logits, tokens, integers, temperature, size):
-    """float64, since words depend on it; -inf past the vocabulary."""
+    """float64, since words depend on it; -inf past the vocabulary. NaN goes before all others, as argmax has it."""
     logit = tl.load(logits + tokens, mask=tokens < size, other=float("-inf")).to(tl.float64)
     if temperature > 0:
         uniform = (integers.to(tl.float64) + 0.5) * 2.3283064365386963e-10  # 2 ** -32
         logit = logit / temperature - tl.log(-tl.log(uniform))
-    return logit
+    return tl.where(logit != logit, float("inf"), logit)
 
 
 @triton.jit
