@@ -17,7 +17,7 @@ def _score(logits, tokens, integers, temperature, size):
     if temperature > 0:
         uniform = (integers.to(tl.float64) + 0.5) * 2.3283064365386963e-10  # 2 ** -32
         logit = logit / temperature - tl.log(-tl.log(uniform))
-    return tl.where(logit != logit, float("inf"), logit)
+    return tl.where(logit != logit, float("inf"), logit)  # noqa: PLR0124 (NaN alone is not itself)
 
 
 @triton.jit
