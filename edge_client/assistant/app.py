@@ -54,6 +54,10 @@ class AssistantSettings:
     model_info_timeout_s: float = 3.0  # chat apps wait ten seconds for a list of models
 
 
+WITHOUT_KEY = {  # what anybody may know of the way to the verifier
+    "unreachable": "the verifier cannot be reached; send this server's API key to be told more",
+    "refused": "the verifier refuses this device; send this server's API key to be told more",
+}
 OFFLINE_PATIENCE_S = 0.5  # for the verifier's name, where the device may have to answer without it
 
 
@@ -236,17 +240,25 @@ class Assistant:
     async def _health(self, _request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    async def _ready(self, _request: Request) -> Response:
-        info = await self._info()
+    async def _ready(self, request: Request) -> Response:
+        try:
+            info = await self._upstream.ask()
+        except SessionError as error:
+            refusal = _refusal(error)
+            if self._settings.doors.trusts(request.headers):
+                raise refusal from error
+            sentence = WITHOUT_KEY[_state(error)]
+            raise ApiError(refusal.status, sentence, code=refusal.code, retry_after_s=refusal.retry_after_s) from error
         return JSONResponse({"status": "ready", "model": info.model, "drafter": self._client.has_drafter})
 
-    async def _status(self, _request: Request) -> Response:
+    async def _status(self, request: Request) -> Response:
         """As `_ready`, but that nobody can be reached is an answer, too: a browser logs every 503 as a fault."""
         told: dict[str, Any] = {"drafter": self._client.has_drafter}
         try:
             info = await self._upstream.ask()
         except SessionError as error:
-            return JSONResponse(told | {"verifier": "unreachable", "reason": str(error)})
+            reason = {"reason": str(error)} if self._settings.doors.trusts(request.headers) else {}
+            return JSONResponse(told | {"verifier": _state(error)} | reason)
         return JSONResponse(told | {"verifier": "reachable", "model": info.model})
 
     async def _metrics(self, _request: Request) -> Response:
@@ -277,6 +289,10 @@ async def _beginning(question: Question, patient: Patient[News]) -> News | None:
         news = await patient.next()
         if news is None or news.view is not None or news.chunk.token_ids or news.chunk.output is not None:
             return news
+
+
+def _state(error: SessionError) -> str:
+    return "unreachable" if error.code in UNREACHABLE else "refused"
 
 
 def _json(body: bytes) -> object:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.admission import AdmissionSettings
+from cloud_verifier.security.authentication import Authentication
+from cloud_verifier.security.keys import KeyFile, KeyStore
 from cloud_verifier.service import ServiceSettings
+from edge_client.assistant import upstream
 from edge_client.assistant.app import AssistantSettings
 from edge_client.assistant.guard import Doors, loopback_hosts
 from edge_client.channel import LinkSettings
-from edge_client.client import EdgeClient
+from edge_client.client import AsyncEdgeClient, EdgeClient
+from edge_client.errors import SessionError
 from tests.harness import InProcessVerifier
 from tests.mock_engine import MockEngine
 from tests.service.assistants import RunningAssistant, question
@@ -257,7 +264,66 @@ def test_a_verifier_that_is_not_there_is_told() -> None:
         assert "cannot be reached" in reply.error["message"]
         assert reply.headers["retry-after"] == "1"
         assert assistant.ask("GET", "/ready").status == 503
+        assert "127.0.0.1:1" in assistant.ask("GET", "/ready").error["message"]
         status = assistant.ask("GET", "/status")
         assert (status.status, status.json["verifier"], status.json["drafter"]) == (200, "unreachable", False)
         assert "cannot be reached" in status.json["reason"]
         assert assistant.ask("GET", "/health").status == 200
+
+
+def test_why_the_verifier_does_not_answer_is_for_those_with_a_key() -> None:
+    client = EdgeClient("127.0.0.1:1", link=LinkSettings(connect_timeout_s=0.2))
+    settings = AssistantSettings(Doors(api_keys=("key",)), model_info_timeout_s=0.3)
+    with RunningAssistant(client, settings) as assistant:
+        assert assistant.ask("GET", "/status").json == {"verifier": "unreachable", "drafter": False}
+        ready = assistant.ask("GET", "/ready")
+        assert (ready.status, ready.error["code"], ready.headers["retry-after"]) == (503, "unreachable", "1")
+        assert "127.0.0.1" not in ready.error["message"]
+        assert "127.0.0.1:1" in assistant.ask("GET", "/status", Authorization="Bearer key").json["reason"]
+        assert "127.0.0.1:1" in assistant.ask("GET", "/ready", Authorization="Bearer key").error["message"]
+
+
+def test_a_verifier_that_refuses_this_device_is_not_called_unreachable(tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.toml")
+    keys.add("another", {})
+    with (
+        InProcessVerifier(MockEngine(), authentication=Authentication(KeyStore(keys.path))) as verifier,
+        RunningAssistant(EdgeClient(verifier.address)) as assistant,
+    ):
+        status = assistant.ask("GET", "/status")
+        assert (status.status, status.json["verifier"]) == (200, "refused")
+        assert "API key" in status.json["reason"]
+
+
+class CountingClient(EdgeClient):
+    """Counts how often the verifier is asked what it serves."""
+
+    asked = 0
+
+    def model_info(self, timeout_s: float = 10.0) -> pb.GetModelInfoResponse:
+        self.asked += 1
+        return super().model_info(timeout_s)
+
+
+def test_one_question_serves_all_who_ask_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "SHARED_S", 1e9)  # a second, on a machine of any speed
+
+    async def ask(client: CountingClient, good: bool) -> None:
+        verifier = upstream.Upstream(AsyncEdgeClient(client), 5.0 if good else 0.3)
+        hasty = asyncio.create_task(verifier.ask())
+        others = [asyncio.create_task(verifier.ask()) for _ in range(50)]
+        await asyncio.sleep(0)
+        hasty.cancel()
+        for _ in range(2):
+            told = await asyncio.gather(*others, verifier.ask(), return_exceptions=True)
+            assert all(isinstance(one, pb.GetModelInfoResponse if good else SessionError) for one in told)
+        assert client.asked == 1
+        monkeypatch.setattr(upstream, "SHARED_S", 0.0)
+        await asyncio.gather(verifier.ask(), return_exceptions=True)
+        assert client.asked == 2
+
+    with InProcessVerifier(MockEngine()) as verifier, CountingClient(verifier.address) as client:
+        asyncio.run(ask(client, good=True))
+    monkeypatch.setattr(upstream, "SHARED_S", 1e9)
+    with CountingClient("127.0.0.1:1", link=LinkSettings(connect_timeout_s=0.2)) as client:
+        asyncio.run(ask(client, good=False))

@@ -56,9 +56,9 @@ export async function* answer(body, signal) {
   }
 }
 
-/** Whether the verifier can be reached now, and what it serves. Throws Fault. */
+/** Whether the verifier can be reached now and lets this device in, and what it serves. Throws Fault. */
 export async function status(signal) {
-  const response = await reached(fetch("status", { signal }), NOT_RUNNING);
+  const response = await reached(fetch("status", { headers: headers(), signal }), NOT_RUNNING);
   if (!response.ok) throw await faultOf(response);
   return response.json();
 }

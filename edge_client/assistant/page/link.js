@@ -7,6 +7,7 @@ const WORDS = {
   connecting: "Connecting",
   live: "Live",
   waiting: "Waiting for the network",
+  refused: "The verifier refuses this device",
   offline: "Offline: this device answers alone",
   gone: "The assistant is not running",
 };
@@ -55,7 +56,7 @@ async function ask(tell) {
     if (told.verifier === "reachable") {
       tell(told);
       found = "live";
-    }
+    } else if (told.verifier === "refused") found = "refused";
   } catch (error) {
     if (error.code === "not_running") found = "gone";
   } finally {
