@@ -106,7 +106,7 @@ class SessionStream:
             elif kind == "ping":
                 pong = pb.GenerateResponse(pong=pb.Pong(echo_sent_at_us=request.ping.sent_at_us))
                 async with self._sending:
-                    if not self._complete:
+                    if not self._complete and not self._ended:
                         await self.send(pong)
             elif kind == "cancel":
                 if not session.over:

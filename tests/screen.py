@@ -46,6 +46,11 @@ class Screen:
         """The rows, without spaces at their ends."""
         return ["".join(row).rstrip() for row in self._cells]
 
+    @property
+    def region(self) -> tuple[int, int]:
+        """The first and the last row that scroll, from 0."""
+        return self._top, self._bottom
+
     def resize(self, columns: int, rows: int) -> None:
         """Rows below the cursor go first, then those at the top; all rows scroll again. No text is wrapped anew."""
         least = self._cursor.row + 1

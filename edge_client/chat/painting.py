@@ -51,13 +51,18 @@ class Painter:
 
     def write(self, text: str, style: str = "") -> None:
         """Text as it is, without an end of line."""
-        with self._status.lock if self._status is not None else contextlib.nullcontext():
+        with self._room():
             self.console.print(Text(clean(text), style), end="", soft_wrap=True)
 
     def say(self, sentence: str, style: str = "dim") -> None:
         """A line about the answer, not of it; beside the answers, if those go into a file or a pipe."""
         console = self.console if self.console.is_terminal else self.errors
-        console.print(Text(clean(sentence), style), soft_wrap=True)
+        with self._room():
+            console.print(Text(clean(sentence), style), soft_wrap=True)
+
+    def _room(self) -> contextlib.AbstractContextManager[object]:
+        """Holds the status line back, if there is one, while text is written."""
+        return self._status.lock if self._status is not None else contextlib.nullcontext()
 
     def stream(self, chunks: Iterable[StreamChunk], said: list[str], progress: Progress) -> RequestOutput | None:
         """Write an answer as it grows; `said` holds what was written, also if this is interrupted."""

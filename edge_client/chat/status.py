@@ -4,7 +4,8 @@ The rows above are made the scrolling region (DECSTBM), as package managers do f
 the cursor is, half lines too, and nothing is written twice, so nothing flickers. A thread draws the line anew a few
 times a second if it says something new or the terminal has another size. Only on terminals that understand.
 
-Whoever stops the program (Ctrl-Z) gets the whole screen back until it goes on.
+Whoever stops the program (Ctrl-Z) gets the whole screen back until it goes on, and whoever ends it (SIGTERM, a closed
+terminal) for good.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _SAVE, _RESTORE = "\x1b7", "\x1b8"
 _ROOM_BELOW = "\x1bD\x1b[A"  # down a row, which scrolls if there is none, and up again: the column stays
 _CLEAR_BELOW = "\x1b[J"  # from the cursor on; it stands at the answer's end
 _ALL_ROWS = "\x1b[r"
+_LEAVING = ("SIGTSTP", "SIGTERM", "SIGHUP")  # signals after which the screen is somebody else's; Windows has not all
 _STYLE, _PLAIN = "\x1b[7m", "\x1b[0m"
 
 
@@ -39,7 +41,7 @@ class StatusLine:
         self._size: tuple[int, int] | None = None  # columns, rows; None while there is no line
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outrider-status", daemon=True)
-        self._when_stopped: Any = None  # what was to happen on Ctrl-Z before
+        self._before: dict[int, Any] = {}  # what signals did before
 
     @staticmethod
     def possible(console: Console) -> bool:
@@ -49,27 +51,29 @@ class StatusLine:
     def __enter__(self) -> Self:
         self.draw()
         self._thread.start()
-        if hasattr(signal, "SIGTSTP") and threading.current_thread() is threading.main_thread():
-            self._when_stopped = signal.signal(signal.SIGTSTP, self._stop)
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name) for name in _LEAVING if hasattr(signal, name)):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup has SIGHUP ignored
+                    self._before[number] = signal.signal(number, self._leave)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        if self._when_stopped is not None:
-            signal.signal(signal.SIGTSTP, self._when_stopped)
+        for number, before in self._before.items():
+            signal.signal(number, before)
         with self.lock:
             self._clear()
         self._thread.join()
 
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
-        """As without us, between two writes of ours; the next tick draws the line again."""
+    def _leave(self, number: int, _frame: FrameType | None) -> None:
+        """As without us, between two writes of ours; the next tick draws the line again, if the program goes on."""
         with self.lock:
             self._clear()
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, self._before[number])
             os.kill(os.getpid(), number)
-            signal.signal(number, self._stop)
+            signal.signal(number, self._leave)
 
     def _clear(self) -> None:
         if self._size is not None:

@@ -90,6 +90,7 @@ def setup(
     address = verifier or (connecting.ask_address(known) if asking else known)
     context = click.get_current_context()
     again = earlier.unsaid(before, context, "provider", "gpu_layers")
+    key_is_flag = bool(options["verifier_api_key"] or options["verifier_api_key_file"])
     if address == before.get("verifier"):
         options |= earlier.way_in(before, options)
         again |= earlier.unsaid(before, context, "model")
@@ -99,7 +100,7 @@ def setup(
     security = take_security(dict(options))
     console = Console(highlight=False, quiet=as_json)
     way = connecting.Way(address, model, security, kept_key if in_the_open else key_file)
-    way, answer = connecting.connect(way, kept_key, asking=asking)
+    way, answer = connecting.connect(way, kept_key, asking=asking, any_address=key_is_flag)
     accelerator = Accelerator(again.get("provider", provider), again.get("gpu_layers", gpu_layers))
     measuring = Measuring(console, threads, accelerator)
     trouble = answer.sentence if isinstance(answer, Refusal) else measuring.ask(way.verifier, model, way.security)

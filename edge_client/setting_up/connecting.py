@@ -48,10 +48,14 @@ def ask_address(known: str) -> str:
     return _with_port(str(click.prompt("Address of the verifier, HOST:PORT", default=known)))
 
 
-def connect(way: Way, key_file: Path, *, asking: bool) -> tuple[Way, Reached | Refusal]:
+def connect(way: Way, key_file: Path, *, asking: bool, any_address: bool) -> tuple[Way, Reached | Refusal]:
     """Try, and ask for what is missing until it works or there is no answer. key_file: where a key that somebody types
-    is to be kept; nothing is written here. asking: whether there is anybody to ask.
+    is to be kept; nothing is written here. asking: whether there is anybody to ask. any_address: the way's key may be
+    shown to another address, too, if one is typed.
+
+    A typed key is for the address that it was typed for, and one that is refused is not part of the way.
     """
+    key = way.security.api_key, way.key_file  # not typed here
     for _ in range(MOST_QUESTIONS if asking else 1):
         answer = reach(way.verifier, way.model, way.security)
         if isinstance(answer, Reached) or not asking:
@@ -60,7 +64,12 @@ def connect(way: Way, key_file: Path, *, asking: bool) -> tuple[Way, Reached | R
         changed = _changed(way, answer.wanted, key_file)
         if changed is None:
             break
+        if changed.verifier != way.verifier:
+            key = key if any_address else ("", None)
+            changed = _with_key(changed, *key)
         way = changed
+    if isinstance(answer, Refusal) and answer.wanted is Wanted.KEY:
+        way = _with_key(way, *key)
     return way, answer
 
 
@@ -88,7 +97,7 @@ def _changed(way: Way, wanted: Wanted, key_file: Path) -> Way | None:
         case Wanted.KEY:
             said = click.prompt("This device's API key (not shown)", default="", hide_input=True, show_default=False)
             text = str(said).strip()
-            return replace(way, security=replace(way.security, api_key=text), key_file=key_file) if text else None
+            return _with_key(way, text, key_file) if text else None
         case Wanted.ADDRESS:
             said = click.prompt("Another address; empty to go on without the verifier", default="", show_default=False)
             return _elsewhere(way, _with_port(str(said))) if said else None
@@ -101,6 +110,10 @@ def _elsewhere(way: Way, address: str) -> Way:
     same_host = address.rpartition(":")[0] == way.verifier.rpartition(":")[0]
     security = replace(way.security, insecure=way.security.insecure and same_host)
     return replace(way, verifier=address, security=security)
+
+
+def _with_key(way: Way, key: str, file: Path | None) -> Way:
+    return replace(way, security=replace(way.security, api_key=key), key_file=file)
 
 
 def _with_tls(way: Way, authority: Path | None) -> Way:

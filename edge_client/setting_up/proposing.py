@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from edge_client.drafters.memory import available_bytes, readable
+from edge_client.drafters.spec import LOOKUPS
 from edge_client.setting_up.places import LeftOut, Model
 
-LOOKUPS = ("ngram", "history")
 MOST_TRIED = 8
 SHARE = 0.5  # of the free memory that a drafter may take without being asked for by name
 _SPEED_BYTES = 64 << 20  # read to see how fast memory is; more than caches hold

@@ -17,7 +17,9 @@ from cloud_verifier.server import Address
 from edge_client.cli import main
 from edge_client.drafters import hub
 from edge_client.drafters.spec import HubModel
-from edge_client.setting_up import choosing
+from edge_client.reaching import Refusal, Wanted
+from edge_client.security import Security
+from edge_client.setting_up import choosing, connecting
 from edge_client.setting_up.families import FAMILIES
 from models.export.gguf_file import export_gguf
 from netlab.verifier_process import VerifierProcess
@@ -256,6 +258,50 @@ def test_what_a_verifier_demands_is_asked_for_and_nothing_else(
     assert kept.read_text() == another
     good.key.unlink()
     assert "This device's certificate" in run("--drafter", "ngram", said="\n\n").output
+
+
+def test_a_typed_key_that_is_refused_to_the_end_is_not_written(tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.toml")
+    right = keys.add("laptop", {})
+    authentication = Authentication(KeyStore(keys.path))
+    with InProcessVerifier(MockEngine(), authentication=authentication) as verifier:
+        done = run("--target", verifier.address, "--drafter", "ngram", said="wrong\nworse\n\n")
+        assert done.exit_code == 1
+        assert "was written to" not in done.output
+        assert "verifier-api-key-file" not in written()
+        kept = Path("edge.api-key")
+        assert not kept.exists()
+        run("--target", verifier.address, "--drafter", "ngram", said=f"wrong\n{right}\ny\n")
+        assert kept.read_text() == right
+        keys.remove("laptop")
+        run("--target", verifier.address, "--drafter", "ngram", said="wrong\n\ny\n")
+        assert kept.read_text() == right, "the verifier may take it again"
+        assert written()["verifier-api-key-file"] == str(kept.absolute())
+
+
+@pytest.mark.parametrize("any_address", [True, False])
+def test_a_typed_key_is_shown_to_no_other_address(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, any_address: bool
+) -> None:
+    shown: list[tuple[str, str]] = []
+    wants = iter([Wanted.KEY, Wanted.ADDRESS, Wanted.KEY, Wanted.NOTHING_FROM_HERE])
+
+    def reach(verifier: str, _model: str, security: Security) -> Refusal:
+        shown.append((verifier, security.api_key))
+        return Refusal(next(wants), "no")
+
+    monkeypatch.setattr(connecting, "reach", reach)
+    said = iter(["typed", "two:2", "of two"])
+    monkeypatch.setattr("click.prompt", lambda *_, **__: next(said))
+    given = connecting.Way("one:1", "", Security(api_key="given"), tmp_path / "given")
+    way, _ = connecting.connect(given, tmp_path / "kept", asking=True, any_address=any_address)
+    assert shown == [
+        ("one:1", "given"),
+        ("one:1", "typed"),
+        ("two:2", "given" if any_address else ""),
+        ("two:2", "of two"),
+    ]
+    assert (way.security.api_key, way.key_file) == ("of two", tmp_path / "kept")
 
 
 def test_certificates_and_key_may_be_flags(

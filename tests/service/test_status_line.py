@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -11,6 +12,7 @@ import termios
 import time
 import tty
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO
 
 import pytest
@@ -152,42 +154,69 @@ def test_what_it_says() -> None:
     assert progress().startswith("the device alone: 7 tokens")
 
 
-def test_a_silent_link_shows_at_once_a_stop_leaves_no_trace_and_the_words_are_whole(
-    terminal: Terminal, tmp_path_factory: pytest.TempPathFactory
+@contextlib.contextmanager
+def chatting(address: str, terminal: Terminal, home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The chat, on this terminal; killed at the end, if it still runs."""
+    terminal.resize(80, 20)
+    environment = {**os.environ, "HOME": str(home), "XDG_STATE_HOME": str(home)}
+    chat = subprocess.Popen(
+        command(address),
+        stdin=terminal.slave,
+        stdout=terminal.slave,
+        stderr=terminal.slave,
+        env=environment | {"TERM": "xterm-256color", "NO_COLOR": "1"},
+        cwd=ROOT,
+        process_group=0,  # of this session: nobody could stop it else
+    )
+    try:
+        yield chat
+    finally:
+        chat.kill()
+        chat.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_whoever_ends_the_chat_in_mid_answer_gets_the_whole_screen_back(
+    terminal: Terminal, tmp_path: Path, number: signal.Signals
 ) -> None:
     engine = GatedEngine()
-    terminal.resize(80, 20)
-    home = {**os.environ, "HOME": str(tmp_path_factory.mktemp("home")), "TERM": "xterm-256color"}
-    home |= {"XDG_STATE_HOME": home["HOME"], "NO_COLOR": "1"}
-    with InProcessVerifier(engine) as verifier, Road(verifier.address) as road:
-        chat = subprocess.Popen(
-            command(road.address),
-            stdin=terminal.slave,
-            stdout=terminal.slave,
-            stderr=terminal.slave,
-            env=home,
-            cwd=ROOT,
-            process_group=0,  # of this session: nobody could stop it else
-        )
-        try:
-            terminal.shows(lambda rows: any("verifier 127.0.0.1" in row for row in rows))
-            terminal.type("hello\r")
-            engine.allow(6)
-            terminal.shows(lambda rows: words("hello")[:6] in rows and rows[-1].startswith(" 6 tokens"))
-            road.pause()
-            terminal.shows(lambda rows: rows[-1].startswith(" waiting for the network"))
-            chat.send_signal(signal.SIGTSTP)
-            assert os.WIFSTOPPED(os.waitpid(chat.pid, os.WUNTRACED)[1])
-            assert terminal.rows()[-1] == words("hello")[:6]  # the shell has the whole screen
-            chat.send_signal(signal.SIGCONT)
-            terminal.shows(lambda rows: rows[-1].startswith(" waiting for the network"))
-            engine.allow(100_000)
-            road.resume()
-            rows = terminal.shows(lambda rows: "first token" in rows[-1])  # the next question is waited for
-            assert words("hello") in rows  # in one piece
-            assert not any("waiting for" in row for row in rows)
-            terminal.type("\x04")
-            assert chat.wait(DEADLINE_S) == 0
-        finally:
-            chat.kill()
-            chat.wait()
+    with InProcessVerifier(engine) as verifier, chatting(verifier.address, terminal, tmp_path) as chat:
+        terminal.shows(lambda rows: any("verifier 127.0.0.1" in row for row in rows))
+        terminal.type("hello\r")
+        engine.allow(6)
+        terminal.shows(lambda rows: words("hello")[:6] in rows and rows[-1].startswith(" 6 tokens"))
+        assert terminal.screen.region == (0, 18)
+        chat.send_signal(number)
+        assert chat.wait(DEADLINE_S) == -number
+        assert terminal.rows()[-1] == words("hello")[:6]
+        assert terminal.screen.region == (0, 19)
+        engine.allow(100_000)
+
+
+def test_a_silent_link_shows_at_once_a_stop_leaves_no_trace_and_the_words_are_whole(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    engine = GatedEngine()
+    with (
+        InProcessVerifier(engine) as verifier,
+        Road(verifier.address) as road,
+        chatting(road.address, terminal, tmp_path) as chat,
+    ):
+        terminal.shows(lambda rows: any("verifier 127.0.0.1" in row for row in rows))
+        terminal.type("hello\r")
+        engine.allow(6)
+        terminal.shows(lambda rows: words("hello")[:6] in rows and rows[-1].startswith(" 6 tokens"))
+        road.pause()
+        terminal.shows(lambda rows: rows[-1].startswith(" waiting for the network"))
+        chat.send_signal(signal.SIGTSTP)
+        assert os.WIFSTOPPED(os.waitpid(chat.pid, os.WUNTRACED)[1])
+        assert terminal.rows()[-1] == words("hello")[:6]  # the shell has the whole screen
+        chat.send_signal(signal.SIGCONT)
+        terminal.shows(lambda rows: rows[-1].startswith(" waiting for the network"))
+        engine.allow(100_000)
+        road.resume()
+        rows = terminal.shows(lambda rows: "first token" in rows[-1])  # the next question is waited for
+        assert words("hello") in rows  # in one piece
+        assert not any("waiting for" in row for row in rows)
+        terminal.type("\x04")
+        assert chat.wait(DEADLINE_S) == 0

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
+from edge_client.drafters.spec import LOOKUPS
 from edge_client.setting_up import families, measuring, places, proposing, screen
 from edge_client.setting_up.expecting import expected_ms_per_token, survivals
 from edge_client.setting_up.measuring import choose
@@ -156,7 +157,7 @@ def test_what_does_not_fit_or_cannot_be_quick_enough_is_left_out_with_figures(mo
 def test_of_very_many_models_the_smallest_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposing, "available_bytes", lambda: None)
     worth, left_out = proposing.candidates([model(str(number), 1) for number in range(20)], 1)
-    assert len(worth) == len(proposing.LOOKUPS) + proposing.MOST_TRIED
+    assert len(worth) == len(LOOKUPS) + proposing.MOST_TRIED
     assert len(left_out) == 20 - proposing.MOST_TRIED
     assert "--drafter" in left_out[0].why
 
