@@ -14,6 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Error, expect
 
+from cloud_verifier.security.keys import KeyFile
 from edge_client.assistant import page as mount
 from netlab.assistant_process import AssistantProcess
 from netlab.link_process import LinkProcess
@@ -428,6 +429,29 @@ def test_a_verifier_that_is_killed_and_started_again_changes_no_word(opened: Ope
     assert said == expected
     assert said.startswith(before)
     assert said != before
+
+
+def test_a_device_that_is_not_let_in_any_more_is_told_so(browser: Browser, tmp_path: Path) -> None:
+    keys, own = KeyFile(tmp_path / "keys.toml"), tmp_path / "own"
+    own.write_text(keys.add("device", {}))
+    options = [*VERIFIER_OPTIONS, "--api-keys", str(keys.path)]
+    device = ["--verifier-api-key-file", str(own), "--api-key", "of-the-page"]
+    with (
+        VerifierProcess(DEMO / "target", options=options) as verifier,
+        AssistantProcess(verifier.address, options=device) as assistant,
+    ):
+        chat = ChatPage(browser, assistant.url)
+        keys.remove("device")
+        with chat.page.expect_request("**/status") as first:
+            expect(chat.page.locator("#link-words")).to_have_text("The verifier refuses this device")
+        assert "authorization" not in first.value.headers
+        chat.page.get_by_role("button", name="Settings").click()
+        chat.page.fill("#key", "of-the-page")
+        chat.page.keyboard.press("Escape")
+        with chat.page.expect_response(lambda one: one.url.endswith("/status") and "reason" in one.text()) as told:
+            pass
+        assert told.value.request.headers["authorization"] == "Bearer of-the-page"
+        chat.close()
 
 
 def test_the_device_answers_alone_and_its_words_are_checked(opened: Open, servers: Servers) -> None:
