@@ -76,6 +76,7 @@ class Scheduler:
         self._ended: list[Session] = []
         self.on_room: Callable[[], None] | None = None
         self._wake = asyncio.Event()
+        self._next_due_s: float | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
     @property
@@ -125,11 +126,13 @@ class Scheduler:
             self._free_ended()  # the engine may outlive its scheduler
 
     async def _sleep(self) -> None:
-        now = self._clock()
-        dues = [due for s in self._sessions if (due := s.due_s(self.settings.unread_tokens)) is not None]
-        timeout = max(RETRY_S if self.figures.sessions_waiting else 0.0, min(dues) - now) if dues else None
+        """Until a message comes or, by what `_plan` has just seen, somebody is due."""
+        timeout_s = None
+        if self._next_due_s is not None:
+            timeout_s = max(RETRY_S if self.figures.sessions_waiting else 0.0, self._next_due_s - self._clock())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), timeout)
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
 
     def _free_ended(self) -> None:
         for session in self._ended:
@@ -147,8 +150,10 @@ class Scheduler:
     def _plan(self) -> list[_Planned]:
         """Everybody who is due, longest waiting first, as far as the token budget and the engine's memory reach."""
         now, settings = self._clock(), self.settings
-        dues = [(s.due_s(settings.unread_tokens), s) for s in self._sessions]
-        due = [(at, s) for at, s in dues if at is not None and at <= now]
+        unread_tokens = settings.unread_tokens
+        dues = [(at, s) for s in self._sessions if (at := s.due_s(unread_tokens)) is not None]
+        self._next_due_s = min((at for at, _ in dues), default=None)
+        due = [(at, s) for at, s in dues if at <= now]
         due.sort(key=lambda pair: pair[0] - pair[1].priority * PRIORITY_S)
         # Seats before positions: those who find no room must not take the turn of those whose going on makes some.
         working = {session for _, session in due}
