@@ -120,15 +120,15 @@ def test_stop_edit_and_another_answer(opened: Open) -> None:
     chat.page.press("#question", "ArrowUp")
     expect(chat.page.locator("#question")).to_have_value(QUESTION)
     chat.page.unroute_all()
-    first = chat.ask("Find me a bus to Oakland")
+    chat.ask("Find me a bus to Oakland")
     assert chat.page.locator("article.user .body").all_inner_texts() == ["Find me a bus to Oakland"]
     seeds = [_seed(chat)]
     chat.page.get_by_role("button", name="Another answer").click()
     expect(chat.page.locator("#go")).to_have_attribute("data-busy", "true")
     assert chat.answered("done")
     seeds.append(_seed(chat))
-    assert seeds[0] == "5" != seeds[1]
-    assert first not in chat.page.locator("article.assistant .body").inner_text()
+    assert seeds[0] == "5" != seeds[1]  # which may lead to the same words
+    assert chat.page.locator("article.assistant").count() == 1
 
 
 def _seed(chat: ChatPage) -> str:
