@@ -159,15 +159,19 @@ def chatting(address: str, terminal: Terminal, home: Path) -> Iterator[subproces
     """The chat, on this terminal; killed at the end, if it still runs."""
     terminal.resize(80, 20)
     environment = {**os.environ, "HOME": str(home), "XDG_STATE_HOME": str(home)}
-    chat = subprocess.Popen(
-        command(address),
-        stdin=terminal.slave,
-        stdout=terminal.slave,
-        stderr=terminal.slave,
-        env=environment | {"TERM": "xterm-256color", "NO_COLOR": "1"},
-        cwd=ROOT,
-        process_group=0,  # of this session: nobody could stop it else
-    )
+    hung_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup have it ignored, and so would the chat
+    try:
+        chat = subprocess.Popen(
+            command(address),
+            stdin=terminal.slave,
+            stdout=terminal.slave,
+            stderr=terminal.slave,
+            env=environment | {"TERM": "xterm-256color", "NO_COLOR": "1"},
+            cwd=ROOT,
+            process_group=0,  # of this session: nobody could stop it else
+        )
+    finally:
+        signal.signal(signal.SIGHUP, hung_up)
     try:
         yield chat
     finally:
