@@ -51,7 +51,7 @@ async def measured(sessions: int, seconds: float) -> list[dict[str, Any]]:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--sessions", default=80, type=click.IntRange(1))
+@click.option("--sessions", default=160, type=click.IntRange(1))
 @click.option("--seconds", default=15.0, type=click.FloatRange(1.0), help="That each mode is watched.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(sessions: int, seconds: float, json_file: Path | None) -> None:
