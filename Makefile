@@ -10,10 +10,17 @@ export OMP_WAIT_POLICY = PASSIVE
 export PIP_CONSTRAINT = constraints.txt
 export PIP_BUILD_CONSTRAINT = constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-# llama.cpp, for `make test` only
+# llama.cpp, for `make test` only. Without -U__AMX_INT8__, gcc 12 optimises away the stores that fill ggml's tile
+# configuration, and every process that loads the library on an Intel CPU with AMX dies of SIGILL (llama.cpp, pull request 26954).
+export CFLAGS += -U__AMX_INT8__
+export CXXFLAGS += -U__AMX_INT8__
 export CMAKE_ARGS ?= -DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF \
 	-DLLAMA_BUILD_TOOLS=OFF -DLLAMA_CURL=OFF
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
+# pip caches a wheel that it built by name and version alone. Ours is kept by everything that decides its machine code.
+LLAMA_BUILD := $(shell { echo '$(CMAKE_ARGS) $(CFLAGS) $(CXXFLAGS)'; cat constraints.txt; $(PYTHON) --version; $(or $(CC),cc) --version; \
+	grep -m2 -E 'model name|flags|Features' /proc/cpuinfo || sysctl -n machdep.cpu.brand_string; } 2>&1 | cksum | cut -d' ' -f1)
+LLAMA_WHEELS = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/outrider/llama.cpp-builds/$(LLAMA_BUILD)
 
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet
@@ -83,8 +90,16 @@ $(VENV)/.check: $(PINNED) | $(BIN)/python
 	@$(INSTALL) -e '.[demo,train,dev]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.check
-	@$(BIN)/python -c 'import llama_cpp' 2>/dev/null \
-		|| echo "Compiling llama.cpp for its drafter's tests: about 5 minutes on 2 cores, the first time only"
+# Built apart, for pip's cache would hand out a wheel that was built with other flags. --force-reinstall for the same reason.
+$(VENV)/.llama-$(LLAMA_BUILD): $(VENV)/.check
+	@ls "$(LLAMA_WHEELS)"/llama_cpp_python-*.whl >/dev/null 2>&1 || { \
+		echo "Compiling llama.cpp for its drafter's tests: about 5 minutes on 2 cores, the first time only"; \
+		partial=$$(mktemp -d) && trap 'rm -rf "$$partial"' EXIT \
+			&& $(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps --wheel-dir "$$partial" llama-cpp-python \
+			&& mkdir -p "$(LLAMA_WHEELS)" && mv "$$partial"/*.whl "$(LLAMA_WHEELS)"; }
+	@$(INSTALL) --force-reinstall --no-deps "$(LLAMA_WHEELS)"/llama_cpp_python-*.whl
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.llama-$(LLAMA_BUILD)
 	@$(INSTALL) -e '.[demo,train,dev,llama]'
 	@touch $@
