@@ -1,20 +1,27 @@
-"""One answer from its first word to its last: the ride, the link's state, and the device's own words if need be."""
+"""One answer from its first word to its last: what the verifier says, the link's state, and the device's own words if
+need be.
+
+Its thread never calls the drafter. Drafting goes on beside it (`session.RidingLoop`), and the device's own words are
+written on a thread of their own, so that a drafter that is slow or hangs delays no word of the verifier's.
+"""
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from outrider.v1 import verifier_pb2 as pb
 
+from edge_client.commit_reader import CommitReader, Progress, Ride
 from edge_client.drafters.base import DrafterError
 from edge_client.errors import SessionError
-from edge_client.inbox import Errand
+from edge_client.inbox import Errand, Failed, Heard, LinkChanged, Message, Reconnected
 from edge_client.link import SessionLink
 from edge_client.offline import UNREACHABLE, Consent, TakeOver, own_tokens
 from edge_client.seat import DrafterSeat
-from edge_client.session import Progress, RidingLoop
+from edge_client.session import RidingLoop
 from edge_client.solo import Solo
 from edge_client.types import (
     LinkState,
@@ -32,6 +39,9 @@ FINISH_REASONS = {
     pb.FINISH_REASON_LENGTH: "length",
     pb.FINISH_REASON_CANCELLED: "abort",
 }
+CALL_DEADLINE_S = 10.0  # for one call into a drafter: later than this, the answer goes on without it
+ALONE_DEADLINE_S = 60.0  # where there is nobody else who could answer
+LOOK_S = 0.25  # how often the drafter is looked after while the verifier is silent
 # The seat of the drafter's own model, for one answer alone; None if there is none or the caller gave up.
 Alone = Callable[[Callable[[], bool]], AbstractContextManager[DrafterSeat | None]]
 
@@ -63,22 +73,34 @@ class Answering:
         self._timer: threading.Timer | None = None
         self._cancelled = threading.Event()
         self._declined = False
-        self.loop: RidingLoop
+        self._drafter_hangs = False
+        self._alone_seat: DrafterSeat | None = None
+        self.ride = Ride()
+        self._reader = CommitReader(self.ride, self._tokens)
+        self.loop: RidingLoop | None = None  # where there is anything to draft
+
+    @property
+    def opened(self) -> pb.Opened | None:
+        """What the verifier said when the session was opened."""
+        return self._reader.opened
 
     def cancel(self) -> None:
         """End the answer; from any thread."""
         self._cancelled.set()
-        self.loop.cancel()
+        if self.loop is not None:
+            self.loop.stop(learn=True)
+        self._link.cancel()
 
     def committed_length(self) -> int:
         """Position after what the answer goes on from; the session must be open."""
-        assert self.loop.opened is not None
-        return self.loop.opened.prompt_length + self._before_tokens
+        assert self.opened is not None
+        return self.opened.prompt_length + self._before_tokens
 
     def run(self) -> StreamChunk:
         """Raises SessionError."""
+        finished = None
         try:
-            finished = self.loop.run(self._emit)
+            finished = self._follow()
         except TakeOver:
             return self._go_on_alone("the verifier could not be reached")
         except SessionError as error:
@@ -87,8 +109,70 @@ class Answering:
                 raise
             return self._go_on_alone(str(error))
         finally:
+            self.ride.total_ms = self.ride.elapsed_ms()
             self._stop_timer()
+            if self.loop is not None:
+                self.loop.stop(learn=finished is not None)
         return StreamChunk(output=self._output(finished, FINISH_REASONS.get(finished.reason, "error")))
+
+    # -- while the verifier writes -------------------------------------------------------------------------------------
+
+    def _follow(self) -> pb.Finished:
+        """Tell what the verifier says until the answer is complete. Raises SessionError and TakeOver."""
+        while True:
+            message = self._next_message()
+            if isinstance(message, Failed):
+                raise message.error
+            if isinstance(message, LinkChanged):
+                self._link_changed(message.waiting)
+            elif isinstance(message, Errand):
+                message.run()
+            elif isinstance(message, Reconnected):
+                self._tell_loop(message)
+            elif (finished := self._heard(message)) is not None:
+                return finished
+
+    def _heard(self, message: Heard) -> pb.Finished | None:
+        response, loop = message.response, self.loop
+        kind = response.WhichOneof("message")
+        if kind == "finished":
+            if response.finished.text:
+                self._emit(Progress(response.finished.text))
+            return response.finished
+        if kind == "opened":
+            self._reader.opened = self._reader.opened or response.opened
+            self._tell_loop(message)
+        elif kind == "commit":
+            guessed = loop.guessed if loop is not None else {}
+            self._tell_loop(message)  # at once: it may have drafts to send
+            if (progress := self._reader.commit(response.commit, guessed)) is not None:
+                self._emit(progress)
+        return None
+
+    def _tell_loop(self, message: Message) -> None:
+        if self.loop is not None and not self._drafter_hangs:
+            self.loop.inbox.put(message)
+
+    def _next_message(self) -> Message:
+        """Waits for a message, and looks after the drafter meanwhile."""
+        while (loop := self.loop) is not None and not self._drafter_hangs:
+            patience_s = loop.told_patience_ms / 1e3
+            try:
+                return self._link.inbox.get(timeout=min(LOOK_S, max(0.02, patience_s)) if patience_s else LOOK_S)
+            except queue.Empty:
+                self._look_after(loop)
+        return self._link.inbox.get()
+
+    def _look_after(self, loop: RidingLoop) -> None:
+        if loop.busy_s > CALL_DEADLINE_S:
+            self._drafter_hangs = True
+            self.ride.notices.append(
+                f"the drafter has not answered for {CALL_DEADLINE_S:.0f} s; the answer goes on as plain streaming"
+            )
+            loop.stop()
+            loop.excuse()
+        elif loop.kept_waiting_ms > loop.told_patience_ms > 0:
+            loop.excuse()
 
     def _emit(self, progress: Progress) -> None:
         self._tokens.extend(progress.tokens)
@@ -113,13 +197,11 @@ class Answering:
 
     # -- while nothing is heard ----------------------------------------------------------------------------------------
 
-    def link_changed(self, waiting: bool) -> None:
-        """On the session's thread. Raises TakeOver."""
+    def _link_changed(self, waiting: bool) -> None:
         self._stop_timer()
-        if not waiting:
-            state = LinkState.LIVE
-        else:
-            state = LinkState.CONNECTING if self.loop.opened is None else LinkState.WAITING
+        state = LinkState.LIVE
+        if waiting:
+            state = LinkState.CONNECTING if self.opened is None else LinkState.WAITING
         self._state = state
         self._put(StreamChunk(link=state))
         if waiting:
@@ -152,37 +234,66 @@ class Answering:
     def _go_on_alone(self, reason: str) -> StreamChunk:
         """The rest of the answer by the drafter's model. Raises SessionError if there is none that can."""
         self._link.close()
-        with self._alone(self._cancelled.is_set) as seat:
+        outcome: queue.SimpleQueue[StreamChunk | Exception] = queue.SimpleQueue()
+        threading.Thread(target=lambda: outcome.put(self._write_alone()), name="outrider-alone", daemon=True).start()
+        while True:
             try:
+                result = outcome.get(timeout=LOOK_S)
+                break
+            except queue.Empty:
+                if self._longest_call_s() > ALONE_DEADLINE_S:
+                    self._cancelled.set()
+                    result = DrafterError(f"its model has not answered for {ALONE_DEADLINE_S:.0f} s")
+                    break
+        if isinstance(result, StreamChunk):
+            return result
+        # Whatever a model does, people are to hear about the verifier, too.
+        sentence = f"{reason}, and the device cannot answer alone: {result}"
+        failed = SessionError("UNAVAILABLE", "NO_ANSWER_ALONE", sentence)
+        failed.so_far = self._so_far()
+        raise failed from result
+
+    def _longest_call_s(self) -> float:
+        return max(
+            self.loop.busy_s if self.loop is not None else 0.0,
+            self._alone_seat.busy_s if self._alone_seat is not None else 0.0,
+        )
+
+    def _write_alone(self) -> StreamChunk | Exception:
+        if self.loop is not None:  # which may be within a call into the drafter
+            self.loop.stop()
+            while not self.loop.ended.wait(LOOK_S):
+                if self._cancelled.is_set():
+                    return DrafterError("nobody waits for it any more")
+        try:
+            with self._alone(self._cancelled.is_set) as seat:
                 if seat is None:
                     raise DrafterError("this device has no model that could answer")
+                self._alone_seat = seat
                 return self._write(seat)
-            except Exception as error:  # whatever a model does, people are to hear about the verifier, too
-                sentence = f"{reason}, and the device cannot answer alone: {error}"
-                failed = SessionError("UNAVAILABLE", "NO_ANSWER_ALONE", sentence)
-                failed.so_far = self._so_far()
-                raise failed from error
+        except Exception as error:
+            return error
 
     def _write(self, seat: DrafterSeat) -> StreamChunk:
-        opened, model = self.loop.opened, seat.drafter
+        opened, model = self.opened, seat.drafter
         text = model.model_text()
         shown = "".join(self._texts)
         prompt, answer, of_log = own_tokens(self._prompt, opened, self._tokens, shown, model, text)
         solo = Solo(seat, text, self._params, self._seed, prompt, answer, shown, of_log)
         self._state = LinkState.OFFLINE
         self._put(StreamChunk(link=LinkState.OFFLINE))
-        began_ms = self.loop.elapsed_ms()
+        began_ms = self.ride.elapsed_ms()
 
         def emit(token: int, piece: str) -> None:
-            if not self.loop.ride.ttft_ms:
-                self.loop.ride.ttft_ms = self.loop.elapsed_ms()
+            if not self.ride.ttft_ms:
+                self.ride.ttft_ms = self.ride.elapsed_ms()
             self._put(StreamChunk(piece, (token,), (piece,), (False,), (False,), link=LinkState.OFFLINE))
 
         reason = solo.run(emit, self._cancelled.is_set)
         if rest := solo.rest():
             self._put(StreamChunk(rest, link=LinkState.OFFLINE))
-        ride = self.loop.ride
-        ride.total_ms = self.loop.elapsed_ms()
+        ride = self.ride
+        ride.total_ms = self.ride.elapsed_ms()
         ride.notices.append(f"the verifier could not be reached; {model.info.name} wrote on alone")
         ride.drafting_ms += ride.total_ms - began_ms
         target = opened.model_info.target_fingerprint if opened is not None else ""
@@ -192,7 +303,7 @@ class Answering:
 
     def _so_far(self) -> RequestOutput | None:
         """What is left to whoever hears of the error."""
-        if (opened := self.loop.opened) is None:
+        if (opened := self.opened) is None:
             return self._before
         return self._output(pb.Finished(usage=pb.Usage(prompt_tokens=opened.prompt_length)), "error")
 
@@ -207,16 +318,16 @@ class Answering:
             finish_reason=reason,
             prompt_tokens=finished.usage.prompt_tokens,
             seed=self._seed,
-            metrics=_metrics(self.loop, self._link, finished, tokens),
+            metrics=_metrics(self.ride, self._link, finished, tokens),
             logprobs=tuple(self._logprobs) if self._params.logprobs is not None else None,
             offline=part,
             cached_prompt_tokens=finished.usage.cached_prompt_tokens,
-            target=self.loop.opened.model_info.target_fingerprint if self.loop.opened is not None else "",
+            target=self.opened.model_info.target_fingerprint if self.opened is not None else "",
         )
 
 
-def _metrics(loop: RidingLoop, link: SessionLink, finished: pb.Finished, tokens: int) -> RequestMetrics:
-    ride, stats = loop.ride, finished.statistics
+def _metrics(ride: Ride, link: SessionLink, finished: pb.Finished, tokens: int) -> RequestMetrics:
+    stats = finished.statistics
     return RequestMetrics(
         ttft_ms=ride.ttft_ms,
         total_ms=ride.total_ms,

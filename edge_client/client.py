@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
+import logging
 import queue
 import secrets
 import threading
@@ -14,7 +16,7 @@ from typing import Any, Self
 
 from outrider.v1 import verifier_pb2 as pb
 
-from edge_client.answering import Answering
+from edge_client.answering import ALONE_DEADLINE_S, Answering
 from edge_client.channel import Channel, LinkSettings
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
@@ -37,7 +39,11 @@ from speculation.pace import Objective, Pace, Streaming
 from speculation.sampling import SamplingParams
 from speculation.vocabulary import Vocabulary
 
+log = logging.getLogger(__name__)
+
 PROTOCOL_VERSION = 1
+CLOSE_TIMEOUT_S = 5.0  # for the last call into a drafter
+SOON_S = 0.5  # a call into a drafter that has taken longer may take for ever
 Put = Callable[[StreamChunk | BaseException], None]
 OBJECTIVES = {
     Objective.LATENCY: pb.OBJECTIVE_LATENCY,
@@ -204,14 +210,18 @@ class EdgeClient:
         return VocabularyCache().get(self._channel, self.model_info())
 
     def close(self) -> None:
-        """Close the channel and free the drafter. Running sessions end with an error."""
+        """Close the channel and free the drafter. Running sessions end with an error.
+
+        A drafter that hangs is left as it is after some seconds.
+        """
         self._channel.close()
         if self._matching is not None:
             self._matching.close()
         if self._seat is not None:
-            while not self._turns.take(self, timeout_s=1.0):
-                pass  # the last rides end
-            self._seat.drafter.close()
+            if self._turns.take(self, timeout_s=CLOSE_TIMEOUT_S):  # the last rides end
+                self._seat.drafter.close()
+            else:  # freeing what a runtime is at work on would kill the process
+                log.warning("the drafter has not answered for %.0f s; its memory stays taken", CLOSE_TIMEOUT_S)
 
     def __enter__(self) -> Self:
         return self
@@ -242,76 +252,96 @@ class EdgeClient:
         a part of the device's own, or to be gone on with."""
         params, settings = params or SamplingParams(), settings or RideSettings()
         seed = secrets.randbits(64) if seed is None else seed
+        consent = self._consent(settings.offline_answers or self._offline.answers)
         wanted = self._seat if settings.drafts else None
         who = object()
         seat = wanted if wanted is not None and self._turns.take(who) else None
+        link: SessionLink | None = None
+        loop: RidingLoop | None = None
         try:
-            pace = self._pace() if seat else self._pace_without_drafter() if settings.drafts else Streaming()
-            if settings.diary is not None:
-                pace = Observed(pace, settings.diary)
+            pace, own_pace = self._pace_of(settings, drafts=seat is not None or self._free_soon(wanted))
             request = self._open_request(prompt, params, seed, pace, wanted, settings.model or self._model)
             part = before.offline if before is not None else None
             if before is not None:
                 request.continue_from.extend(before.token_ids)
             target = part.target if part is not None else before.target if before is not None else ""
             link = SessionLink(self._channel, request, target)
-            consent = self._consent(settings.offline_answers or self._offline.answers)
-            answering = Answering(
-                prompt, params, seed, link, put, consent, lambda given_up: self._alone(who, given_up), before
-            )
-            match = self._matching.ask if self._matching else None
+            answering = Answering(prompt, params, seed, link, put, consent, self._alone, before)
             drafting = seat
             if seat is not None and part is not None and part.of_log:
                 drafting = DrafterSeat(ReplayDrafter(part, answering.committed_length))
-            loop = RidingLoop(
-                link,
-                drafting,
-                pace,
-                params,
-                seed,
-                match,
-                answered=request.continue_from,
-                link_changed=answering.link_changed,
-            )
-            answering.loop = loop
-            if wanted is not None and seat is None and part is None:
-                self._turns.ask(who, lambda: self._offer(link, loop, wanted, settings))
+            if wanted is not None or not isinstance(pace, Streaming):
+                match = self._matching.ask if self._matching else None
+                loop = answering.loop = RidingLoop(
+                    link, drafting, pace, params, seed, match, ride=answering.ride, answered=request.continue_from
+                )
+                loop.start(lambda: self._turns.leave(who))
+                if wanted is not None and seat is None and part is None:
+                    offer = functools.partial(self._offer, loop, wanted, settings, own_pace=own_pace)
+                    self._turns.ask(who, offer)
+            self._follow(answering, link, put, who)
         except BaseException:
-            self._turns.leave(who)
+            if loop is not None and loop.started:
+                loop.stop()  # and leaves the drafter
+            else:
+                self._turns.leave(who)
+            if link is not None:
+                link.close()
             raise
+        return answering.cancel
 
-        def ride() -> None:
+    def _follow(self, answering: Answering, link: SessionLink, put: Put, who: object) -> None:
+        """Follow the answer on a thread of its own."""
+
+        def follow() -> None:
             last: StreamChunk | BaseException
             try:
                 last = answering.run()
             except BaseException as error:
                 last = error
             link.close()
-            self._turns.leave(who)
-            put(last)  # only now: whoever reads it may ask again at once, and is to find the drafter free
+            # The drafter may be within a call, which nobody waits for; whoever asks next is offered it after.
+            self._turns.leaving(who)
+            put(last)
 
-        threading.Thread(target=ride, name="outrider-ride", daemon=True).start()
-        return answering.cancel
+        threading.Thread(target=follow, name="outrider-answer", daemon=True).start()
+
+    def _pace_of(self, settings: RideSettings, *, drafts: bool) -> tuple[Pace, bool]:
+        """The pace of an answer, and whether it is the one to ride with once there is a drafter."""
+        pace = self._pace() if drafts else self._pace_without_drafter() if settings.drafts else Streaming()
+        own = drafts or self._pace_without_drafter is not Streaming
+        return (Observed(pace, settings.diary) if settings.diary is not None else pace), own
+
+    def _free_soon(self, seat: DrafterSeat | None) -> bool:
+        """Whether the drafter is as good as free: it will be offered within a moment."""
+        return seat is not None and self._turns.free_soon and seat.busy_s < SOON_S
 
     def _consent(self, answers: OfflineAnswers) -> Consent:
         """Raises ValueError if somebody is to be asked and there is nobody."""
         can = self._seat is not None and self._seat.drafter.speaker() is not None
         return Consent(answers if can else OfflineAnswers.NEVER, self._offline.ask)
 
-    def _offer(self, link: SessionLink, loop: RidingLoop, seat: DrafterSeat, settings: RideSettings) -> None:
+    def _offer(self, loop: RidingLoop, seat: DrafterSeat, settings: RideSettings, *, own_pace: bool) -> None:
         """Tell a session that began without the drafter that it has it now."""
-        pace = None
-        if self._pace_without_drafter is Streaming:  # it had another pace as long as nothing could be drafted
-            pace = self._pace() if settings.diary is None else Observed(self._pace(), settings.diary)
-        link.inbox.put(Errand(lambda: loop.welcome(seat, pace)))
+        pace = None if own_pace else self._pace_of(settings, drafts=True)[0]
+        loop.inbox.put(Errand(lambda: loop.welcome(seat, pace)))
 
     @contextlib.contextmanager
-    def _alone(self, who: object, given_up: Callable[[], bool]) -> Iterator[DrafterSeat | None]:
-        """The drafter's own model, for whoever writes without the verifier, until `who` leaves the seat."""
+    def _alone(self, given_up: Callable[[], bool]) -> Iterator[DrafterSeat | None]:
+        """The drafter's own model, for whoever writes without the verifier; called and left on one thread."""
+        who = object()
+        try:
+            with self._own_model(who, given_up) as seat:
+                yield seat
+        finally:
+            self._turns.leave(who)
+
+    @contextlib.contextmanager
+    def _own_model(self, who: object, given_up: Callable[[], bool]) -> Iterator[DrafterSeat | None]:
         seat = self._seat
         self._turns.ask(who, lambda: None)
         while not self._turns.take(who, timeout_s=0.1):
-            if given_up():
+            if given_up() or (seat is not None and seat.busy_s > ALONE_DEADLINE_S):
                 yield None
                 return
         model = seat.drafter.speaker() if seat is not None else None

@@ -46,4 +46,11 @@ class Errand:
     run: Callable[[], None]
 
 
+@dataclass(frozen=True)
+class Stop:
+    """Drafting ends. learn: whether the drafter is to learn from the log as it stands."""
+
+    learn: bool = False
+
+
 Message = Heard | Reconnected | LinkChanged | Failed | Errand

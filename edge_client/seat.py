@@ -6,22 +6,45 @@ held from a later start: a drafter may forget, the words are the verifier's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from edge_client.drafters.base import ANY_VOCABULARY, Drafter
+from edge_client.drafters.base import ANY_VOCABULARY, Candidates, Drafter
 from speculation.duty import DutyCycle
+from speculation.reading import PieceSize
 
 
 @dataclass
 class DrafterSeat:
-    """tokens: what the drafter holds, from position `start` of the conversation on. duty: None for all the time."""
+    """tokens: what the drafter holds, from position `start` of the conversation on. duty: None for all the time.
+
+    One thread at a time calls the drafter, through here; any thread may ask for `busy_s`.
+    """
 
     drafter: Drafter
     duty: DutyCycle | None = None
     tokens: list[int] = field(default_factory=list)
     start: int = 0
+    piece: PieceSize = field(default_factory=PieceSize)
     _vocabulary: tuple[str, int] | None = None
+    _call_began_s: float | None = None
+
+    @property
+    def busy_s(self) -> float:
+        """How long the present call into the drafter has taken so far; 0 if there is none."""
+        began_s = self._call_began_s
+        return 0.0 if began_s is None else time.perf_counter() - began_s
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[None]:
+        """Around a call into the drafter, which a runtime may not return from for a long time."""
+        self._call_began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._call_began_s = None
 
     @property
     def end(self) -> int:
@@ -38,7 +61,8 @@ class DrafterSeat:
         if self._vocabulary not in (None, (fingerprint, size)):
             self.rollback(0)  # those ids meant something else
         self._vocabulary = fingerprint, size
-        return self.drafter.adopt_vocabulary(fingerprint, size)
+        with self.calling():
+            return self.drafter.adopt_vocabulary(fingerprint, size)
 
     def seat(self, drafter: Drafter) -> None:
         """Another drafter from now on, which holds nothing."""
@@ -58,7 +82,8 @@ class DrafterSeat:
         """Drop everything from `position` on."""
         kept = max(0, position - self.start)
         if kept < len(self.tokens):
-            self.drafter.rollback(kept)
+            with self.calling():
+                self.drafter.rollback(kept)
             del self.tokens[kept:]
 
     def reach(self, position: int) -> None:
@@ -71,5 +96,28 @@ class DrafterSeat:
 
     def feed(self, tokens: Sequence[int]) -> None:
         """Append and evaluate."""
-        self.drafter.feed(tokens)
+        self._call_began_s = time.perf_counter()  # written out: once for every guess
+        try:
+            self.drafter.feed(tokens)
+        finally:
+            self._call_began_s = None
         self.tokens.extend(tokens)
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Append and evaluate a piece of a longer text, see `piece`."""
+        began_s = time.perf_counter()
+        self.feed(tokens)
+        self.piece.read(len(tokens), (time.perf_counter() - began_s) * 1e3)
+
+    def candidates(self) -> Candidates:
+        """What may follow."""
+        self._call_began_s = time.perf_counter()
+        try:
+            return self.drafter.candidates()
+        finally:
+            self._call_began_s = None
+
+    def learn(self, log: Sequence[int], prompt_tokens: int) -> None:
+        """An answer is complete."""
+        with self.calling():
+            self.drafter.learn(log, prompt_tokens)

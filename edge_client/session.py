@@ -1,8 +1,9 @@
 """The riding loop: drafts while commits arrive.
 
-One thread owns one session. Before every single token it looks at its inbox, so a commit is honoured at once: what it
-agrees with is spent, what it contradicts is rolled back to the agreed prefix. The pace says whether to draft one more
-token, to send what there is, or to wait. A drafter that fails costs speed and nothing else.
+One thread drafts for one session. Before every single token it looks at its inbox, so a commit is honoured at once:
+what it agrees with is spent, what it contradicts is rolled back to the agreed prefix. The pace says whether to draft
+one more token, to send what there is, or to wait. A drafter that fails, or hangs, costs speed and nothing else: what
+the verifier says reaches the caller by another thread, see `answering`.
 """
 
 from __future__ import annotations
@@ -10,61 +11,32 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 from outrider.v1 import verifier_pb2 as pb
 
+from edge_client.commit_reader import Ride
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.matching import Match
-from edge_client.errors import SessionError
-from edge_client.inbox import Errand, Failed, Heard, LinkChanged, Message, Reconnected
+from edge_client.inbox import Errand, Heard, Message, Reconnected, Stop
 from edge_client.link import SessionLink, now_us
 from edge_client.seat import DrafterSeat
-from edge_client.texts import texts_of
-from speculation.line import DeviceLine, LineError
+from speculation.line import DeviceLine
 from speculation.noise import NOISE_VERSION
 from speculation.pace import Action, News, Pace, View
 from speculation.sampling import Guess, SamplingParams
 
 log = logging.getLogger(__name__)
 
-FEED_TOKENS = 64  # a prompt is fed in pieces, so that reading it stays interruptible
-
-
-@dataclass
-class Ride:
-    """What happened so far, for metrics. Times in milliseconds since the ride began."""
-
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    draft_messages: int = 0
-    commits: int = 0
-    drafting_ms: float = 0.0
-    ttft_ms: float = 0.0
-    total_ms: float = 0.0
-    notices: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """New tokens of the answer, and what they add to its text; only at the very end may there be text alone.
-
-    texts[i]: of tokens[i]. drafted[i]: the device had guessed tokens[i] before the verifier said it. corrected[i]: it
-    had guessed another token.
-    """
-
-    text: str
-    tokens: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    drafted: list[bool] = field(default_factory=list)
-    corrected: list[bool] = field(default_factory=list)
-    logprobs: Sequence[pb.TokenLogprobs] = ()
-
 
 class RidingLoop:
-    """Runs one session to its end. Not reusable."""
+    """Drafts for one session until it is told to stop. Not reusable.
+
+    inbox: what the session has heard, in order. guessed: the line's tokens by position; another object whenever the
+    line was begun anew. Both are for the thread that follows the answer.
+    """
 
     def __init__(
         self,
@@ -75,41 +47,95 @@ class RidingLoop:
         seed: int,
         match: Callable[[pb.GetModelInfoResponse, Callable[[Match], None]], None] | None = None,
         *,
+        ride: Ride | None = None,
         answered: Sequence[int] = (),
-        link_changed: Callable[[bool], None] | None = None,
     ) -> None:
         """match: finds out how the drafter can speak another vocabulary and calls back, at once or from any thread.
 
-        answered: tokens that an earlier session has committed. link_changed: hears whether the answer waits for the
-        network; it may raise, which ends the ride.
+        ride: where to count. answered: tokens that an earlier session has committed.
         """
         self._link, self._seat, self._pace, self._match = link, seat, pace, match
-        self._answered, self._link_changed = answered, link_changed
+        self._answered = answered
         self._guess = Guess(params, seed)
         self._greedy = params.greedy
         self._line = DeviceLine([])
-        self._began_s = time.perf_counter()
         self._in_flight = False
         self._told_patience_ms: int | None = pace.patience_ms
         self._unsent_since_s = 0.0
         self._budget = 0
         self._silent_at: int | None = None  # position for which the drafter had no candidates
         self._draft_bytes: dict[int, int] = {}  # by the clock reading that its echo will bring
-        self.ride = Ride()
-        self.opened: pb.Opened | None = None
+        self._opened: pb.Opened | None = None
+        self._owed_since_s: float | None = None  # when it began to work on the next guess
+        self.ride = ride or Ride()
+        self.inbox: queue.SimpleQueue[Message | Stop] = queue.SimpleQueue()
+        self.guessed: dict[int, int] = {}
+        self.started = False
+        self.ended = threading.Event()
 
-    def run(self, emit: Callable[[Progress], None]) -> pb.Finished:
-        """Ride until the answer is complete; `emit` is called for every commit with news.
+    # -- for the thread that follows the answer ------------------------------------------------------------------------
 
-        Raises SessionError when the verifier refuses or cannot be reached again.
-        """
-        inbox = self._link.inbox
+    def start(self, when_done: Callable[[], None]) -> None:
+        """Ride on a thread of its own; `when_done` is called there, once nothing here uses the drafter any more."""
+
+        def ride() -> None:
+            try:
+                self.run()
+            finally:
+                self.ended.set()
+                when_done()
+
+        threading.Thread(target=ride, name="outrider-draft", daemon=True).start()
+        self.started = True
+
+    def stop(self, *, learn: bool = False) -> None:
+        """Draft no more. A call into the drafter that has begun is not waited for."""
+        self.inbox.put(Stop(learn))
+
+    @property
+    def busy_s(self) -> float:
+        """How long the present call into the drafter has taken so far."""
+        seat = self._seat
+        return seat.busy_s if seat is not None else 0.0
+
+    @property
+    def kept_waiting_ms(self) -> float:
+        """How long a verifier that waits for guesses has been kept waiting for the next one; 0 if it does not wait."""
+        since_s = self._owed_since_s
+        return (time.perf_counter() - since_s) * 1e3 if since_s is not None and self._told_patience_ms else 0.0
+
+    @property
+    def told_patience_ms(self) -> int:
+        """How long the verifier waits for guesses, as it was told last."""
+        return self._told_patience_ms or 0
+
+    def excuse(self) -> None:
+        """Tell a verifier that waits to go on by itself; it is asked to wait again with the next guess."""
+        line, self._told_patience_ms = self._line, 0
+        draft = pb.Draft(start=line.length + line.sent, known_length=line.length, patience_ms=0)
+        self._link.send(pb.GenerateRequest(draft=draft))
+
+    # -- the ride ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Draft until told to stop. Whatever goes wrong here costs speed alone."""
+        try:
+            if self._ride().learn:
+                self._learn()
+        except Exception as error:
+            log.exception("drafting failed")
+            self._notice(f"drafting failed ({type(error).__name__}: {error}); the answer goes on as plain streaming")
+            self.excuse()
+
+    def _ride(self) -> Stop:
+        inbox = self.inbox
         while True:
             while not inbox.empty():
-                if (finished := self._handle(inbox.get(), emit)) is not None:
-                    return self._end(finished)
+                if isinstance(message := inbox.get(), Stop):
+                    return message
+                self._handle(message)
             view = self._view()
-            action = self._pace.next(view) if self.opened else Action.WAIT
+            action = self._pace.next(view) if self._opened else Action.WAIT
             if action is Action.DRAFT and not self._more_patience():
                 self._draft()
             elif (
@@ -118,18 +144,20 @@ class RidingLoop:
                 or self._waited_for_in_vain(view)
             ):
                 self._flush()
-            elif (message := self._next_message()) is not None and (
-                finished := self._handle(message, emit)
-            ) is not None:
-                return self._end(finished)
+            else:
+                self._owed_since_s = None
+                if isinstance(waited_for := self._next_message(), Stop):
+                    return waited_for
+                if waited_for is not None:
+                    self._handle(waited_for)
 
-    def _next_message(self) -> Message | None:
+    def _next_message(self) -> Message | Stop | None:
         """Waits for a message, or None when a drafter that has used up its share of the time may go on."""
         rest_ms = self._rest_ms()
         if not rest_ms:
-            return self._link.inbox.get()
+            return self.inbox.get()
         try:
-            return self._link.inbox.get(timeout=rest_ms / 1e3)
+            return self.inbox.get(timeout=rest_ms / 1e3)
         except queue.Empty:
             return None
 
@@ -140,30 +168,21 @@ class RidingLoop:
     def _waited_for_in_vain(self, view: View) -> bool:
         """Whether a patient verifier waits for guesses that will not come: it should go on by itself."""
         idle = self._seat is not None and not view.can_draft and not view.depth and not view.in_flight
-        return idle and self.opened is not None and self._pace.patience_ms > 0
+        return idle and self._opened is not None and self._pace.patience_ms > 0
 
-    def _end(self, finished: pb.Finished) -> pb.Finished:
-        self.ride.total_ms = self.elapsed_ms()
-        if self._seat is not None and self.opened is not None:
-            try:
-                self._seat.drafter.learn(self._line.log, self.opened.prompt_length)
-            except DrafterError as error:
-                self._notice(str(error))
-            except Exception as error:  # the answer is complete, whatever becomes of the memory of it
-                self._notice(f"the drafter could not learn from the answer ({type(error).__name__}: {error})")
-        return finished
+    def _learn(self) -> None:
+        if self._seat is None or self._opened is None:
+            return
+        try:
+            self._seat.learn(self._line.log, self._opened.prompt_length)
+        except DrafterError as error:
+            self._notice(str(error))
+        except Exception as error:  # the answer is complete, whatever becomes of the memory of it
+            self._notice(f"the drafter could not learn from the answer ({type(error).__name__}: {error})")
 
     def _more_patience(self) -> bool:
         """Whether the verifier should wait longer than it knows: it has to be told before the guesses come."""
         return self._told_patience_ms is not None and self._pace.patience_ms > self._told_patience_ms
-
-    def cancel(self) -> None:
-        """Ask the verifier to end the session; it answers with Finished."""
-        self._link.cancel()
-
-    def elapsed_ms(self) -> float:
-        """Since the ride began."""
-        return (time.perf_counter() - self._began_s) * 1e3
 
     def _view(self) -> View:
         line, seat = self._line, self._seat
@@ -182,36 +201,23 @@ class RidingLoop:
 
     # -- what comes in ------------------------------------------------------------------------------------------------
 
-    def _handle(self, message: Message, emit: Callable[[Progress], None]) -> pb.Finished | None:
-        if isinstance(message, Failed):
-            raise message.error
+    def _handle(self, message: Message) -> None:
         if isinstance(message, Reconnected):
             self._line.unsend()
             self._in_flight = False
             self._told_patience_ms = None  # it may be another verifier, which knows Open's only
-            return None
-        if isinstance(message, Errand):
+        elif isinstance(message, Errand):
             message.run()
-            return None
-        if isinstance(message, LinkChanged):
-            if self._link_changed is not None:
-                self._link_changed(message.waiting)
-            return None
-        response = message.response
-        kind = response.WhichOneof("message")
-        if kind == "opened":
-            self._open(response.opened)
-        elif kind == "commit":
-            self._commit(response.commit, message, emit)
-        elif kind == "finished":
-            if response.finished.text:
-                emit(Progress(response.finished.text))
-            return response.finished
-        return None
+        elif isinstance(message, Heard):
+            kind = message.response.WhichOneof("message")
+            if kind == "opened":
+                self._open(message.response.opened)
+            elif kind == "commit":
+                self._commit(message.response.commit, message)
 
     def _open(self, opened: pb.Opened) -> None:
-        again = self.opened is not None
-        self.opened = opened
+        again = self._opened is not None
+        self._opened = opened
         self._budget = opened.max_lookahead
         if again:
             return
@@ -225,10 +231,10 @@ class RidingLoop:
         """The drafter has become free for this session: to be called on its own thread. pace: to ride with from now on,
         if that is another."""
         self._pace = pace or self._pace
-        if self.opened is None:
+        if self._opened is None:
             self._seat = seat
         else:
-            self._sit_down(seat, self.opened)
+            self._sit_down(seat, self._opened)
 
     def _sit_down(self, seat: DrafterSeat, opened: pb.Opened) -> None:
         if opened.model_info.noise_version != NOISE_VERSION and not self._greedy:
@@ -239,18 +245,18 @@ class RidingLoop:
             self._lose_drafter("the drafter's vocabulary is not the target's")
         else:  # which is no reason to wait: words come meanwhile
             self._seat = None
-            inbox, matched = self._link.inbox, self._matched
+            inbox, matched = self.inbox, self._matched
             self._match(opened.model_info, lambda found: inbox.put(Errand(lambda: matched(seat, found))))
 
     def _matched(self, seat: DrafterSeat, found: Match) -> None:
         """The drafter of another vocabulary can now draft, or not."""
-        assert self.opened is not None
+        assert self._opened is not None
         if found.speaking is None:
             self._lose_drafter(found.sentence)
             return
         with self._losing_drafter():
             seat.seat(found.speaking())
-            self._begin_drafting(seat, self.opened.model_info)
+            self._begin_drafting(seat, self._opened.model_info)
 
     def _begin_drafting(self, seat: DrafterSeat, info: pb.GetModelInfoResponse) -> None:
         self._seat, self._silent_at = seat, None
@@ -259,14 +265,12 @@ class RidingLoop:
                 self._notice(notice)
             seat.sit(self._line.log)
 
-    def _commit(self, commit: pb.Commit, heard: Heard, emit: Callable[[Progress], None]) -> None:
+    def _commit(self, commit: pb.Commit, heard: Heard) -> None:
         line, known = self._line, self._line.length
-        try:
-            new, agreed, outcomes = line.commit(commit.start, commit.tokens)
-        except LineError as error:
-            raise SessionError("DATA_LOSS", "LOG_CHANGED", str(error)) from error
+        new, agreed, outcomes = line.commit(commit.start, commit.tokens)
         if agreed < len(new):
             self._silent_at = None
+            self.guessed = {}
             if self._seat is not None:
                 with self._losing_drafter():
                     self._seat.rollback(known + agreed)
@@ -274,20 +278,14 @@ class RidingLoop:
         self._budget = commit.draft_budget
         if not new:
             return
-        ride = self.ride
-        if not ride.commits:
-            ride.ttft_ms = self.elapsed_ms()
-        ride.commits += 1
         skipped = len(commit.tokens) - len(new)
-        drafted = [bool(commit.drafted_mask >> i & 1) for i in range(skipped, len(commit.tokens))]
-        ride.accepted_tokens += sum(drafted)
         self._pace.heard(
             News(
                 now_ms=heard.at_ms,
                 known_length=line.length,
                 new_tokens=len(new),
                 outcomes=outcomes,
-                used=sum(drafted),
+                used=(commit.drafted_mask >> skipped & ((1 << len(new)) - 1)).bit_count(),
                 rtt_ms=heard.rtt_ms,
                 forward_ms=commit.forward_us / 1e3,
                 queue_ms=commit.queue_us / 1e3,
@@ -295,9 +293,6 @@ class RidingLoop:
             )
         )
         self._draft_bytes = {at: size for at, size in self._draft_bytes.items() if at >= commit.echo_sent_at_us}
-        texts = texts_of(commit)[skipped:]
-        corrected = [agreed < len(outcomes) and at == agreed for at in range(len(new))]
-        emit(Progress("".join(texts), new, texts, drafted, corrected, commit.logprobs[skipped:]))
 
     # -- what goes out ------------------------------------------------------------------------------------------------
 
@@ -306,6 +301,8 @@ class RidingLoop:
         seat, line = self._seat, self._line
         assert seat is not None
         began_s = time.perf_counter()
+        if self._owed_since_s is None:
+            self._owed_since_s = began_s
         guess = None
         with self._losing_drafter():
             guess = self._draw(seat)
@@ -314,8 +311,10 @@ class RidingLoop:
             seat.duty.spend(began_s * 1e3, now_s * 1e3)
         if guess is None or self._seat is None:
             return
+        self._owed_since_s = None
         if not line.unsent:
             self._unsent_since_s = now_s
+        self.guessed[line.end] = guess[0]
         line.extend(*guess)
         draft_ms = (now_s - began_s) * 1e3
         self._pace.drafted(draft_ms, guess[1])
@@ -326,15 +325,16 @@ class RidingLoop:
         """A guess and its confidence; None while the drafter still reads, or if it has nothing to say."""
         line = self._line
         seat.reach(line.end)
-        held, log_length = seat.end, line.length
+        held, log_length, piece = seat.end, line.length, seat.piece.tokens
         if held < log_length:
-            lacking = line.log[held : held + FEED_TOKENS] + line.guesses[: max(0, FEED_TOKENS - log_length + held)]
+            lacking = line.log[held : held + piece] + line.guesses[: max(0, piece - log_length + held)]
         else:
             lacking = line.guesses[held - log_length :]
-        seat.feed(lacking)
         if held + len(lacking) < line.end:
+            seat.read(lacking)
             return None
-        candidates = seat.drafter.candidates()
+        seat.feed(lacking)
+        candidates = seat.candidates()
         if not len(candidates.ids):
             self._silent_at = line.end
             return None
@@ -344,8 +344,8 @@ class RidingLoop:
 
     def _check(self, token: int, confidence: float) -> None:
         """The verifier would end the session over a guess that cannot be one. Raises DrafterError."""
-        assert self.opened is not None
-        limit = self.opened.model_info.vocabulary_size
+        assert self._opened is not None
+        limit = self._opened.model_info.vocabulary_size
         if not 0 <= token < limit:
             raise DrafterError(f"it drafted token {token}, but the target's ids are below {limit}")
         if not 0.0 <= confidence <= 1.0:  # NaN too
@@ -380,6 +380,7 @@ class RidingLoop:
         """Go on as plain streaming, and say so once."""
         self._seat = None
         self._line.erase()
+        self.guessed = {}
         self._pace.reset()
         self._notice(f"{reason}; the answer goes on as plain streaming")
 

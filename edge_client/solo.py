@@ -11,7 +11,6 @@ import numpy as np
 from edge_client.drafters.base import Candidates
 from edge_client.drafters.model_text import ModelText
 from edge_client.seat import DrafterSeat
-from edge_client.session import FEED_TOKENS
 from speculation.answer_text import AnswerText
 from speculation.sampling import Guess, SamplingParams
 
@@ -66,7 +65,7 @@ class Solo:
         for _ in range(limit):
             if not self._read(held, cancelled):
                 return "abort"
-            candidates = self._penalised(self.seat.drafter.candidates())
+            candidates = self._penalised(self.seat.candidates())
             if not len(candidates.ids):
                 return "stop"
             token, _ = guess(len(held), candidates.ids, candidates.log_probs)
@@ -91,7 +90,7 @@ class Solo:
         while seat.end < len(held):
             if cancelled():
                 return False
-            seat.feed(held[seat.end : seat.end + FEED_TOKENS])
+            seat.read(held[seat.end : seat.end + seat.piece.tokens])
         return True
 
     def _penalised(self, candidates: Candidates) -> Candidates:

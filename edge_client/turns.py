@@ -13,11 +13,22 @@ class Turns:
         self._changed = threading.Condition()
         self._holder: object | None = None
         self._waiting: dict[object, Callable[[], None]] = {}
+        self._leaving = False
 
     @property
     def taken(self) -> bool:
         """Whether somebody has it."""
         return self._holder is not None
+
+    @property
+    def free_soon(self) -> bool:
+        """Whether who has it is about to leave it, and nobody waits for it."""
+        return self._leaving and not self._waiting
+
+    def leaving(self, who: object) -> None:
+        """`who` will leave it as soon as a call into the drafter has come back."""
+        with self._changed:
+            self._leaving |= self._holder is who
 
     def take(self, who: object, timeout_s: float = 0.0) -> bool:
         """Whether `who` has it now: because it was free, became free in time, or was `who`'s already."""
@@ -44,6 +55,7 @@ class Turns:
             self._waiting.pop(who, None)
             if self._holder is not who:
                 return
+            self._leaving = False
             self._holder = next(iter(self._waiting), None)
             if self._holder is not None:
                 offer = self._waiting.pop(self._holder)

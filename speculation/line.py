@@ -27,6 +27,19 @@ def _agreement(tokens: Sequence[int], log: Sequence[int], start: int) -> int:
     return n
 
 
+def news_of(log: Sequence[int], start: int, tokens: Sequence[int]) -> list[int]:
+    """The tokens of a commit that the log does not have yet. A repeated commit brings none.
+
+    Raises LineError for a gap, or if the log is said to read differently than before.
+    """
+    if not 0 <= start <= len(log):
+        raise LineError(f"a commit starts at {start}, but the log is only known up to {len(log)}")
+    old = len(log) - start
+    if _agreement(tokens, log, start) < min(old, len(tokens)):
+        raise LineError(f"the verifier now tells another log at or after position {start}")
+    return list(tokens[old:])
+
+
 @dataclass
 class VerifierLine:
     """The log of a session and the line its device last drew.
@@ -194,12 +207,7 @@ class DeviceLine:
         The line stands only if it had all new tokens right; else it is erased. Repeated commits are no error. Raises
         LineError for a gap or if the log is said to read differently than before.
         """
-        if start > self.length:
-            raise LineError(f"a commit starts at {start}, but the log is only known up to {self.length}")
-        old = self.length - start
-        if _agreement(tokens, self.log, start) < min(old, len(tokens)):
-            raise LineError(f"the verifier now tells another log at or after position {start}")
-        new = list(tokens[old:])
+        new = news_of(self.log, start, tokens)
         agreed = 0
         while agreed < min(len(new), len(self.guesses)) and new[agreed] == self.guesses[agreed]:
             agreed += 1

@@ -17,8 +17,8 @@ from netlab.simulator.messages import Commit, Draft
 from netlab.simulator.pair import Answer
 from speculation.line import DeviceLine
 from speculation.pace import Action, News, Pace, View
+from speculation.reading import PieceSize
 
-FEED_TOKENS = 64  # as in the riding loop
 IDLE_FLUSHES = 1000  # more of these in a row without a moment passing, and the pace hangs
 
 
@@ -44,7 +44,7 @@ class DeviceSettings:
 
 
 class Device:
-    """One session's device; `run` is its SimPy process. Counters are those of `edge_client.session.Ride`."""
+    """One session's device; `run` is its SimPy process. Counters are those of `edge_client.commit_reader.Ride`."""
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class Device:
         self._bell = Bell(env)
         self._prompt_length = 0
         self._held = 0  # tokens that the drafter has read
+        self._piece = PieceSize()
         self._on_path = True  # whether all guesses on the line are right
         self._in_flight = False
         self._told_patience_ms = pace.patience_ms
@@ -95,9 +96,11 @@ class Device:
             if action is Action.DRAFT and pace.patience_ms <= self._told_patience_ms:
                 idle_flushes = 0
                 lacking = self.line.end - self._held
-                if lacking > FEED_TOKENS:
-                    self._held += FEED_TOKENS
-                    yield env.timeout(FEED_TOKENS * self._settings.feed_ms)
+                if lacking > (piece := self._piece.tokens):
+                    self._held += piece
+                    piece_ms = piece * self._settings.feed_ms
+                    yield env.timeout(piece_ms)
+                    self._piece.read(piece, piece_ms)
                     continue
                 self._held += lacking
                 draft_ms = self._settings.drafting_ms(env.now) + (lacking - 1) * self._settings.feed_ms

@@ -19,7 +19,7 @@ from cloud_verifier.patience import Patience
 from cloud_verifier.scheduler import Scheduler, SchedulerSettings
 from edge_client import session as riding
 from edge_client.drafters.base import Candidates, Drafter, DrafterInfo
-from edge_client.inbox import Heard
+from edge_client.inbox import Heard, Stop
 from edge_client.seat import DrafterSeat
 from netlab.simulator.device import Device, DeviceSettings
 from netlab.simulator.link import Link
@@ -148,18 +148,18 @@ def test_the_riding_loop_sends_what_the_simulated_device_sends(
             draft_budget=commit.budget,
         )  # fmt: skip
         arrivals.append((at_ms, Heard(pb.GenerateResponse(commit=message), at_ms, rtt_ms)))
-    arrivals.append((heard[-1][0], Heard(pb.GenerateResponse(finished=pb.Finished()), heard[-1][0], None)))
+    arrivals.append((heard[-1][0], Stop()))
     link: Any = FakeLink(clock, Inbox(clock, arrivals))
     seat = DrafterSeat(DescribedDrafter(clock, answer, truth))
     loop = riding.RidingLoop(link, seat, make(), SamplingParams(temperature=0.0), 1)
-    written: list[int] = []
-    loop.run(lambda progress: written.extend(progress.tokens))
+    loop.inbox = link.inbox
+    loop.run()
 
-    assert written == truth[:tokens]
+    assert loop._line.log[PROMPT_TOKENS:] == truth[:tokens]
     assert [entry[1:] for entry in link.sent[: len(simulated)]] == [entry[1:] for entry in simulated]
     assert [entry[0] for entry in link.sent[: len(simulated)]] == pytest.approx([entry[0] for entry in simulated])
     assert len(link.sent) <= len(simulated) + 1  # the real loop hears of the end in a message of its own
-    assert loop.ride.ttft_ms == pytest.approx(result.ttft_ms)
+    assert heard[0][0] == pytest.approx(result.ttft_ms)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
