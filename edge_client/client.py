@@ -304,7 +304,7 @@ class EdgeClient:
             self._turns.leaving(who)
             put(last)
 
-        threading.Thread(target=follow, name="outrider-answer", daemon=True).start()
+        threading.Thread(target=follow, name="outrider-ride", daemon=True).start()
 
     def _pace_of(self, settings: RideSettings, *, drafts: bool) -> tuple[Pace, bool]:
         """The pace of an answer, and whether it is the one to ride with once there is a drafter."""

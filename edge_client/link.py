@@ -212,6 +212,8 @@ class SessionLink:
         except BaseException as error:
             self._asked = False
             call.cancel()
+            if self._left:  # while it was opened: nobody is to open it again
+                raise left() from error
             if isinstance(error, TimeoutError):
                 self._trouble = "it took the stream but did not open a session in time"
                 await self.channel.move_on(stub)

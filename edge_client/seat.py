@@ -19,6 +19,7 @@ from speculation.reading import PieceSize
 @dataclass
 class DrafterSeat:
     """tokens: what the drafter holds, from position `start` of the conversation on. duty: None for all the time.
+    notices: what the next answer is to tell.
 
     One thread at a time calls the drafter, through here; any thread may ask for `busy_s`.
     """
@@ -28,6 +29,7 @@ class DrafterSeat:
     tokens: list[int] = field(default_factory=list)
     start: int = 0
     piece: PieceSize = field(default_factory=PieceSize)
+    notices: list[str] = field(default_factory=list)
     _vocabulary: tuple[str, int] | None = None
     _call_began_s: float | None = None
 

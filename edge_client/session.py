@@ -175,10 +175,13 @@ class RidingLoop:
             return
         try:
             self._seat.learn(self._line.log, self._opened.prompt_length)
+            return
         except DrafterError as error:
-            self._notice(str(error))
+            notice = str(error)
         except Exception as error:  # the answer is complete, whatever becomes of the memory of it
-            self._notice(f"the drafter could not learn from the answer ({type(error).__name__}: {error})")
+            notice = f"the drafter could not learn from the answer ({type(error).__name__}: {error})"
+        log.warning("%s", notice)
+        self._seat.notices.append(notice)  # the answer has been told: the next one says so
 
     def _more_patience(self) -> bool:
         """Whether the verifier should wait longer than it knows: it has to be told before the guesses come."""
@@ -260,6 +263,8 @@ class RidingLoop:
 
     def _begin_drafting(self, seat: DrafterSeat, info: pb.GetModelInfoResponse) -> None:
         self._seat, self._silent_at = seat, None
+        self.ride.notices += seat.notices
+        seat.notices.clear()
         with self._losing_drafter():
             for notice in seat.adopt_vocabulary(info.vocabulary_fingerprint, info.vocabulary_size):
                 self._notice(notice)

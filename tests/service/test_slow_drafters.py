@@ -1,0 +1,179 @@
+"""Drafters that are slow, hang, come back late, or cannot be waited for: the verifier's words reach the caller."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from edge_client import answering, client
+from edge_client.channel import LinkSettings
+from edge_client.client import EdgeClient
+from edge_client.drafters.base import Candidates
+from edge_client.errors import SessionError
+from edge_client.types import OfflineAnswers, RideSettings
+from speculation.pace import Action, Pace, View
+from speculation.sampling import SamplingParams
+from tests.harness import InProcessVerifier, MockDrafter
+from tests.mock_engine import MockEngine, answer
+from tests.service.links import ScriptedVerifier, listening
+from tests.service.raw import PROMPT, SEED, until
+from tests.speaking import SpeakingDrafter
+
+COUNT = 40
+PARAMS = SamplingParams(max_tokens=COUNT)
+WORDS = answer(PROMPT, SEED, COUNT)
+
+
+class Gated(MockDrafter):
+    """Every call of one kind takes until the gate is opened."""
+
+    def __init__(self, kind: str = "feed") -> None:
+        super().__init__(1, SEED, 1.0)
+        self.gate, self.within, self._kind = threading.Event(), threading.Event(), kind
+
+    def _wait(self, kind: str) -> None:
+        if kind == self._kind:
+            self.within.set()
+            assert self.gate.wait(60)
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        self._wait("feed")
+        super().feed(tokens)
+
+    def candidates(self) -> Candidates:
+        self._wait("candidates")
+        return super().candidates()
+
+    def rollback(self, length: int) -> None:
+        if self.length > len(PROMPT):
+            self._wait("rollback")
+        super().rollback(length)
+
+    def learn(self, log: Sequence[int], prompt_tokens: int) -> None:
+        self._wait("learn")
+
+
+@pytest.fixture
+def gated(request: pytest.FixtureRequest) -> Iterator[Gated]:
+    drafter = Gated(getattr(request, "param", "feed"))
+    yield drafter
+    drafter.gate.set()
+
+
+class Patient(Pace):
+    """Has the verifier wait for its guesses for so long."""
+
+    name = "patient"
+
+    def __init__(self, patience_ms: int) -> None:
+        self.patience_ms = patience_ms
+
+    def next(self, view: View) -> Action:
+        if view.can_draft and view.depth < 4:
+            return Action.DRAFT
+        return Action.FLUSH if view.unsent else Action.WAIT
+
+    def reset(self) -> None:
+        self.patience_ms = 0
+
+
+@pytest.mark.parametrize("gated", ["feed", "candidates", "rollback", "learn"], indirect=True)
+def test_words_do_not_wait_for_a_call_into_the_drafter(gated: Gated) -> None:
+    with InProcessVerifier(MockEngine()) as verifier, EdgeClient(verifier.address, gated) as edge:
+        output = edge.generate(PROMPT, PARAMS, seed=SEED)
+        assert list(output.token_ids) == WORDS
+        if gated.within.is_set():  # still: it is not given to the next answer, which does not wait for it either
+            assert edge._turns.taken
+            assert list(edge.generate(PROMPT, PARAMS, seed=SEED).token_ids) == WORDS
+        gated.gate.set()
+        until(lambda: not edge._turns.taken, "the call comes back and the drafter is free")
+        assert edge.generate(PROMPT, PARAMS, seed=SEED).metrics.drafted_tokens > 0
+
+
+def test_close_does_not_wait_for_ever(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "CLOSE_TIMEOUT_S", 0.2)
+    closed: list[bool] = []
+    monkeypatch.setattr(gated, "close", lambda: closed.append(True))
+    with InProcessVerifier(MockEngine()) as verifier:
+        edge = EdgeClient(verifier.address, gated)
+        edge.generate(PROMPT, PARAMS, seed=SEED)
+        assert gated.within.wait(10)
+        edge.close()
+        assert not closed, "what a runtime is at work on is not freed"
+        with EdgeClient(verifier.address, MockDrafter(1, SEED, 1.0)) as other:
+            monkeypatch.setattr(other._seat.drafter, "close", lambda: closed.append(True))  # type: ignore[union-attr]
+    assert closed
+
+
+@pytest.mark.parametrize("patience_ms", [100, 60_000])
+def test_a_verifier_does_not_wait_for_a_drafter_that_hangs(
+    gated: Gated, patience_ms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told after as long as it was to wait for once, or when the call is given up, whichever comes first."""
+    monkeypatch.setattr(answering, "CALL_DEADLINE_S", 0.3 if patience_ms > 1000 else 60.0)
+    pace = Patient(patience_ms)
+    with InProcessVerifier(MockEngine()) as verifier, EdgeClient(verifier.address, gated, pace=lambda: pace) as edge:
+        output = edge.generate(PROMPT, PARAMS, seed=SEED)
+        assert list(output.token_ids) == WORDS
+        assert any("has not answered" in notice for notice in output.metrics.notices) == (patience_ms > 1000)
+        gated.gate.set()
+
+
+def test_a_verifier_waits_again_once_the_drafter_is_back(gated: Gated) -> None:
+    pace = Patient(200)
+    with InProcessVerifier(MockEngine()) as verifier, EdgeClient(verifier.address, gated, pace=lambda: pace) as edge:
+        drafted: list[bool] = []
+        for chunk in edge.stream(PROMPT, SamplingParams(max_tokens=400), seed=SEED):
+            drafted += chunk.drafted
+            gated.gate.set()  # after the first words
+    assert sum(drafted) > 100
+
+
+@pytest.mark.parametrize("name", ["outrider-ride", "outrider-draft"])
+def test_a_thread_that_cannot_be_started_leaks_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    drafter = MockDrafter(1, SEED, 1.0)
+    with InProcessVerifier(MockEngine(max_sequences=2)) as verifier, EdgeClient(verifier.address, drafter) as edge:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            for _ in range(3):
+                with pytest.raises(RuntimeError, match="can't start"):
+                    edge.generate(PROMPT, SamplingParams(max_tokens=1000), seed=SEED)
+        until(lambda: not verifier.service.sessions and not edge._turns.taken, "everything is given back")
+        output = edge.generate(PROMPT, PARAMS, seed=SEED)
+        assert list(output.token_ids) == WORDS
+        assert output.metrics.drafted_tokens
+
+
+def test_nothing_is_opened_for_an_answer_that_is_refused_at_once() -> None:
+    """Nobody is there to be asked whether the device may answer alone."""
+    ask = RideSettings(offline_answers=OfflineAnswers.ASK)
+    with InProcessVerifier(MockEngine()) as verifier, EdgeClient(verifier.address, SpeakingDrafter(3)) as edge:
+        with pytest.raises(ValueError, match="somebody to ask"):
+            edge.generate("hello", SamplingParams(max_tokens=4000), ride=ask)
+        assert not edge._channel._links
+        assert not edge._turns.taken
+
+
+def test_a_cancel_while_the_session_is_opened_frees_the_drafter_and_opens_nothing_again() -> None:
+    link = LinkSettings(stalled_s=0.5)
+    with (
+        ScriptedVerifier(listening) as verifier,
+        EdgeClient(verifier.address, MockDrafter(1, 1, 1.0), link=link) as edge,
+    ):
+        ends: list[object] = []
+        cancel = edge._start(PROMPT, PARAMS, SEED, ends.append)
+        until(lambda: len(verifier.opens) == 1, "the verifier has the stream")
+        cancel()
+        until(lambda: not edge._turns.taken, "the drafter is free at once")
+        assert not any(isinstance(end, SessionError) for end in ends)
+        until(lambda: any(isinstance(end, SessionError) for end in ends), "the answer ends")
+        assert len(verifier.opens) == 1
