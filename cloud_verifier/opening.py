@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from grpc import StatusCode
 from outrider.v1 import verifier_pb2 as pb
 
@@ -104,6 +106,14 @@ def new_session(request: pb.Open, served: Served) -> Session:
         raise invalid("ACCEPTANCE_RULE", f"acceptance rule {request.acceptance_rule} is not known; use SHARED_NOISE")
     patience = Patience(patience_ms(request), objective(request) or served.objective, served.max_patience_ms)
     prompt = prompt_ids(request, served)
+    fingerprint = prompt_fingerprint(prompt)
+    if request.prompt_fingerprint not in (0, fingerprint):
+        raise VerifierError(
+            StatusCode.FAILED_PRECONDITION,
+            "PROMPT_CHANGED",
+            "the prompt has other tokens here than where this answer began, as from a chat template with a date in it, "
+            "and the answer would go on with other words; ask again from the beginning",
+        )
     room = served.engine.context_limit - len(prompt)
     if room < 1:
         raise VerifierError(
@@ -134,6 +144,7 @@ def new_session(request: pb.Open, served: Served) -> Session:
         priority=max(LEAST_PRIORITY, min(served.max_priority, request.priority)),
         want_text=request.want_text,
         echo=Echo(0, now),
+        prompt_fingerprint=fingerprint,
     )
     session.replay(request.continue_from)
     if (length := len(session.drafted)) < len(request.continue_from):
@@ -210,6 +221,12 @@ def prompt_ids(request: pb.Open, served: Served) -> list[int]:
         raise invalid("PROMPT_EMPTY", "the prompt has no tokens; send at least one")
     check_ids(ids, served.engine.vocabulary_size, "the prompt")  # a tokenizer may have more ids than the model
     return ids
+
+
+def prompt_fingerprint(ids: Sequence[int]) -> int:
+    """As `Opened.prompt_fingerprint` in the contract: equal prompts have equal ones, on every verifier."""
+    digest = hashlib.sha256(np.asarray(ids, dtype="<u4").tobytes()).digest()
+    return int.from_bytes(digest[:8], "little") or 1
 
 
 def sampling_params(message: pb.SamplingParams, vocabulary_size: int) -> SamplingParams:

@@ -12,7 +12,7 @@ from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
 from cloud_verifier.errors import VerifierError, refuse
-from cloud_verifier.reading import read_within
+from cloud_verifier.reading import read_open
 from cloud_verifier.service import VerifierService
 from cloud_verifier.stream import Context
 
@@ -55,8 +55,8 @@ class Reception(pb_grpc.VerifierServiceServicer):
     async def Generate(self, requests: Any, context: Context) -> None:  # type: ignore[override]
         first: Any
         try:
-            first = await read_within(context, self._first.settings.open_timeout_s)
-        except (TimeoutError, DecodeError) as error:
+            first = await read_open(context, self._first.settings.open_timeout_s)
+        except (TimeoutError, DecodeError, VerifierError) as error:
             first = error
         service = self._first  # which also has the words for whatever is no Open
         if isinstance(first, pb.GenerateRequest) and first.HasField("open"):

@@ -20,18 +20,19 @@ from outrider.v1 import verifier_pb2_grpc as pb_grpc
 from cloud_verifier.admission import Admission, AdmissionSettings, Place
 from cloud_verifier.discretion import log_failure
 from cloud_verifier.errors import VerifierError, invalid, refuse
+from cloud_verifier.open_progress import OpenProgressTeller
 from cloud_verifier.opening import OBJECTIVES, Served, check_model, check_version, new_session, vocabulary_pieces
-from cloud_verifier.reading import read_within
+from cloud_verifier.reading import read_open
 from cloud_verifier.scheduler import Scheduler
 from cloud_verifier.security.principals import Principal, caller
 from cloud_verifier.sessions import Session
-from cloud_verifier.stream import Context, SessionStream, StreamSettings
+from cloud_verifier.stream import PROMPT_PIECE_TOKENS, Context, SessionStream, StreamSettings
 
 log = logging.getLogger(__name__)
 
 DEADLINE_SLACK_S = 1.0
 OBJECTIVE_NAMES = {objective: name for name, objective in OBJECTIVES.items()}
-QUEUE_POSITION = "outrider-queue-position"
+MAX_OPENED_BYTES = 1 << 20  # a message limit: a longer one with the prompt's ids goes without them
 RETRY_ELSEWHERE_S = 0.1  # what a device waits that knows of one address only: a successor may have it already
 GOODBYE_S = 5.0  # how long to try to tell a device why its stream ends
 
@@ -159,10 +160,10 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         attachment = 0
         keep = False
         try:
-            session, opened = await self._open(context)
+            session, opened, untold_prompt = await self._open(context)
             attachment = session.attachment
             place = self._places[session.session_id]
-            stream = SessionStream(session, place, self._scheduler, context, self._settings.stream)
+            stream = SessionStream(session, place, self._scheduler, context, self._settings.stream, untold_prompt)
             await stream.send(pb.GenerateResponse(opened=opened))
             await stream.serve()
         except VerifierError as error:
@@ -184,9 +185,10 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
 
     # -- opening and leaving ------------------------------------------------------------------------------------------
 
-    async def _open(self, context: Context) -> tuple[Session, pb.Opened]:
+    async def _open(self, context: Context) -> tuple[Session, pb.Opened, range]:
+        """A session, what its device is told first, and the positions of the prompt whose ids follow in pieces."""
         try:
-            request = await read_within(context, self._settings.open_timeout_s)
+            request = await read_open(context, self._settings.open_timeout_s)
         except TimeoutError as error:
             raise VerifierError(
                 StatusCode.DEADLINE_EXCEEDED, "OPEN_TIMEOUT", "the stream sent no Open message in time; send it first"
@@ -199,23 +201,22 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         check_version(opened)
         if opened.HasField("resume"):
             session = self._resume(opened)
-            prompt_ids: list[int] = []
         else:
             session = await self._begin(opened, context)
-            prompt_ids = session.line.log[: session.prompt_length] if opened.want_prompt_ids else []
         fingerprint = opened.drafter_vocabulary_fingerprint
-        return session, pb.Opened(
+        reply = pb.Opened(
             session_id=session.session_id,
             lease_seconds=round(self._settings.lease_s),
             model_info=self._served.model_info(),
             prompt_length=session.prompt_length,
-            prompt_ids=prompt_ids,
             resumed_at=session.sent,
             max_lookahead=session.max_lookahead,
             vocabulary_matches=fingerprint == self._served.codec.fingerprint,
             objective=pb.Objective.Name(OBJECTIVE_NAMES[session.patience.objective]),
             max_patience_ms=self._served.max_patience_ms,
+            prompt_fingerprint=session.prompt_fingerprint,
         )
+        return session, reply, _tell_prompt(opened, session, reply)
 
     async def _begin(self, opened: pb.Open, context: Context) -> Session:
         """A new session, once it has a place."""
@@ -224,17 +225,19 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         check_model(opened.model, self._served)
         principal = caller.get()
 
-        async def tell(position: int) -> None:
-            await context.send_initial_metadata(((QUEUE_POSITION, str(position)),))
-
-        place = await self._admission.place(principal, tell)
+        place: Place | None = None
         try:
-            # On another thread, for a megabyte of text takes a second to become tokens; one, so that it takes one core.
-            loop = asyncio.get_running_loop()
-            session = await loop.run_in_executor(self._thread, new_session, opened, self._served)
-            _check_prompt(session, principal)
+            async with OpenProgressTeller(context, incremental=opened.incremental) as progress:
+                place = await self._admission.place(principal, progress.queued)
+                progress.placed()
+                # On another thread, for a megabyte of text takes a second to become tokens; one, so that it takes one
+                # core.
+                loop = asyncio.get_running_loop()
+                session = await loop.run_in_executor(self._thread, new_session, opened, self._served)
+                _check_prompt(session, principal)
         except BaseException:
-            place.leave()
+            if place is not None:
+                place.leave()
             raise
         session.owner = principal.name
         self._sessions[session.session_id], self._places[session.session_id] = session, place
@@ -323,6 +326,22 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             return False
         self._forget(min(away, key=lambda session: session.detached_s))
         return True
+
+
+def _tell_prompt(opened: pb.Open, session: Session, reply: pb.Opened) -> range:
+    """Put the prompt's ids into the reply if they are wanted and few; returns the positions left for pieces."""
+    if not opened.want_prompt_ids:
+        return range(0)
+    if opened.HasField("resume"):
+        return range(
+            opened.resume.known_prompt_ids if opened.incremental else session.prompt_length, session.prompt_length
+        )
+    if session.prompt_length > PROMPT_PIECE_TOKENS and opened.incremental:
+        return range(session.prompt_length)
+    reply.prompt_ids.extend(session.line.log[: session.prompt_length])
+    if reply.ByteSize() > MAX_OPENED_BYTES:  # its device can have an answer without drafting, or nothing
+        del reply.prompt_ids[:]
+    return range(0)
 
 
 def _past_deadline(context: Context) -> bool:

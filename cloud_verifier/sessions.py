@@ -74,7 +74,7 @@ class Session:
     something to do that needs no patience. calibration: what this device's confidence is worth, by what the log said in
     the end. priority: higher goes first. settled: it has written something since it got its sequence. evicted: it
     then lost that to another; its log is read again once it has something to do. found: tokens of the prompt that the
-    engine had when the session first got its sequence.
+    engine had when the session first got its sequence. prompt_fingerprint: as in the contract.
     """
 
     session_id: str
@@ -89,6 +89,7 @@ class Session:
     rule: Rule = shared_noise
     owner: str = ""
     want_text: bool = False
+    prompt_fingerprint: int = 0
     priority: int = 0
     settled: bool = False
     evicted: bool = False

@@ -27,6 +27,7 @@ from cloud_verifier.write_timeout import WriteTimeout
 from speculation.line import LineError
 
 COMMIT_TOKENS = 64  # what drafted_mask can speak of
+PROMPT_PIECE_TOKENS = 1024
 Context = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
 REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -49,11 +50,19 @@ class SessionStream:
     """A stream that is attached to a session, until it ends or another takes over."""
 
     def __init__(
-        self, session: Session, place: Place, scheduler: Scheduler, context: Context, settings: StreamSettings
+        self,
+        session: Session,
+        place: Place,
+        scheduler: Scheduler,
+        context: Context,
+        settings: StreamSettings,
+        untold_prompt: range = range(0),
     ) -> None:
+        """untold_prompt: positions of the prompt whose ids the device lacks and wants."""
         self._session, self._place, self._scheduler = session, place, scheduler
         self._context, self._settings = context, settings
         self._attachment = session.attachment
+        self._untold_prompt = untold_prompt
         self._rate = TokenBucket(settings.messages_per_s, settings.burst_messages)
         self._sending = asyncio.Lock()
         self._write_timeout = WriteTimeout(settings.write_timeout_s)
@@ -168,8 +177,16 @@ class SessionStream:
                     self._complete = True  # nothing follows a Finished
                     await self.send(pb.GenerateResponse(finished=_finished(session)))
                     return
+                if self._untold_prompt:  # words go first: drafting may begin later, reading should not
+                    await self.send(pb.GenerateResponse(prompt_ids=self._prompt_piece()))
+                    continue
                 session.changed.clear()
             await session.changed.wait()
+
+    def _prompt_piece(self) -> pb.PromptIds:
+        piece = self._untold_prompt[:PROMPT_PIECE_TOKENS]
+        self._untold_prompt = self._untold_prompt[PROMPT_PIECE_TOKENS:]
+        return pb.PromptIds(start=piece.start, ids=self._session.line.log[piece.start : piece.stop])
 
     def _commit(self) -> pb.Commit:
         session = self._session

@@ -17,7 +17,7 @@ from outrider.v1 import verifier_pb2 as pb
 from edge_client.commit_reader import CommitReader, Progress, Ride
 from edge_client.drafters.base import DrafterError
 from edge_client.errors import SessionError
-from edge_client.inbox import Errand, Failed, Heard, LinkChanged, Message, Reconnected
+from edge_client.inbox import Errand, Failed, Heard, LinkChanged, Message, PromptKnown, Reconnected
 from edge_client.link import SessionLink
 from edge_client.offline import UNREACHABLE, Consent, TakeOver, own_tokens
 from edge_client.seat import DrafterSeat
@@ -128,6 +128,13 @@ class Answering:
             elif isinstance(message, Errand):
                 message.run()
             elif isinstance(message, Reconnected):
+                self._tell_loop(message)
+            elif isinstance(message, PromptKnown):
+                if self.opened is not None:
+                    self._reader.opened = pb.Opened.FromString(
+                        self.opened.SerializeToString()
+                    )  # the other is the loop's
+                    self._reader.opened.prompt_ids[:] = message.ids
                 self._tell_loop(message)
             elif (finished := self._heard(message)) is not None:
                 return finished
@@ -323,6 +330,7 @@ class Answering:
             offline=part,
             cached_prompt_tokens=finished.usage.cached_prompt_tokens,
             target=self.opened.model_info.target_fingerprint if self.opened is not None else "",
+            prompt_fingerprint=self.opened.prompt_fingerprint if self.opened is not None else 0,
         )
 
 

@@ -40,11 +40,12 @@ T = TypeVar("T")
 class LinkSettings:
     """How long things may take, in seconds.
 
-    connect_timeout_s: to reach the verifier at first. place_timeout_s: to wait for a place at one that is full, in its
-    queue or for as long as it says. reconnect_timeout_s: both after a break. quiet_s: silence after which the link is
-    pinged. waiting_s: silence after which people are told that the answer waits for the network; longer on links whose
-    round trip is long. stalled_s: silence after which the stream is given up and resumed. offline_after_s: silence
-    after which the device may answer alone, if it may.
+    connect_timeout_s: to reach the verifier at first. place_timeout_s: until the session is open, from when the
+    verifier has received the request (or the latest piece of a long one): it may have to wait for a place, in the
+    verifier's queue or for as long as that says. reconnect_timeout_s: both after a break. quiet_s: silence after which
+    the link is pinged. waiting_s: silence after which people are told that the answer waits for the network; longer on
+    links whose round trip is long. stalled_s: silence after which the stream is given up and resumed. offline_after_s:
+    silence after which the device may answer alone, if it may.
     """
 
     connect_timeout_s: float = 10.0
@@ -93,6 +94,7 @@ class Channel:
         self.metadata = security.metadata
         self.verifier = verifier
         self.settings = settings or LinkSettings()
+        self.takes_open_pieces = True  # until a verifier refuses them
         self._closed = False
         self._lock = threading.Lock()  # of `_closed`: `close` sees everything that was called before it
         self._links: dict[asyncio.Task[Any], Live] = {}

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 PROTOCOL_VERSION = 1
 CLOSE_TIMEOUT_S = 5.0  # for the last call into a drafter
 SOON_S = 0.5  # a call into a drafter that has taken longer may take for ever
+SMALL_OPEN_BYTES = 1024
 Put = Callable[[StreamChunk | BaseException], None]
 OBJECTIVES = {
     Objective.LATENCY: pb.OBJECTIVE_LATENCY,
@@ -264,6 +265,7 @@ class EdgeClient:
             part = before.offline if before is not None else None
             if before is not None:
                 request.continue_from.extend(before.token_ids)
+                request.prompt_fingerprint = before.prompt_fingerprint
             target = part.target if part is not None else before.target if before is not None else ""
             link = SessionLink(self._channel, request, target)
             answering = Answering(prompt, params, seed, link, put, consent, self._alone, before)
@@ -369,6 +371,7 @@ class EdgeClient:
             drafter_vocabulary_fingerprint=seat.drafter.info.vocabulary_fingerprint if seat else "",
             want_prompt_ids=seat is not None,
             want_text=True,
+            incremental=True,
         )
         if isinstance(prompt, str):
             request.text = prompt
@@ -380,6 +383,8 @@ class EdgeClient:
                     raise ValueError(f"a message needs exactly role and content, not {message!r}")
                 part = pb.ContentPart(text=message["content"])  # type: ignore[index]
                 request.chat.messages.add(role=message["role"], content=[part])  # type: ignore[index]
+        # Without a drafter they are for opening again, whatever a template then makes of it: worth few bytes.
+        request.want_prompt_ids |= not request.HasField("prompt_ids") and request.ByteSize() <= SMALL_OPEN_BYTES
         return request
 
 

@@ -64,6 +64,16 @@ def unreachable(verifier: str, detail: str) -> SessionError:
     )
 
 
+def prompt_changed() -> SessionError:
+    """The verifier would go on with an answer under another prompt."""
+    return SessionError(
+        "FAILED_PRECONDITION",
+        "PROMPT_CHANGED",
+        "the verifier turns the prompt into other tokens than when this answer began, and would go on with other "
+        "words; ask again from the beginning",
+    )
+
+
 def gave_up(error: SessionError, times: int, tokens: int, seed: int) -> SessionError:
     """The verifier failed on an answer again and again."""
     return SessionError(

@@ -26,6 +26,13 @@ class Reconnected:
 
 
 @dataclass(frozen=True)
+class PromptKnown:
+    """All token ids of the prompt have come, after an Opened that had none."""
+
+    ids: list[int]
+
+
+@dataclass(frozen=True)
 class LinkChanged:
     """waiting: nothing has been heard for a while, though it was asked for; or else something has been heard again."""
 
@@ -53,4 +60,4 @@ class Stop:
     learn: bool = False
 
 
-Message = Heard | Reconnected | LinkChanged | Failed | Errand
+Message = Heard | Reconnected | PromptKnown | LinkChanged | Failed | Errand

@@ -18,14 +18,16 @@ import tenacity
 from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.channel import MAX_MESSAGE_BYTES, Channel
-from edge_client.errors import FAILURES, SessionError, closed, gave_up, left, unreachable
-from edge_client.inbox import Failed, Heard, LinkChanged, Message, Reconnected
+from edge_client.errors import FAILURES, SessionError, closed, gave_up, left, prompt_changed, unreachable
+from edge_client.inbox import Failed, Heard, LinkChanged, Message, PromptKnown, Reconnected
 from edge_client.opening_patience import OpeningPatience, transient
 from edge_client.rtt import RttEstimator
 from edge_client.security import refused_handshake
 
 MOST_FAILURES = 3  # of the verifier on one answer: an engine that cannot take this input is not to be asked for ever
 QUEUE_POSITION = "outrider-queue-position"  # of the metadata that a verifier sends while a session waits for a place
+WHOLE_OPEN_BYTES = 1 << 14  # a longer Open goes in pieces, so that a slow link can be told from a dead one
+PIECE_BYTES = 1 << 13
 
 
 def now_us() -> int:
@@ -57,6 +59,8 @@ class SessionLink:
         self._outbox: asyncio.Queue[pb.GenerateRequest] | None = None
         self._session_id = ""
         self._prompt_length = 0
+        self._prompt: list[int] = []  # as far as it is known
+        self._prompt_fingerprint = self.open_request.prompt_fingerprint
         self._opened = False
         self._left = False
         self._finished = False
@@ -64,6 +68,7 @@ class SessionLink:
         self._trouble = ""
         self._answer: list[int] = list(self.open_request.continue_from)
         self._heard_s = time.monotonic()
+        self._queued = False  # by a verifier that says nothing more until there is a place
         self.waiting = False  # whether the session was told so
         self._task = self.channel.call(self._live())
 
@@ -196,19 +201,18 @@ class SessionLink:
         """Open or resume; returns the call and its Opened, once that has come."""
         stub = self.channel.stub
         call: Any = stub.Generate(metadata=self.channel.metadata)
+        writing: asyncio.Task[None] | None = None
         try:
             await call.wait_for_connection()
             self._asked = True
-            await self._write(call, self._opening())
-            stalled_s = self.channel.settings.stalled_s
-            queued = QUEUE_POSITION in dict(await asyncio.wait_for(call.initial_metadata(), stalled_s) or ())
-            if queued:  # it is not stalled but full: the deadline is that of a wait for a place
-                self._asked = False
-                patience.queued()
-            response = await asyncio.wait_for(call.read(), None if queued else stalled_s)
-            if not isinstance(response, pb.GenerateResponse) or response.WhichOneof("message") != "opened":
-                raise SessionError("INTERNAL", "NO_OPENED", "the verifier did not begin by opening a session")
-            self._check_target(response.opened.model_info.target_fingerprint)
+            opening = self._opening()
+            in_pieces = opening.ByteSize() > WHOLE_OPEN_BYTES and self.channel.takes_open_pieces
+            if in_pieces:
+                writing = asyncio.create_task(self._write_pieces(call, opening.SerializeToString()))
+            else:
+                await self._write(call, pb.GenerateRequest(open=opening))
+            response = await self._hear_opened(call, patience)
+            self._check(response.opened)
         except BaseException as error:
             self._asked = False
             call.cancel()
@@ -221,6 +225,9 @@ class SessionLink:
             elif isinstance(error, grpc.aio.AioRpcError):
                 said = SessionError.from_rpc(error)
                 self._trouble = str(said)
+                if said.reason == "NOT_OPEN" and in_pieces:  # an older verifier
+                    self.channel.takes_open_pieces = False
+                    return await self._open_stream(patience)
                 if not self.target and (untrusted := refused_handshake(self.channel.verifier, self._trouble)):
                     raise untrusted from error
                 if self._session_id and error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE):
@@ -231,8 +238,44 @@ class SessionLink:
             elif isinstance(error, asyncio.CancelledError) and not _meant_for_this_task():
                 raise TimeoutError from error  # the connection was retired
             raise
+        finally:
+            self._queued = False
+            if writing is not None:
+                writing.cancel()
         self._session_id, self._prompt_length = response.opened.session_id, response.opened.prompt_length
+        self._prompt_fingerprint = response.opened.prompt_fingerprint or self._prompt_fingerprint
+        self._prompt = list(response.opened.prompt_ids) or self._prompt
         return call, response
+
+    async def _hear_opened(self, call: Any, patience: OpeningPatience) -> pb.GenerateResponse:
+        """Wait for Opened, for as long as the verifier says in time that it is on the way. Raises TimeoutError."""
+        stalled_s = self.channel.settings.stalled_s
+        if QUEUE_POSITION in dict(await asyncio.wait_for(call.initial_metadata(), stalled_s) or ()):
+            self._asked, self._queued = False, True
+            self._hear()
+            patience.queued()
+        while True:
+            response = await asyncio.wait_for(call.read(), None if self._queued else stalled_s)
+            kind = response.WhichOneof("message") if response is not grpc.aio.EOF else None
+            if not isinstance(response, pb.GenerateResponse) or kind not in ("opened", "open_progress"):
+                raise SessionError("INTERNAL", "NO_OPENED", "the verifier did not begin by opening a session")
+            if kind == "opened":
+                return response
+            self._hear()
+            self.downlink_bytes += response.ByteSize()
+            patience.progressed(response.open_progress.received_bytes)
+            if response.open_progress.queue_position:  # it is full: the deadline is that of a wait for a place
+                self._asked = False
+                patience.queued()
+
+    def _check(self, opened: pb.Opened) -> None:
+        """The answer must go on with the words it began with. Raises SessionError."""
+        self._check_target(opened.model_info.target_fingerprint)
+        known = self._prompt_fingerprint
+        if (self._opened and opened.prompt_length != self._prompt_length) or (
+            known and opened.prompt_fingerprint not in (0, known)
+        ):
+            raise prompt_changed()
 
     def _check_target(self, target: str) -> None:
         """A verifier with other weights would go on with other words. Raises SessionError."""
@@ -245,8 +288,8 @@ class SessionLink:
             )
         self.target = target
 
-    def _opening(self) -> pb.GenerateRequest:
-        request = pb.GenerateRequest(open=self._resuming() if self._session_id else self._anew())
+    def _opening(self) -> pb.Open:
+        request = self._resuming() if self._session_id else self._anew()
         if (size := request.ByteSize()) > MAX_MESSAGE_BYTES:  # gRPC would only call it an internal error
             raise SessionError(
                 "RESOURCE_EXHAUSTED",
@@ -258,15 +301,31 @@ class SessionLink:
     def _resuming(self) -> pb.Open:
         return pb.Open(
             protocol_version=self.open_request.protocol_version,
-            resume=pb.Resume(session_id=self._session_id, known_length=self._prompt_length + len(self._answer)),
+            resume=pb.Resume(
+                session_id=self._session_id,
+                known_length=self._prompt_length + len(self._answer),
+                known_prompt_ids=len(self._prompt),
+            ),
             drafter_vocabulary_fingerprint=self.open_request.drafter_vocabulary_fingerprint,
+            want_prompt_ids=self.open_request.want_prompt_ids and not self._knows_prompt(),
+            incremental=True,
         )
+
+    def _knows_prompt(self) -> bool:
+        return self._opened and len(self._prompt) == self._prompt_length
 
     def _anew(self) -> pb.Open:
         request = pb.Open()
         request.CopyFrom(self.open_request)
         del request.continue_from[:]
         request.continue_from.extend(self._answer)
+        request.prompt_fingerprint = self._prompt_fingerprint
+        if self._knows_prompt() and request.WhichOneof("prompt") != "prompt_ids":
+            # What the template makes of a conversation may have changed, as with a date in it.
+            by_ids = pb.Open(prompt_ids=pb.TokenIds(ids=self._prompt))
+            if request.ByteSize() + by_ids.ByteSize() <= MAX_MESSAGE_BYTES:
+                request.MergeFrom(by_ids)
+                request.want_prompt_ids = False
         return request
 
     async def _listen(self) -> None:
@@ -276,17 +335,20 @@ class SessionLink:
             # A ping leaves after at most one and a half times `quiet_s`, and takes a round trip.
             usual_s = 1.5 * (settings.quiet_s + (self.rtt.latest_ms or 0.0) / 1e3)
             patience_s = self._heard_s + max(settings.waiting_s, usual_s) - time.monotonic()
-            if patience_s > 0 or self.waiting:
+            if patience_s > 0 or self.waiting or self._queued:
                 await asyncio.sleep(max(patience_s, settings.quiet_s / 4))
             else:
                 self.waiting = True
                 self.inbox.put(LinkChanged(True))
 
-    def _take(self, response: pb.GenerateResponse) -> None:
+    def _hear(self) -> None:
         self._heard_s = time.monotonic()
         if self.waiting:
             self.waiting = False
             self.inbox.put(LinkChanged(False))
+
+    def _take(self, response: pb.GenerateResponse) -> None:
+        self._hear()
         self.downlink_bytes += response.ByteSize()
         kind = response.WhichOneof("message")
         if kind == "commit":
@@ -299,7 +361,25 @@ class SessionLink:
         elif kind == "pong":
             self.rtt.observe(now_us(), response.pong.echo_sent_at_us, 0)
             return
+        elif kind == "prompt_ids":
+            self._take_prompt(response.prompt_ids)
+            return
         self.inbox.put(Heard(response, time.perf_counter() * 1e3, self.rtt.latest_ms))
+
+    def _take_prompt(self, piece: pb.PromptIds) -> None:
+        known = len(self._prompt)
+        if self._knows_prompt() or not piece.start <= known:  # it may come twice
+            return
+        self._prompt.extend(piece.ids[known - piece.start :])
+        del self._prompt[self._prompt_length :]
+        if self._knows_prompt():
+            self.inbox.put(PromptKnown(self._prompt))
+
+    async def _write_pieces(self, call: Any, data: bytes) -> None:
+        for start in range(0, len(data), PIECE_BYTES):
+            end = start + PIECE_BYTES
+            piece = pb.OpenPiece(data=data[start:end], last=end >= len(data))
+            await self._write(call, pb.GenerateRequest(open_piece=piece))
 
     async def _sender(self, call: Any, outbox: asyncio.Queue[pb.GenerateRequest]) -> None:
         while True:

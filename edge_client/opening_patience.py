@@ -24,9 +24,16 @@ class OpeningPatience:
         self._again = again
         self._place_timeout_s = settings.reconnect_timeout_s if again else settings.place_timeout_s
         self._began_s = asyncio.get_running_loop().time()
+        self._received_bytes = -1
         self._growing = tenacity.wait_random_exponential(multiplier=0.05, max=1.0)
         self.last_refusal: SessionError | None = None
         self.deadline = asyncio.timeout(settings.reconnect_timeout_s if again else settings.connect_timeout_s)
+
+    def progressed(self, received_bytes: int) -> None:
+        """The verifier is reached, and has received so much of the request: time counts from the last new byte."""
+        if received_bytes > self._received_bytes:
+            self._received_bytes, self._began_s = received_bytes, asyncio.get_running_loop().time()
+            self._wait_for_place()
 
     def queued(self) -> None:
         """The verifier has put the session into its queue."""

@@ -20,7 +20,7 @@ from outrider.v1 import verifier_pb2 as pb
 from edge_client.commit_reader import Ride
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.matching import Match
-from edge_client.inbox import Errand, Heard, Message, Reconnected, Stop
+from edge_client.inbox import Errand, Heard, Message, PromptKnown, Reconnected, Stop
 from edge_client.link import SessionLink, now_us
 from edge_client.seat import DrafterSeat
 from speculation.line import DeviceLine
@@ -66,6 +66,7 @@ class RidingLoop:
         self._silent_at: int | None = None  # position for which the drafter had no candidates
         self._draft_bytes: dict[int, int] = {}  # by the clock reading that its echo will bring
         self._opened: pb.Opened | None = None
+        self._waits_for_prompt: DrafterSeat | None = None
         self._owed_since_s: float | None = None  # when it began to work on the next guess
         self.ride = ride or Ride()
         self.inbox: queue.SimpleQueue[Message | Stop] = queue.SimpleQueue()
@@ -211,6 +212,8 @@ class RidingLoop:
             self._told_patience_ms = None  # it may be another verifier, which knows Open's only
         elif isinstance(message, Errand):
             message.run()
+        elif isinstance(message, PromptKnown):
+            self._learn_prompt(message.ids)
         elif isinstance(message, Heard):
             kind = message.response.WhichOneof("message")
             if kind == "opened":
@@ -219,16 +222,26 @@ class RidingLoop:
                 self._commit(message.response.commit, message)
 
     def _open(self, opened: pb.Opened) -> None:
-        again = self._opened is not None
-        self._opened = opened
+        before, self._opened = self._opened, opened
         self._budget = opened.max_lookahead
-        if again:
+        if before is not None:
+            if not opened.prompt_ids:
+                opened.prompt_ids[:] = before.prompt_ids
             return
-        # Without a drafter nobody looks at the prompt: only its length counts.
+        # Only a drafter looks at the prompt, and it waits for one that is not told yet: until then its length counts.
         self._line.log = list(opened.prompt_ids) or [0] * opened.prompt_length
         self._line.log += self._answered
         if self._seat is not None:
             self._sit_down(self._seat, opened)
+
+    def _learn_prompt(self, ids: list[int]) -> None:
+        """The prompt's tokens, which Opened had not."""
+        assert self._opened is not None
+        self._opened.prompt_ids[:] = ids
+        self._line.log[: len(ids)] = ids
+        if (seat := self._waits_for_prompt) is not None:
+            self._waits_for_prompt = None
+            self._sit_down(seat, self._opened)
 
     def welcome(self, seat: DrafterSeat, pace: Pace | None) -> None:
         """The drafter has become free for this session: to be called on its own thread. pace: to ride with from now on,
@@ -240,7 +253,9 @@ class RidingLoop:
             self._sit_down(seat, self._opened)
 
     def _sit_down(self, seat: DrafterSeat, opened: pb.Opened) -> None:
-        if opened.model_info.noise_version != NOISE_VERSION and not self._greedy:
+        if len(opened.prompt_ids) < opened.prompt_length:
+            self._seat, self._waits_for_prompt = None, seat
+        elif opened.model_info.noise_version != NOISE_VERSION and not self._greedy:
             self._lose_drafter(f"the verifier uses version {opened.model_info.noise_version} of the shared noise")
         elif opened.vocabulary_matches or seat.speaks_any_vocabulary:
             self._begin_drafting(seat, opened.model_info)

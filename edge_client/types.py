@@ -110,6 +110,7 @@ class RequestOutput:
     abort, or error if it broke off. seed: gives the same words again. drafted[i]: token_ids[i] was guessed by the
     device. offline: the end of the text, if the device wrote it alone. cached_prompt_tokens: those that the verifier
     had evaluated before, for another. target: fingerprint of what wrote it; empty if no verifier was reached.
+    prompt_fingerprint: of the tokens that the verifier made of the prompt; 0 if it did not tell.
     """
 
     text: str
@@ -123,6 +124,7 @@ class RequestOutput:
     offline: OfflinePart | None = None
     cached_prompt_tokens: int = 0
     target: str = ""
+    prompt_fingerprint: int = 0
 
     @property
     def committed_text(self) -> str:

@@ -31,11 +31,13 @@ REFUSALS = {
     "NOT_OPEN": "FAILED_PRECONDITION",
     "OBJECTIVE": "INVALID_ARGUMENT",
     "OPENED_TWICE": "INVALID_ARGUMENT",
+    "OPEN_PIECE": "INVALID_ARGUMENT",
     "OPEN_TIMEOUT": "DEADLINE_EXCEEDED",
     "PRINCIPAL_QUEUE": "RESOURCE_EXHAUSTED",
     "PRINCIPAL_SESSIONS": "RESOURCE_EXHAUSTED",
     "PRINCIPAL_TOKENS": "RESOURCE_EXHAUSTED",
     "PROMPT": "INVALID_ARGUMENT",
+    "PROMPT_CHANGED": "FAILED_PRECONDITION",
     "PROMPT_EMPTY": "INVALID_ARGUMENT",
     "PROMPT_MISSING": "INVALID_ARGUMENT",
     "PROMPT_TOO_LONG": "OUT_OF_RANGE",
@@ -45,6 +47,7 @@ REFUSALS = {
     "SESSION": "NOT_FOUND",
     "SESSIONS": "RESOURCE_EXHAUSTED",
     "SLOW_READER": "ABORTED",
+    "TOO_LARGE": "RESOURCE_EXHAUSTED",
     "TOKEN_ID": "INVALID_ARGUMENT",
     "UNDECODABLE": "INVALID_ARGUMENT",
     "UNKNOWN_KEY": "UNAUTHENTICATED",
@@ -74,6 +77,7 @@ class Device:
         self._served, self._complain = served, complain
         self.caller, self._welcome = caller or Caller(), caller is None
         self._opening: pb.Open | None = None
+        self._pieces = b""
         self.origin: Device | None = None  # whose session it resumes
         self.story: Story | None = None
         self.session_id = ""
@@ -82,10 +86,15 @@ class Device:
         self.refusal = ""
 
     def sent(self, message: bytes) -> None:
-        """It sends its first message; what that asks for decides what may come back."""
+        """It sends its first message, maybe in pieces; what that asks for decides what may come back."""
         if self._opening is None:
             try:
-                self._opening = pb.GenerateRequest.FromString(message).open
+                request = pb.GenerateRequest.FromString(message)
+                self._pieces += request.open_piece.data
+                if request.WhichOneof("message") != "open_piece":
+                    self._opening = request.open
+                elif request.open_piece.last:
+                    self._opening = pb.Open.FromString(self._pieces)
             except Exception:  # no message at all: it must be refused
                 self._opening = pb.Open()
 
@@ -94,12 +103,14 @@ class Device:
         kind = response.WhichOneof("message")
         if self.finished:
             self._complain(f"{kind} after the end")
-        elif (kind == "opened") == (self.story is not None):
+        elif (kind in ("opened", "open_progress")) == (self.story is not None):
             self._complain(f"{kind} when the stream is {'open' if self.story else 'not open'}")
         elif kind == "opened":
             self._opened(response.opened)
         elif kind == "commit":
             self._commit(response.commit)
+        elif kind == "prompt_ids":
+            self._prompt_ids(response.prompt_ids)
         elif kind == "finished":
             self.finished = True
             if response.finished.length != self.known:
@@ -126,6 +137,12 @@ class Device:
         self.known = opened.resumed_at
         if (opened.prompt_length, opened.resumed_at) != (self.story.prompt_length, first):
             self._complain(f"opened at {opened.resumed_at} after {opened.prompt_length} tokens, not at {first}")
+
+    def _prompt_ids(self, piece: pb.PromptIds) -> None:
+        assert self.story is not None
+        end = piece.start + len(piece.ids)
+        if end > self.story.prompt_length or list(piece.ids) != self.story.reads(piece.start, end):
+            self._complain(f"other prompt ids from {piece.start}: {list(piece.ids)}")
 
     def _check_welcome(self, opened: pb.Opened) -> None:
         if self._welcome:

@@ -75,11 +75,16 @@ def _open(rng: random.Random) -> pb.Open:
     if rng.random() < 0.6:
         opened.patience_ms = rng.choice((0, 1, 50, PATIENCE_UNLIMITED_MS, PATIENCE_UNLIMITED_MS))
     opened.objective = rng.choice((pb.OBJECTIVE_UNSPECIFIED, pb.OBJECTIVE_LATENCY, pb.OBJECTIVE_CAPACITY))
+    opened.incremental = opened.seed % 2 == 1
     return opened
 
 
 def _opening(stream: int, rng: random.Random) -> Operation:
-    return Send(stream, pb.GenerateRequest(open=_open(rng)).SerializeToString())
+    opened = _open(rng)
+    if opened.seed == 7:
+        piece = pb.OpenPiece(data=opened.SerializeToString(), last=opened.want_text)
+        return Send(stream, pb.GenerateRequest(open_piece=piece).SerializeToString())
+    return Send(stream, pb.GenerateRequest(open=opened).SerializeToString())
 
 
 def _draft(stream: int, rng: random.Random) -> Draft:

@@ -85,19 +85,21 @@ class GetVocabularyResponse(_message.Message):
     def __init__(self, start: _Optional[int] = ..., tokens: _Optional[_Iterable[bytes]] = ..., special_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("open", "draft", "ping", "cancel")
+    __slots__ = ("open", "open_piece", "draft", "ping", "cancel")
     OPEN_FIELD_NUMBER: _ClassVar[int]
+    OPEN_PIECE_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     open: Open
+    open_piece: OpenPiece
     draft: Draft
     ping: Ping
     cancel: Cancel
-    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., open_piece: _Optional[_Union[OpenPiece, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("protocol_version", "model", "prompt_ids", "chat", "text", "sampling", "seed", "acceptance_rule", "objective", "patience_ms", "drafter_vocabulary_fingerprint", "continue_from", "resume", "want_prompt_ids", "want_text", "priority")
+    __slots__ = ("protocol_version", "model", "prompt_ids", "chat", "text", "sampling", "seed", "acceptance_rule", "objective", "patience_ms", "drafter_vocabulary_fingerprint", "continue_from", "resume", "want_prompt_ids", "want_text", "priority", "incremental", "prompt_fingerprint")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +116,8 @@ class Open(_message.Message):
     WANT_PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     WANT_TEXT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    INCREMENTAL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     model: str
     prompt_ids: TokenIds
@@ -130,7 +134,17 @@ class Open(_message.Message):
     want_prompt_ids: bool
     want_text: bool
     priority: int
-    def __init__(self, protocol_version: _Optional[int] = ..., model: _Optional[str] = ..., prompt_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatMessages, _Mapping]] = ..., text: _Optional[str] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., seed: _Optional[int] = ..., acceptance_rule: _Optional[_Union[AcceptanceRule, str]] = ..., objective: _Optional[_Union[Objective, str]] = ..., patience_ms: _Optional[int] = ..., drafter_vocabulary_fingerprint: _Optional[str] = ..., continue_from: _Optional[_Iterable[int]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., want_prompt_ids: _Optional[bool] = ..., want_text: _Optional[bool] = ..., priority: _Optional[int] = ...) -> None: ...
+    incremental: bool
+    prompt_fingerprint: int
+    def __init__(self, protocol_version: _Optional[int] = ..., model: _Optional[str] = ..., prompt_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatMessages, _Mapping]] = ..., text: _Optional[str] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., seed: _Optional[int] = ..., acceptance_rule: _Optional[_Union[AcceptanceRule, str]] = ..., objective: _Optional[_Union[Objective, str]] = ..., patience_ms: _Optional[int] = ..., drafter_vocabulary_fingerprint: _Optional[str] = ..., continue_from: _Optional[_Iterable[int]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., want_prompt_ids: _Optional[bool] = ..., want_text: _Optional[bool] = ..., priority: _Optional[int] = ..., incremental: _Optional[bool] = ..., prompt_fingerprint: _Optional[int] = ...) -> None: ...
+
+class OpenPiece(_message.Message):
+    __slots__ = ("data", "last")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    last: bool
+    def __init__(self, data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -196,12 +210,14 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class Resume(_message.Message):
-    __slots__ = ("session_id", "known_length")
+    __slots__ = ("session_id", "known_length", "known_prompt_ids")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     KNOWN_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     known_length: int
-    def __init__(self, session_id: _Optional[str] = ..., known_length: _Optional[int] = ...) -> None: ...
+    known_prompt_ids: int
+    def __init__(self, session_id: _Optional[str] = ..., known_length: _Optional[int] = ..., known_prompt_ids: _Optional[int] = ...) -> None: ...
 
 class Draft(_message.Message):
     __slots__ = ("start", "tokens", "known_length", "sent_at_us", "confidence", "patience_ms", "objective")
@@ -232,19 +248,39 @@ class Cancel(_message.Message):
     def __init__(self) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("opened", "commit", "pong", "finished")
+    __slots__ = ("opened", "commit", "pong", "finished", "open_progress", "prompt_ids")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     PONG_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    OPEN_PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     commit: Commit
     pong: Pong
     finished: Finished
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    open_progress: OpenProgress
+    prompt_ids: PromptIds
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., open_progress: _Optional[_Union[OpenProgress, _Mapping]] = ..., prompt_ids: _Optional[_Union[PromptIds, _Mapping]] = ...) -> None: ...
+
+class OpenProgress(_message.Message):
+    __slots__ = ("received_bytes", "queue_position")
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    received_bytes: int
+    queue_position: int
+    def __init__(self, received_bytes: _Optional[int] = ..., queue_position: _Optional[int] = ...) -> None: ...
+
+class PromptIds(_message.Message):
+    __slots__ = ("start", "ids")
+    START_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, start: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session_id", "lease_seconds", "model_info", "prompt_length", "prompt_ids", "resumed_at", "max_lookahead", "vocabulary_matches", "objective", "max_patience_ms")
+    __slots__ = ("session_id", "lease_seconds", "model_info", "prompt_length", "prompt_ids", "resumed_at", "max_lookahead", "vocabulary_matches", "objective", "max_patience_ms", "prompt_fingerprint")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_INFO_FIELD_NUMBER: _ClassVar[int]
@@ -255,6 +291,7 @@ class Opened(_message.Message):
     VOCABULARY_MATCHES_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     MAX_PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     lease_seconds: int
     model_info: GetModelInfoResponse
@@ -265,7 +302,8 @@ class Opened(_message.Message):
     vocabulary_matches: bool
     objective: Objective
     max_patience_ms: int
-    def __init__(self, session_id: _Optional[str] = ..., lease_seconds: _Optional[int] = ..., model_info: _Optional[_Union[GetModelInfoResponse, _Mapping]] = ..., prompt_length: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., resumed_at: _Optional[int] = ..., max_lookahead: _Optional[int] = ..., vocabulary_matches: _Optional[bool] = ..., objective: _Optional[_Union[Objective, str]] = ..., max_patience_ms: _Optional[int] = ...) -> None: ...
+    prompt_fingerprint: int
+    def __init__(self, session_id: _Optional[str] = ..., lease_seconds: _Optional[int] = ..., model_info: _Optional[_Union[GetModelInfoResponse, _Mapping]] = ..., prompt_length: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., resumed_at: _Optional[int] = ..., max_lookahead: _Optional[int] = ..., vocabulary_matches: _Optional[bool] = ..., objective: _Optional[_Union[Objective, str]] = ..., max_patience_ms: _Optional[int] = ..., prompt_fingerprint: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("start", "tokens", "drafted_mask", "text", "logprobs", "echo_sent_at_us", "hold_us", "queue_us", "forward_us", "batch_size", "draft_budget", "text_lengths")

@@ -71,9 +71,10 @@ class VerifierServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request_iterator, context):
-        """One session. The first request is an Open, the first response an Opened, the last response a Finished.
+        """One session. The first request is an Open, whole or as OpenPieces; the first response an Opened, after any number of
+        OpenProgress; the last response a Finished.
         While a session waits for a place, the verifier's initial metadata have come with outrider-queue-position, the number
-        of sessions in the queue up to this one; Opened comes once it has a place.
+        of sessions in the queue up to this one (unless an OpenProgress came before); Opened comes once it has a place.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

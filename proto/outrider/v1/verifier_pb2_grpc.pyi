@@ -45,9 +45,10 @@ class VerifierServiceStub:
     GetVocabulary: _grpc.UnaryStreamMultiCallable[_verifier_pb2.GetVocabularyRequest, _verifier_pb2.GetVocabularyResponse]
     """The token strings of the target's vocabulary in id order, in pieces: for a device whose drafter has another one."""
     Generate: _grpc.StreamStreamMultiCallable[_verifier_pb2.GenerateRequest, _verifier_pb2.GenerateResponse]
-    """One session. The first request is an Open, the first response an Opened, the last response a Finished.
+    """One session. The first request is an Open, whole or as OpenPieces; the first response an Opened, after any number of
+    OpenProgress; the last response a Finished.
     While a session waits for a place, the verifier's initial metadata have come with outrider-queue-position, the number
-    of sessions in the queue up to this one; Opened comes once it has a place.
+    of sessions in the queue up to this one (unless an OpenProgress came before); Opened comes once it has a place.
     """
 
 @_typing.type_check_only
@@ -60,9 +61,10 @@ class VerifierServiceAsyncStub(VerifierServiceStub):
     GetVocabulary: _aio.UnaryStreamMultiCallable[_verifier_pb2.GetVocabularyRequest, _verifier_pb2.GetVocabularyResponse]  # type: ignore[assignment]
     """The token strings of the target's vocabulary in id order, in pieces: for a device whose drafter has another one."""
     Generate: _aio.StreamStreamMultiCallable[_verifier_pb2.GenerateRequest, _verifier_pb2.GenerateResponse]  # type: ignore[assignment]
-    """One session. The first request is an Open, the first response an Opened, the last response a Finished.
+    """One session. The first request is an Open, whole or as OpenPieces; the first response an Opened, after any number of
+    OpenProgress; the last response a Finished.
     While a session waits for a place, the verifier's initial metadata have come with outrider-queue-position, the number
-    of sessions in the queue up to this one; Opened comes once it has a place.
+    of sessions in the queue up to this one (unless an OpenProgress came before); Opened comes once it has a place.
     """
 
 class VerifierServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -90,9 +92,10 @@ class VerifierServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_verifier_pb2.GenerateRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_verifier_pb2.GenerateResponse], _abc.AsyncIterator[_verifier_pb2.GenerateResponse]]:
-        """One session. The first request is an Open, the first response an Opened, the last response a Finished.
+        """One session. The first request is an Open, whole or as OpenPieces; the first response an Opened, after any number of
+        OpenProgress; the last response a Finished.
         While a session waits for a place, the verifier's initial metadata have come with outrider-queue-position, the number
-        of sessions in the queue up to this one; Opened comes once it has a place.
+        of sessions in the queue up to this one (unless an OpenProgress came before); Opened comes once it has a place.
         """
 
 def add_VerifierServiceServicer_to_server(servicer: VerifierServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
