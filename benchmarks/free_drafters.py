@@ -43,6 +43,7 @@ from netlab.race import chat
 from netlab.verifier_process import VerifierProcess
 from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
 from speculation.sampling import SamplingParams
+from speculation.vocabulary import Vocabulary
 
 QUESTIONS = (
     "I'd like to book a table for two at an Italian restaurant in San Jose.",
@@ -97,10 +98,12 @@ class ScriptedTarget(TargetEngine):
 class NoText:
     """A codec for prompts of token ids; nobody reads the answers."""
 
+    vocabulary, end_ids, words_fingerprint = Vocabulary(()), frozenset[int](), ""
+
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
 
-    def stream(self) -> NoText:
+    def stream(self, _before: Sequence[int] = ()) -> NoText:
         """Text that is never there."""
         return self
 

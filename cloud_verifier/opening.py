@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from grpc import StatusCode
@@ -53,6 +55,18 @@ class Served:
     max_patience_ms: int = PATIENCE_UNLIMITED_MS
     max_priority: int = 0
 
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: what the model's configuration, its tokenizer and its chat template name."""
+        named = {*self.engine.eos_ids, *self.codec.end_ids}
+        return tuple(sorted(token for token in named if token < self.engine.vocabulary_size))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256, in hex, over all that decides an answer's words, the request aside."""
+        deciding = [self.engine.fingerprint, self.codec.words_fingerprint, self.eos_ids]
+        return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
+
     def model_info(self) -> pb.GetModelInfoResponse:
         """What devices are told about it."""
         return pb.GetModelInfoResponse(
@@ -61,10 +75,10 @@ class Served:
             noise_version=NOISE_VERSION,
             vocabulary_fingerprint=self.codec.fingerprint,
             vocabulary_size=self.engine.vocabulary_size,
-            eos_ids=self.engine.eos_ids,
+            eos_ids=self.eos_ids,
             context_limit=self.engine.context_limit,
             max_lookahead=self.max_lookahead,
-            target_fingerprint=self.engine.fingerprint,
+            target_fingerprint=self.fingerprint,
             strict=self.engine.strict,
             strict_report=self.engine.strict_report,
         )
@@ -82,6 +96,8 @@ def vocabulary_pieces(vocabulary: Vocabulary) -> Iterator[pb.GetVocabularyRespon
         piece.tokens.append(encoded)
         if token_id in vocabulary.special:
             piece.special_ids.append(token_id)
+        elif token_id in vocabulary.added:
+            piece.added_ids.append(token_id)
         size += len(encoded) + _TOKEN_OVERHEAD_BYTES
     yield piece
 
@@ -131,12 +147,13 @@ def new_session(request: pb.Open, served: Served) -> Session:
             f"continue_from has {len(request.continue_from)} tokens, but the answer ends after {limit}",
         )
     now = time.monotonic()
+    stops = frozenset(params.stop_ids) | served.codec.vocabulary.named(params.stop)
     session = Session(
         session_id=secrets.token_hex(16),
         sampler=Sampler(params, request.seed, len(prompt)),
         line=VerifierLine(list(prompt)),
-        text=AnswerText(served.codec.stream(), params.stop),
-        stop_ids=frozenset(params.stop_ids if params.ignore_eos else (*params.stop_ids, *served.engine.eos_ids)),
+        text=AnswerText(served.codec.stream(prompt), params.stop),
+        stop_ids=stops if params.ignore_eos else stops.union(served.eos_ids),
         max_length=len(prompt) + limit,
         max_lookahead=served.max_lookahead,
         patience=patience,

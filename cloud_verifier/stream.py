@@ -231,9 +231,11 @@ def _uint32(value: float) -> int:
 def _finished(session: Session) -> pb.Finished:
     assert session.finish is not None
     stats = session.statistics
+    # What a cancelled answer holds back is not certain: whoever goes on with it is told then.
+    tells_rest = session.want_text and session.finish is not FinishReason.CANCELLED
     return pb.Finished(
         reason=REASONS[session.finish],
-        text=session.text.rest() if session.want_text else "",
+        text=session.text.rest() if tells_rest else "",
         usage=pb.Usage(
             prompt_tokens=session.prompt_length,
             completion_tokens=len(session.drafted),

@@ -331,6 +331,7 @@ class Answering:
             cached_prompt_tokens=finished.usage.cached_prompt_tokens,
             target=self.opened.model_info.target_fingerprint if self.opened is not None else "",
             prompt_fingerprint=self.opened.prompt_fingerprint if self.opened is not None else 0,
+            held_text=finished.text,
         )
 
 

@@ -153,7 +153,7 @@ class EdgeClient:
     ) -> Generator[StreamChunk, None, None]:
         """The answer as it grows; closing the iterator early cancels the session. Raises as `generate` does.
 
-        Of one that `continues`, only what is new.
+        Of one that `continues`, only what is new; what it had in `held_text` is told again.
         """
         return self._stream(lambda put: self._start(prompt, params, _seed_of(seed, continues), put, ride, continues))
 
@@ -254,6 +254,8 @@ class EdgeClient:
         params, settings = params or SamplingParams(), settings or RideSettings()
         seed = secrets.randbits(64) if seed is None else seed
         consent = self._consent(settings.offline_answers or self._offline.answers)
+        if before is not None and before.held_text:  # the verifier tells it again
+            before = dataclasses.replace(before, text=before.text.removesuffix(before.held_text), held_text="")
         wanted = self._seat if settings.drafts else None
         who = object()
         seat = wanted if wanted is not None and self._turns.take(who) else None

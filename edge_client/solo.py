@@ -37,9 +37,9 @@ class Solo:
     def __post_init__(self) -> None:
         if not self.of_log:
             self.params = replace(self.params, logit_bias={}, stop_ids=())
-        self._ends = frozenset() if self.params.ignore_eos else self.text.end_ids
-        self._ends |= frozenset(self.params.stop_ids)
-        self._answer_text = AnswerText(self.text.stream(), self.params.stop)
+        self._ends = frozenset() if self.params.ignore_eos else self.text.ends
+        self._ends |= frozenset(self.params.stop_ids) | self.text.vocabulary.named(self.params.stop)
+        self._answer_text = AnswerText(self.text.stream(self.prompt), self.params.stop)
         for token in self.answer:
             self._answer_text.push(token)
         told = "".join(self._answer_text.pieces)

@@ -111,6 +111,8 @@ class RequestOutput:
     device. offline: the end of the text, if the device wrote it alone. cached_prompt_tokens: those that the verifier
     had evaluated before, for another. target: fingerprint of what wrote it; empty if no verifier was reached.
     prompt_fingerprint: of the tokens that the verifier made of the prompt; 0 if it did not tell.
+    held_text: the end of the text that belongs to no token, for it became certain only because the answer ended: half a
+    character, or the beginning of a stop text.
     """
 
     text: str
@@ -125,6 +127,7 @@ class RequestOutput:
     cached_prompt_tokens: int = 0
     target: str = ""
     prompt_fingerprint: int = 0
+    held_text: str = ""
 
     @property
     def committed_text(self) -> str:

@@ -18,14 +18,13 @@ from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.channel import Channel
 from edge_client.user_files import replace_file
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary import MOST_TOKENS, Vocabulary
 
 log = logging.getLogger(__name__)
 
-MOST_TOKENS = 1 << 20
 MOST_BYTES = 64 << 20
 _FINGERPRINT = re.compile(r"sha256:([0-9a-f]{64})")
-_SUFFIX = ".vocabulary"
+_SUFFIX = ".2.vocabulary"  # its number is to change with what is kept
 
 
 class VocabularyError(ValueError):
@@ -66,12 +65,16 @@ async def _collect(pieces: AsyncIterator[Any]) -> pb.GetVocabularyResponse:
             raise VocabularyError(f"it has more than {MOST_TOKENS} tokens or {MOST_BYTES >> 20} MiB")
         whole.tokens.extend(piece.tokens)
         whole.special_ids.extend(piece.special_ids)
+        whole.added_ids.extend(piece.added_ids)
     return whole
 
 
 def _checked(message: pb.GetVocabularyResponse, fingerprint: str) -> Vocabulary:
     strings = tuple(token.decode("utf-8", "surrogateescape") for token in message.tokens)
-    vocabulary = Vocabulary(strings, frozenset(i for i in message.special_ids if i < len(strings)))
+    special, added = (
+        frozenset(i for i in ids if i < len(strings)) for ids in (message.special_ids, message.added_ids)
+    )
+    vocabulary = Vocabulary(strings, special, added=added - special)
     if vocabulary.fingerprint != fingerprint:
         raise VocabularyError("its fingerprint is not the one that the verifier told")
     return vocabulary

@@ -19,33 +19,36 @@ class TokenStream(Protocol):
 class AnswerText:
     """The text of an answer as it grows token by token, and whether a stop string has come.
 
-    pieces[i] is what token i made certain. Text that could be the beginning of a stop string is held back until it is
-    not.
+    pieces[i] is what token i made certain; it depends on the tokens up to it and on nothing else, so an answer that is
+    continued elsewhere goes on with the same text. Text that could be the beginning of a stop string is held back until
+    it is not.
     """
 
     def __init__(self, stream: TokenStream, stop: Sequence[str]) -> None:
-        self._stream, self._stop = stream, tuple(stop)
+        self._stream = stream
+        self._stops = [_Stop(text) for text in stop]
         self._held = ""
         self.pieces: list[str] = []
         self.stopped = False
 
     def push(self, token: int) -> bool:
         """Take one token; returns whether the answer ends with it because a stop string is complete."""
-        self._held += self._stream.push(token)
-        if not self._stop:
-            self.pieces.append(self._held)
-            self._held = ""
+        new = self._stream.push(token)
+        if not self._stops:
+            self.pieces.append(new)
             return False
-        hits = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
-        if hits:
-            self.pieces.append(self._held[: min(hits)])
-            self._held = ""
-            self.stopped = True
-            return True
-        keep = max(_overlap(self._held, s) for s in self._stop)
-        cut = len(self._held) - keep
-        self.pieces.append(self._held[:cut])
-        self._held = self._held[cut:]
+        text, began = self._held + new, len(self._held)
+        for at, character in enumerate(new, began + 1):
+            # All of them, for the others must hear of every character; of several that end here, the longest.
+            ended = max([len(stop.text) for stop in self._stops if stop.goes_on(character)], default=0)
+            if ended:
+                self.pieces.append(text[: at - ended])
+                self._held = ""
+                self.stopped = True
+                return True
+        cut = len(text) - max(stop.matched for stop in self._stops)
+        self.pieces.append(text[:cut])
+        self._held = text[cut:]
         return False
 
     def rest(self) -> str:
@@ -53,9 +56,24 @@ class AnswerText:
         return "" if self.stopped else self._held + self._stream.rest()
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
-    for n in range(min(len(text), len(stop) - 1), 0, -1):
-        if stop.startswith(text[-n:]):
-            return n
-    return 0
+class _Stop:
+    """A stop string, and how much of it the text so far ends with (Knuth, Morris and Pratt 1977).
+
+    So a character costs a constant time, however long the string is.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text, self.matched = text, 0
+        self._shorter = [0, 0]  # by length of a beginning: the longest shorter one that it ends with
+        for character in text[1:]:
+            self._shorter.append(self._longest(self._shorter[-1], character))
+
+    def goes_on(self, character: str) -> bool:
+        """Take a character; returns whether the string is complete."""
+        self.matched = self._longest(self.matched, character)
+        return self.matched == len(self.text)
+
+    def _longest(self, matched: int, character: str) -> int:
+        while matched and self.text[matched] != character:
+            matched = self._shorter[matched]
+        return matched + (self.text[matched] == character)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-LONGEST_WORD_BYTES = 24  # scripts without spaces are cut at a character after so many bytes
+LONGEST_WORD_BYTES = 24  # scripts without spaces are cut at a character after so many bytes, and so are long spaces
 _SPACES = b" \t"
 _CACHED_WORDS = 1 << 14
 
@@ -103,6 +103,6 @@ def word_ends(text: bytes) -> list[int]:
 def ends_word(text: Sequence[int], start: int, at: int) -> bool:
     """Whether a word that began at `start` ends before the byte at `at` > start."""
     byte = text[at]
-    if byte in _SPACES:
-        return text[at - 1] not in _SPACES
+    if byte in _SPACES and text[at - 1] not in _SPACES:
+        return True
     return at - start >= LONGEST_WORD_BYTES and not 0x80 <= byte < 0xC0

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+MOST_TOKENS = 1 << 20  # ids a vocabulary may have; the largest that are published have a quarter of that
 _LENGTH_BYTES = 4
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -23,20 +24,25 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Vocabulary:
     """The tokens of a tokenizer in id order.
 
-    strings: as in its files. special: ids that stand for no text. opening: the token that the tokenizer itself puts
-    before every text, if any.
+    strings: as in its files; empty for an id without a token. special: ids that stand for no text. opening: the token
+    that the tokenizer itself puts before every text, if any. added: other tokens that were added to those the tokenizer
+    learnt, and are written as plain text.
     """
 
     strings: tuple[str, ...]
     special: frozenset[int] = frozenset()
     opening: int | None = None
+    added: frozenset[int] = frozenset()
 
     @classmethod
     def of_tokenizer(cls, tokenizer: Mapping[str, Any]) -> Vocabulary:
         """That of a parsed tokenizer.json. Raises ValueError as `token_strings` does."""
         strings = tuple(token_strings(tokenizer))
-        special = frozenset(added["id"] for added in tokenizer.get("added_tokens") or () if added.get("special"))
-        return cls(strings, special, _opening(tokenizer, strings))
+        learnt = {text for text, _ in _entries(tokenizer["model"])}
+        tokens = tokenizer.get("added_tokens") or ()
+        special = frozenset(token["id"] for token in tokens if token.get("special"))
+        added = frozenset(token["id"] for token in tokens if token["content"] not in learnt)
+        return cls(strings, special, _opening(tokenizer, strings), added - special)
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +54,8 @@ class Vocabulary:
         """The bytes each token stands for; none for special ones.
 
         Three ways of writing are told apart by their spaces: byte-level BPE ("Ġ", a printable character per byte),
-        SentencePiece ("▁", and ``<0x0A>`` for a byte), and plain text. Added tokens of a byte-level BPE are plain text.
+        SentencePiece ("▁", and ``<0x0A>`` for a byte), and plain text. Added tokens of a byte-level BPE are plain text,
+        although all their characters may belong to its alphabet, too ("đem").
         """
         spaces = {mark: sum(text.startswith(mark) for text in self.strings) for mark in "Ġ▁"}
         if spaces["▁"] > spaces["Ġ"]:
@@ -57,7 +64,19 @@ class Vocabulary:
             spell = _spelled_by_bytes
         else:
             spell = _plain
-        return tuple(b"" if i in self.special else spell(text) for i, text in enumerate(self.strings))
+        plain = self.added if spell is _spelled_by_bytes else frozenset()
+        return tuple(
+            b"" if i in self.special else _plain(text) if i in plain else spell(text)
+            for i, text in enumerate(self.strings)
+        )
+
+    @cached_property
+    def _by_name(self) -> dict[str, int]:
+        return {self.strings[token]: token for token in sorted(self.special, reverse=True)}
+
+    def named(self, texts: Iterable[str]) -> frozenset[int]:
+        """The special tokens that are called so. Being no text, they are never found in a text."""
+        return frozenset(self._by_name[text] for text in texts if text in self._by_name)
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -114,8 +133,8 @@ def token_strings(tokenizer: Mapping[str, Any]) -> list[str]:
     """The token strings of a parsed tokenizer.json in id order.
 
     The vocabulary is a dict from string to id (BPE, WordPiece, WordLevel) or a list of [string, score] (Unigram); added
-    tokens come on top and win where both name an id. Raises ValueError with what is wrong: no vocabulary, an unknown
-    kind of one, or ids with holes.
+    tokens come on top and win where both name an id. An id that nothing names has the empty string. Raises ValueError
+    with what is wrong: no vocabulary, an unknown kind of one, or an id that is no number below MOST_TOKENS.
     """
     model = tokenizer.get("model")
     if not isinstance(model, Mapping) or "vocab" not in model:
@@ -123,13 +142,10 @@ def token_strings(tokenizer: Mapping[str, Any]) -> list[str]:
     by_id = {token_id: text for text, token_id in _entries(model)}
     for added in tokenizer.get("added_tokens") or ():
         by_id[added["id"]] = added["content"]
-    missing = [token_id for token_id in range(len(by_id)) if token_id not in by_id]
-    if missing:
-        raise ValueError(
-            f"the tokenizer's ids have holes: {len(by_id)} tokens, the highest id is {max(by_id)}, "
-            f"and id {missing[0]} is the first of {len(missing)} without a token"
-        )
-    return [by_id[token_id] for token_id in range(len(by_id))]
+    for token_id in by_id:
+        if not (isinstance(token_id, int) and 0 <= token_id < MOST_TOKENS):
+            raise ValueError(f"the tokenizer has a token with the id {token_id!r}; ids are numbers below {MOST_TOKENS}")
+    return [by_id.get(token_id, "") for token_id in range(max(by_id, default=-1) + 1)]
 
 
 def _entries(model: Mapping[str, Any]) -> Iterable[tuple[str, int]]:

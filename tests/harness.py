@@ -23,6 +23,7 @@ from cloud_verifier.service import ServiceSettings, VerifierService
 from cloud_verifier.text import TextError
 from edge_client.drafters.base import Candidates, Drafter, DrafterError, DrafterInfo
 from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
+from speculation.vocabulary import Vocabulary
 from tests.mock_engine import VOCABULARY_SIZE, next_token
 
 
@@ -30,7 +31,9 @@ class LetterCodec:
     """Token 2 + n is the n-th of these letters; 0 and 1 are special and have no text."""
 
     LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-    fingerprint = "letters"
+    fingerprint = words_fingerprint = "letters"
+    vocabulary = Vocabulary(("<begin>", "<end>", *LETTERS), frozenset({0, 1}))
+    end_ids = frozenset({1})
 
     def encode_text(self, text: str) -> list[int]:
         return [2 + self.LETTERS.index(c) for c in text]
@@ -40,7 +43,7 @@ class LetterCodec:
             raise TextError("only user and assistant may speak")
         return [0, *self.encode_text("".join(m["content"] for m in messages))]
 
-    def stream(self) -> LetterStream:
+    def stream(self, before: Sequence[int] = ()) -> LetterStream:
         return LetterStream()
 
     def text(self, tokens: Sequence[int]) -> str:

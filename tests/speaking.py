@@ -6,11 +6,10 @@ import numpy as np
 
 from edge_client.drafters.base import Candidates
 from edge_client.drafters.model_text import ModelText
-from speculation.vocabulary import Vocabulary
 from tests.harness import LetterCodec, MockDrafter
 from tests.mock_engine import EOS, next_token
 
-LETTERS = Vocabulary(("<begin>", "<end>", *LetterCodec.LETTERS), frozenset({0, EOS}))
+LETTERS = LetterCodec.vocabulary
 
 
 def letter_text() -> ModelText:

@@ -25,7 +25,8 @@ class EngineFull(Exception):
 class EngineInfo:
     """What an engine serves.
 
-    name: for people. fingerprint: equal fingerprints give equal words (weights, precision, kernels, strictness).
+    name: for people. fingerprint: equal fingerprints compute the same (weights, precision, kernels, strictness).
+    eos_ids: tokens that end an answer, as far as the model's configuration tells.
     context_limit: longest sequence, in tokens. max_sequences: open at one time. strict: the start-up self-test found
     batched, alone and token-by-token evaluation bitwise equal; strict_report says what it found, in a sentence.
     """

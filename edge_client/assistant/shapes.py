@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -133,7 +134,8 @@ class CompletionShape(Shape):
 
     prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
-    _offsets: dict[int, int] = field(default_factory=dict)  # by choice, in characters
+    _offsets: dict[int, int] = field(default_factory=dict)  # by choice, in characters of the text
+    _readers: dict[int, codecs.IncrementalDecoder] = field(default_factory=dict)
 
     def part(self, index: int, text: str, logprobs: Sequence[TokenLogprob]) -> Json:
         told = self._logprobs(index, logprobs) if logprobs else None
@@ -146,14 +148,16 @@ class CompletionShape(Shape):
 
     def _logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> Json:
         assert self.spelling is not None
+        read = self._readers.setdefault(index, codecs.getincrementaldecoder("utf-8")("replace"))
+        offset = self._offsets.get(index, 0)
         tokens, offsets, tops = [], [], []
         for entry in logprobs:
-            text = self.spelling(entry.token_id).text
-            offset = self._offsets.get(index, 0)
-            self._offsets[index] = offset + len(text)
-            tokens.append(text)
+            spelled = self.spelling(entry.token_id)
+            tokens.append(spelled.text)
             offsets.append(offset)
+            offset += len(read.decode(bytes(spelled.octets or ())))  # half a character is none of the text's yet
             tops.append({self.spelling(token).text: value for token, value in entry.top.items()})
+        self._offsets[index] = offset
         values = [entry.logprob for entry in logprobs]
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 

@@ -22,7 +22,15 @@ _NOT_THE_MODEL = re.compile(
     re.IGNORECASE,
 )
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
-_TOKENIZER_AND_CONFIG = ("tokenizer.json", "tokenizer_config.json", "config.json", "genai_config.json")
+_TOKENIZER_AND_CONFIG = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "genai_config.json",
+)
 _LISTED = 12
 
 

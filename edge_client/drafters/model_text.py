@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import codecs
 import datetime
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
 from edge_client.drafters.base import DrafterError
+from speculation.prompt import ControlNames, Message, opening_tokens, turn_end
 from speculation.vocabulary import Vocabulary
 
 
@@ -18,7 +20,7 @@ class ModelText:
     """name: for people. tokenize: a text's tokens; whether those that stand before every text are wanted, too.
 
     template: Jinja's, empty if the model has none. specials: what a template calls bos_token, eos_token and so on.
-    end_ids: tokens that end an answer.
+    end_ids: tokens that end an answer, as far as the model's files name them.
     """
 
     name: str
@@ -30,48 +32,73 @@ class ModelText:
 
     def encode_text(self, text: str) -> list[int]:
         """Tokens of plain text, with those that the tokenizer itself puts before a text."""
-        return self.tokenize(text, True)
+        opening = opening_tokens(lambda some: self.tokenize(some, True), self._bare)
+        return [*opening, *self._bare(text)]
 
     def encode_more(self, text: str) -> list[int]:
         """Tokens of a text that goes on."""
-        return self.tokenize(text, False) if text else []
+        return self._bare(text.removeprefix(" ") if self._spaced else text) if text else []
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Tokens of a conversation up to where the assistant speaks. Raises DrafterError."""
-        return self.tokenize(self._render(messages), False)
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a conversation up to where the assistant speaks. Raises DrafterError.
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        The name of a control token within a message is text.
+        """
+        pieces = ControlNames(self.vocabulary, self.ends, self.template).pieces(self._render, messages)
+        return [token for piece in pieces for token in self._bare(piece)]
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer, with the one that the template ends a turn with."""
+        end = turn_end(lambda said: self._render(said, prompt=False), self._bare, self.vocabulary)
+        return self.end_ids if end is None else self.end_ids | {end}
+
+    def _bare(self, text: str) -> list[int]:
+        return self.tokenize(text, False)
+
+    def _render(self, messages: Sequence[Message], *, prompt: bool = True) -> str:
+        """What transformers' `apply_chat_template` makes of it."""
         if not self.template:
             raise DrafterError(f"{self.name} has no chat template, so it cannot answer messages, only continue a text")
         try:
+            import jinja2.ext
             import jinja2.sandbox
+
+            from edge_client.drafters.template_tags import GenerationTag
         except ImportError as error:
             raise DrafterError("chat templates need jinja2: pip install jinja2") from error
         # Templates come with models, from anywhere: they may look and not touch.
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
         )
-        names = {"raise_exception": _refuse, "strftime_now": _now, "add_generation_prompt": True, **self.specials}
+        environment.filters["tojson"] = _to_json
+        environment.globals.update(raise_exception=_refuse, strftime_now=_now)
+        given = {"messages": [dict(each) for each in messages], "tools": None, "documents": None}
         try:
-            return environment.from_string(self.template, names).render(messages=[dict(each) for each in messages])
+            template = environment.from_string(self.template)
+            return template.render(**self.specials, **given, add_generation_prompt=prompt)
         except Exception as error:  # templates are programs and raise what they like
             raise DrafterError(f"the chat template of {self.name} refuses these messages: {error}") from error
 
-    def stream(self) -> SpelledText:
-        """A fresh incremental decoder."""
-        return SpelledText(self.vocabulary.spellings, spaced=self._spaced)
+    def stream(self, before: Sequence[int] = ()) -> SpelledText:
+        """A fresh incremental decoder of the text that follows the tokens `before`."""
+        stream = SpelledText(self.vocabulary.spellings, spaced=self._spaced)
+        for token in before:
+            stream.push(token)
+        return stream
 
     @cached_property
     def _spaced(self) -> bool:
         """Whether the tokenizer puts a space before a text that is none of the text's, as SentencePiece does."""
-        strings = self.vocabulary.strings
-        return sum(text.startswith("▁") for text in strings) > sum(text.startswith("Ġ") for text in strings)
+        spellings = self.vocabulary.spellings
+        return any(spellings[token].startswith(b" ") for token in self._bare("a")[:1] if token < len(spellings))
 
 
 class SpelledText:
     """A `speculation.answer_text.TokenStream` over the bytes that tokens stand for."""
 
     def __init__(self, spellings: Sequence[bytes], *, spaced: bool) -> None:
+        """spaced: the first text begins with a space that is none of its own."""
         self._spellings, self._spaced = spellings, spaced
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -95,6 +122,17 @@ def template_of(config: Mapping[str, Any]) -> str:
         named = {str(one.get("name")): one.get("template") for one in template if isinstance(one, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else ""
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own would write characters of HTML as escapes."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: object) -> NoReturn:

@@ -9,7 +9,7 @@ from edge_client.drafters.base import DrafterError
 from edge_client.drafters.model_text import ModelText, template_of
 from edge_client.drafters.onnx_graph import TOKENIZER_FILE, beside, read_json, read_vocabulary
 
-_SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TEMPLATE_FILE = "chat_template.jinja"
 
 
@@ -25,11 +25,14 @@ def read_text(file: Path, name: str) -> ModelText:
         tokenizer = Tokenizer.from_file(str(home))
     except Exception as error:  # tokenizers raises bare Exception
         raise DrafterError(f"{home} cannot be used: {error}") from error
+    # Some files keep the settings of whoever trained with them: a prompt would be cut, or filled up.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
 
     def tokenize(text: str, opening: bool) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=opening).ids)
 
-    config = _read(file, "tokenizer_config.json")
+    config = _read(file, "special_tokens_map.json") | _read(file, "tokenizer_config.json")
     specials = {key: text for key in _SPECIALS if (text := _text(config, key))}
     return ModelText(name, vocabulary, tokenize, _template(file, config), specials, _end_ids(file, tokenizer, specials))
 

@@ -165,7 +165,12 @@ def as_json(reference: Reference) -> dict[str, Any]:
     return {
         **{name: value for name, value in vars(reference).items() if name not in ("answers", "vocabulary")},
         "answers": [vars(answer) for answer in reference.answers],
-        "vocabulary": vocabulary and {"strings": vocabulary.strings, "special": sorted(vocabulary.special)},
+        "vocabulary": vocabulary
+        and {
+            "strings": vocabulary.strings,
+            "special": sorted(vocabulary.special),
+            "added": sorted(vocabulary.added),
+        },
     }
 
 
@@ -176,6 +181,7 @@ def from_json(content: dict[str, Any]) -> Reference:
         **{
             **content,
             "answers": tuple(Answer(**{**answer, "log": tuple(answer["log"])}) for answer in content["answers"]),
-            "vocabulary": told and Vocabulary(tuple(told["strings"]), frozenset(told["special"])),
+            "vocabulary": told
+            and Vocabulary(tuple(told["strings"]), frozenset(told["special"]), added=frozenset(told["added"])),
         }
     )

@@ -58,7 +58,8 @@ def add_tokenizer(writer: gguf.GGUFWriter, model_folder: Path, vocabulary_size: 
             "a BPE with byte fallback, or a Unigram"
         )
     padding = range(len(tokens), vocabulary_size)
-    writer.add_token_list(tokens + [f"[PAD{token_id}]" for token_id in padding])
+    named = [text or f"[PAD{token_id}]" for token_id, text in enumerate(tokens)]
+    writer.add_token_list(named + [f"[PAD{token_id}]" for token_id in padding])
     writer.add_token_types(types + [gguf.TokenType.UNUSED for _ in padding])
     if scores is not None:
         writer.add_token_scores(scores + [_NO_SCORE for _ in padding])
@@ -66,7 +67,10 @@ def add_tokenizer(writer: gguf.GGUFWriter, model_folder: Path, vocabulary_size: 
 
 
 def _types(tokenizer: dict[str, Any], tokens: list[str]) -> list[gguf.TokenType]:
-    types = [gguf.TokenType.BYTE if _BYTE.fullmatch(text) else gguf.TokenType.NORMAL for text in tokens]
+    types = [
+        gguf.TokenType.BYTE if _BYTE.fullmatch(text) else gguf.TokenType.NORMAL if text else gguf.TokenType.UNUSED
+        for text in tokens
+    ]
     unknown = tokenizer["model"].get("unk_token")
     if tokenizer["model"]["type"] == "Unigram" and (unknown_id := tokenizer["model"].get("unk_id")) is not None:
         unknown = tokens[unknown_id]

@@ -1,6 +1,7 @@
 """Trials, simulated and over real sockets: the words, the acceptance, and what is counted."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ SHORT = Setting(MemoryBound(10.0, 0.1, 0.2), rtt_ms=20.0, draft_ms=2.0, warm_ms=
 class NumberCodec(LetterCodec):
     """A text for every id."""
 
-    def stream(self) -> Any:
+    def stream(self, before: Sequence[int] = ()) -> Any:
         return NumberStream()
 
 

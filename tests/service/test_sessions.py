@@ -380,8 +380,8 @@ def test_a_fault_of_the_engine_stays_with_its_session(fault: str) -> None:
 class ChokingCodec(LetterCodec):
     """Its decoder fails on the tenth word of the usual answer."""
 
-    def stream(self) -> Any:
-        inner = super().stream()
+    def stream(self, before: Sequence[int] = ()) -> Any:
+        inner = super().stream(before)
         push = inner.push
 
         def choke(token: int) -> str:

@@ -104,13 +104,15 @@ def test_a_verifier_that_has_none_costs_only_the_drafts(tmp_path: Path) -> None:
 @given(
     strings=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), max_size=30),
     special=st.sets(st.integers(0, 29)),
+    added=st.sets(st.integers(0, 29)),
 )
 def test_any_vocabulary_survives_its_pieces(
-    tmp_path_factory: pytest.TempPathFactory, strings: list[str], special: set[int]
+    tmp_path_factory: pytest.TempPathFactory, strings: list[str], special: set[int], added: set[int]
 ) -> None:
-    vocabulary = Vocabulary(tuple(strings), frozenset(i for i in special if i < len(strings)))
+    ids = range(len(strings))
+    vocabulary = Vocabulary(tuple(strings), frozenset(special.intersection(ids)), added=frozenset(added.intersection(ids)) - special)
     found = get(list(vocabulary_pieces(vocabulary)), tmp_path_factory.mktemp("cache"), told(vocabulary.fingerprint))
-    assert (found.strings, found.special) == (vocabulary.strings, vocabulary.special)
+    assert found == vocabulary
 
 
 def test_pieces_are_well_below_the_limit_of_a_message(tmp_path: Path) -> None:

@@ -58,8 +58,9 @@ def test_an_unfinished_character_is_held_back() -> None:
 
 def test_sentencepiece_begins_without_its_space() -> None:
     vocabulary = Vocabulary(("▁", "▁Hello", "▁there", "x"))
-    stream = ModelText("sp", vocabulary, lambda _text, _opening: [], "", {}, frozenset()).stream()
-    assert "".join(map(stream.push, (1, 2, 3))) == "Hello therex"
+    text = ModelText("sp", vocabulary, lambda _text, _opening: [0, 3], "", {}, frozenset())
+    assert "".join(map(text.stream().push, (1, 2, 3))) == "Hello therex"
+    assert "".join(map(text.stream([3]).push, (1, 2, 3))) == " Hello therex"
 
 
 @pytest.mark.parametrize(

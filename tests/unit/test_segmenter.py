@@ -73,3 +73,13 @@ def test_unfinished_characters_are_seen(text: str, cut: int) -> None:
 @pytest.mark.parametrize("text", [b"\x80\x80", b"\xff", b"\xc3\xff", b"\xf8\x80\x80"])
 def test_what_can_never_become_a_character_is_not_waited_for(text: bytes) -> None:
     assert unfinished(text) == 0
+
+
+@pytest.mark.parametrize("space", [b" ", b"\t", b" \t"])
+def test_no_word_grows_with_the_text(space: bytes) -> None:
+    """What merging costs grows with the square of a word."""
+    text = b"a" + space * 500 + b"x" * 500
+    ends = word_ends(text)
+    assert max(end - start for start, end in zip([0, *ends], ends, strict=False)) <= LONGEST_WORD_BYTES
+    segmenter = Segmenter(byte_level().spellings)
+    assert b"".join(segmenter.spellings[token] for token in segmenter.tokens(text)) == text

@@ -279,7 +279,7 @@ def test_hits_are_those_of_the_shared_noise_at_the_positions_of_the_log() -> Non
 
 
 def test_a_reference_reaches_another_process_unchanged() -> None:
-    vocabulary = Vocabulary(("a", "\udcff", "Ġb"), frozenset({1}))
+    vocabulary = Vocabulary(("a", "\udcff", "Ġb"), frozenset({1}), added=frozenset({2}))
     for told in (vocabulary, None):
         reference = Reference("m", "sha256:1", 3, 50.0, 30.0, (Answer((1, 2, 0), 2, 5),), told)
         assert from_json(json.loads(json.dumps(as_json(reference)))) == reference

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from models.demo.data import train_tokenizer
 from models.demo.dialogues import DIALOGUES
-from speculation.vocabulary import fingerprint, token_strings
+from speculation.vocabulary import Vocabulary, fingerprint, token_strings
 
 Strings = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=8)
 
@@ -76,9 +76,20 @@ def test_added_tokens_come_on_top() -> None:
     assert token_strings(parsed) == ["a", "<b>", "<c>"]
 
 
-def test_holes_are_named() -> None:
-    with pytest.raises(ValueError, match=r"holes: 3 tokens, the highest id is 4, and id 1 is the first of 1 without"):
-        token_strings(bpe({"a": 0, "c": 2, "e": 4}))
+def test_ids_without_a_token_have_an_empty_string() -> None:
+    assert token_strings(bpe({"a": 0, "c": 2, "e": 4})) == ["a", "", "c", "", "e"]
+    assert Vocabulary.of_tokenizer(bpe({"a": 0, "c": 2})).spellings == (b"a", b"", b"c")
+
+
+@pytest.mark.parametrize("token_id", [-1, 1 << 20, 1 << 60, "3", None])
+def test_an_id_that_cannot_be_is_named(token_id: object) -> None:
+    with pytest.raises(ValueError, match="ids are numbers below"):
+        token_strings(bpe({"a": 0, "b": token_id}))
+
+
+def test_special_tokens_are_found_by_name() -> None:
+    vocabulary = Vocabulary(("a", "<end>", "<end>", "<pad>"), frozenset({1, 2}))
+    assert vocabulary.named(["a", "<end>", "<pad>", "", "<en"]) == {1}
 
 
 @pytest.mark.parametrize("parsed", [{}, {"model": None}, {"model": {"type": "BPE"}}])

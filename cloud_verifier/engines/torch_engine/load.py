@@ -316,12 +316,11 @@ def _rope_types(parameters: object) -> set[str]:
 
 
 def _eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    eos = getattr(model.generation_config, "eos_token_id", None)
-    if eos is None:
-        eos = model.config.get_text_config().eos_token_id
-    if eos is None:
-        return ()
-    return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
+    """What generation_config.json and config.json name; one of them is often out of date."""
+    configs = (model.generation_config, model.config.get_text_config())
+    named = [getattr(config, "eos_token_id", None) for config in configs]
+    flat = (token for one in named for token in (one if isinstance(one, list | tuple) else [one]))
+    return tuple(sorted({int(token) for token in flat if token is not None}))
 
 
 def _trial_ids(vocabulary_size: int, limit: int) -> list[list[int]]:
