@@ -71,9 +71,7 @@ async def _collect(pieces: AsyncIterator[Any]) -> pb.GetVocabularyResponse:
 
 def _checked(message: pb.GetVocabularyResponse, fingerprint: str) -> Vocabulary:
     strings = tuple(token.decode("utf-8", "surrogateescape") for token in message.tokens)
-    special, added = (
-        frozenset(i for i in ids if i < len(strings)) for ids in (message.special_ids, message.added_ids)
-    )
+    special, added = (frozenset(i for i in ids if i < len(strings)) for ids in (message.special_ids, message.added_ids))
     vocabulary = Vocabulary(strings, special, added=added - special)
     if vocabulary.fingerprint != fingerprint:
         raise VocabularyError("its fingerprint is not the one that the verifier told")

@@ -11,7 +11,12 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-TEXTS = ["One day a girl named Lily went for a walk.", "Zwölf Boxkämpfer äöü ß", "数字は好きですか 🐙🐙", "a  b\n\n\tc isn't"]
+TEXTS = [
+    "One day a girl named Lily went for a walk.",
+    "Zwölf Boxkämpfer äöü ß",
+    "数字は好きですか 🐙🐙",
+    "a  b\n\n\tc isn't",
+]
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 _SPACE = "\u2581"
 

@@ -110,7 +110,9 @@ def test_any_vocabulary_survives_its_pieces(
     tmp_path_factory: pytest.TempPathFactory, strings: list[str], special: set[int], added: set[int]
 ) -> None:
     ids = range(len(strings))
-    vocabulary = Vocabulary(tuple(strings), frozenset(special.intersection(ids)), added=frozenset(added.intersection(ids)) - special)
+    vocabulary = Vocabulary(
+        tuple(strings), frozenset(special.intersection(ids)), added=frozenset(added.intersection(ids)) - special
+    )
     found = get(list(vocabulary_pieces(vocabulary)), tmp_path_factory.mktemp("cache"), told(vocabulary.fingerprint))
     assert found == vocabulary
 
