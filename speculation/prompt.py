@@ -51,7 +51,7 @@ class ControlNames:
     """The names of control tokens, and where they stand in a text that is to be read as mere text."""
 
     def __init__(self, vocabulary: Vocabulary, ends: Collection[int], template: str) -> None:
-        """ends: tokens that end an answer, special or not. template: of chats; added tokens that it writes count, too."""
+        """ends: tokens that end an answer, special or not. template: of chats; added tokens in it count, too."""
         strings = vocabulary.strings
         names = {strings[token] for token in vocabulary.special.union(ends) if token < len(strings)}
         names |= {strings[token] for token in vocabulary.added if strings[token] in template}

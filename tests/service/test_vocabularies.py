@@ -88,7 +88,9 @@ def test_a_model_that_is_not_served_has_none() -> None:
 def test_a_verifier_that_has_none_costs_only_the_drafts(tmp_path: Path) -> None:
     notices: list[str] = []
     drafter: Drafter = HashDrafter(sentencepiece())
-    with InProcessVerifier(MockEngine()) as verifier:
+    codec: Any = LetterCodec()
+    codec.vocabulary = None
+    with InProcessVerifier(MockEngine(), codec) as verifier:
         channel = Channel(verifier.address)
         matching = Matching(channel, drafter, notices, VocabularyCache(tmp_path))
         found = matching.find(channel.model_info())
