@@ -98,7 +98,7 @@ $(VENV)/.llama-$(LLAMA_BUILD): $(VENV)/.check
 			&& $(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps --wheel-dir "$$partial" llama-cpp-python \
 			&& mkdir -p "$(LLAMA_WHEELS)" && mv "$$partial"/*.whl "$(LLAMA_WHEELS)"; }
 	@$(INSTALL) --force-reinstall --no-deps "$(LLAMA_WHEELS)"/llama_cpp_python-*.whl
-	@touch $@
+	@rm -f $(VENV)/.llama-* && touch $@ # another build that was here before is not any more
 
 $(VENV)/.test: $(VENV)/.llama-$(LLAMA_BUILD)
 	@$(INSTALL) -e '.[demo,train,dev,llama]'

@@ -34,6 +34,7 @@ def run(spec: str, *, threads: int, tokens: int, against_bare: bool, settings: D
             raise DrafterError(f"{spec!r} names no drafter: there is nothing to measure")
         return drafter
 
+    load().close()  # a runtime's trial, once on this machine, is no part of what loading takes
     figures = measure(load, tokens=tokens)
     if not against_bare:
         return Report(figures)

@@ -150,6 +150,8 @@ def bench(drafter: str, threads: int, tokens: int, against: str, as_json: bool, 
 @click.option("--json", "as_json", is_flag=True, help="Print what was written, and its agreement, as JSON.")
 def export(model: Path, kind: str, quantize: str | None, output: Path, as_json: bool) -> None:
     """Make a drafter of a transformers folder, and say how well it agrees with its source."""
+    from edge_client.drafters.runtime_build import llama_cpp_install
+
     try:
         from models.export.exporting import export_and_check
     except ImportError as error:
@@ -157,7 +159,7 @@ def export(model: Path, kind: str, quantize: str | None, output: Path, as_json: 
     try:
         exported = export_and_check(kind, model, output, quantize)
     except ImportError as error:
-        raise CommandError(f"{error}; quantizing GGUF needs llama.cpp: pip install '.[llama]'") from error
+        raise CommandError(f"{error}; quantizing GGUF needs llama.cpp: {llama_cpp_install()}") from error
     except (ValueError, RuntimeError, OSError) as error:
         raise CommandError(str(error)) from error
     if as_json:

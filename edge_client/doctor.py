@@ -14,21 +14,24 @@ from outrider.v1 import verifier_pb2 as pb
 from edge_client.certificate import Fault, examine_certificate, examine_own
 from edge_client.drafters.base import ANY_VOCABULARY, Drafter
 from edge_client.drafters.choosing import listed
+from edge_client.drafters.runtime_build import (
+    LLAMA_CPP,
+    ONNX_RUNTIME,
+    has_amx,
+    llama_cpp_install,
+    llama_cpp_reinstall,
+    uses_amx,
+)
+from edge_client.drafters.runtime_trial import forget_refusals
 from edge_client.drafters.settings import DeviceSettings
 from edge_client.drafters.spec import CHAIN, LOOKUPS
 from edge_client.security import Security
 
-RUNTIMES = {
-    "onnxruntime": ("ONNX drafters", "pip install '.[edge]' in a clone of Outrider"),
-    "llama_cpp": (
-        "GGUF drafters",
-        "pip install '.[llama]' in a clone of Outrider; it compiles llama.cpp, which takes minutes",
-    ),
-}
+RUNTIMES = {ONNX_RUNTIME: "ONNX drafters", LLAMA_CPP: "GGUF drafters"}
 SLOW_MS = 40.0  # per guess: no faster than most verifiers write by themselves
 FAR_MS = 150.0
 _DAY_S = 86_400.0
-DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python"}
+DISTRIBUTIONS = {LLAMA_CPP: "llama-cpp-python"}
 
 
 class Finding(NamedTuple):
@@ -48,7 +51,11 @@ def examine(
     device: DeviceSettings,
     security: Security,
 ) -> list[Finding]:
-    """Look at runtimes, the drafter and the way to the verifier. A runtime is only missed if the drafter needs it."""
+    """Look at runtimes, the drafter and the way to the verifier. A runtime is only missed if the drafter needs it.
+
+    A runtime that did not survive before is tried again.
+    """
+    forget_refusals()
     findings = [_runtime(module, drafter) for module in RUNTIMES]
     findings.append(Finding("threads", True, f"{threads} of {os.cpu_count()} CPUs for the drafter"))
     findings.append(_memory())
@@ -63,14 +70,31 @@ def examine(
 
 def _runtime(module: str, drafter: str) -> Finding:
     name = DISTRIBUTIONS.get(module, module)
-    purpose, remedy = RUNTIMES[module]
+    purpose = RUNTIMES[module]
     if importlib.util.find_spec(module):
         # onnxruntime-gpu, -qnn and their like bring the same module under their own name.
         distributions = importlib.metadata.packages_distributions().get(module, [])
         versions = [f"{other} {importlib.metadata.version(other)}" for other in dict.fromkeys(distributions)]
-        return Finding(name, True, f"{', '.join(versions) or 'of unknown version'}, {purpose}")
-    needed = _format(drafter) == ("gguf" if module == "llama_cpp" else "onnx")
-    return Finding(name, not needed, f"not installed; for {purpose}: {remedy}")
+        amx = _amx() if module == LLAMA_CPP else ""
+        return Finding(name, True, f"{', '.join(versions) or 'of unknown version'}, {purpose}{amx}")
+    needed = _format(drafter) == ("gguf" if module == LLAMA_CPP else "onnx")
+    return Finding(name, not needed, f"not installed; for {purpose}: {_remedy(module)}")
+
+
+def _remedy(module: str) -> str:
+    if module == ONNX_RUNTIME:
+        return "pip install '.[edge]' in a clone of Outrider"
+    return f"{llama_cpp_install()} in a clone of Outrider; it compiles llama.cpp, which takes minutes"
+
+
+def _amx() -> str:
+    """A build for AMX works or dies by its compiler; whether this one dies, its trial with a drafter tells."""
+    if not has_amx() or not uses_amx():
+        return ""
+    return (
+        "; built for this CPU's AMX, which gcc 12 compiles wrongly: if a drafter ends with SIGILL, compile it anew: "
+        f"{llama_cpp_reinstall()}"
+    )
 
 
 def _format(spec: str) -> str:
@@ -86,8 +110,8 @@ def _providers(asked: str) -> Finding:
     from edge_client.drafters.base import DrafterError
     from edge_client.drafters.providers import AUTO, CPU, available_providers, parse_provider
 
-    there = available_providers()
     try:
+        there = available_providers()
         name = parse_provider(asked).name
     except DrafterError as error:
         return Finding("provider", False, str(error))

@@ -25,6 +25,8 @@ from edge_client.drafters.language_model import LanguageModelDrafter, check_sett
 from edge_client.drafters.llama_cpp_past import SEQUENCE, Past, Positions, States
 from edge_client.drafters.memory import conversations_bytes, fitting_context
 from edge_client.drafters.model_text import ModelText
+from edge_client.drafters.runtime_build import LLAMA_CPP, llama_cpp_install
+from edge_client.drafters.runtime_trial import Trial, check_runtime
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS, DeviceSettings, FlashAttention, KvType, Weights
 from speculation.vocabulary import Vocabulary
 
@@ -32,10 +34,6 @@ _BATCH_TOKENS = 256
 _SAME = 1e-2  # of logits that were evaluated in other batches
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _KV_BYTES = {KvType.F16: 2.0, KvType.Q8_0: 34 / 32, KvType.Q4_0: 18 / 32}  # per number, with the scales of blocks
-_INSTALL = (
-    "drafting with .gguf needs llama-cpp-python: pip install llama-cpp-python "
-    "(it compiles llama.cpp, which takes some minutes), or draft with an .onnx folder instead"
-)
 
 
 class LlamaCppDrafter(LanguageModelDrafter):
@@ -58,20 +56,23 @@ class LlamaCppDrafter(LanguageModelDrafter):
         check_settings(threads, top_candidates, settings.context_tokens)
         path = Path(path)
         header = read_header(path)
-        self._api = api = _load_api(verbose)
-        _check_types(api, header, path)
+        files = _weight_files(path)
+        weights_bytes = sum(file.stat().st_size for file in files)
         limit = header.number("context_length") or DEFAULT_CONTEXT_TOKENS
         context = min(limit, settings.context_tokens or DEFAULT_CONTEXT_TOKENS)
         kv_bytes = _KV_BYTES[settings.kv_type]
         if not settings.gpu_layers:
             context = fitting_context(
                 str(path),
-                _weights_bytes(path),
+                weights_bytes,
                 lambda tokens: header.cache_bytes(tokens, kv_bytes),
                 context,
                 limit_bytes=settings.memory_limit_bytes,
                 fixed=settings.context_tokens is not None,
             )
+        check_runtime(Trial(LLAMA_CPP, tuple(files), threads, settings))
+        self._api = api = _load_api(verbose)
+        _check_types(api, header, path)
         self._model: Any = None
         self._context: Any = None
         self._batch: Any = None
@@ -92,7 +93,7 @@ class LlamaCppDrafter(LanguageModelDrafter):
                 chunk_tokens=_BATCH_TOKENS,
                 memory_bytes=conversations_bytes(
                     settings,
-                    0 if settings.gpu_layers else _weights_bytes(path) + header.cache_bytes(context, kv_bytes),
+                    0 if settings.gpu_layers else weights_bytes + header.cache_bytes(context, kv_bytes),
                 ),
             )
             self._context = _open_context(api, self._model, path, context, threads, settings)
@@ -280,11 +281,11 @@ def _notices(api: Any, settings: DeviceSettings) -> tuple[str, ...]:
     return ()
 
 
-def _weights_bytes(path: Path) -> int:
-    """Of the file, or of all its pieces."""
+def _weight_files(path: Path) -> list[Path]:
+    """The file, or all its pieces, that one first."""
     shard = re.search(r"-00001-of-(\d{5})\.gguf$", path.name)
-    pieces = path.parent.glob(f"{glob.escape(path.name[: shard.start()])}-*-of-{shard[1]}.gguf") if shard else [path]
-    return sum(piece.stat().st_size for piece in pieces)
+    pieces = path.parent.glob(f"{glob.escape(path.name[: shard.start()])}-*-of-{shard[1]}.gguf") if shard else []
+    return [path, *sorted(piece for piece in pieces if piece != path)]
 
 
 def _vocabulary(api: Any, vocabulary: Any, size: int) -> Vocabulary:
@@ -344,7 +345,10 @@ def _load_api(verbose: bool) -> Any:
     try:
         from llama_cpp import llama_cpp as api  # here and not above: it is optional and slow to import
     except ImportError as error:
-        raise DrafterError(_INSTALL) from error
+        raise DrafterError(
+            f"drafting with .gguf needs llama-cpp-python: {llama_cpp_install('llama-cpp-python')} "
+            "(it compiles llama.cpp, which takes some minutes), or draft with an .onnx folder instead"
+        ) from error
     _LOG.verbose = verbose
     _LOG.errors.clear()
     _LOG.attach(api)

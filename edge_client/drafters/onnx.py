@@ -31,6 +31,8 @@ from edge_client.drafters.providers import (
     open_session,
     parse_provider,
 )
+from edge_client.drafters.runtime_build import ONNX_RUNTIME
+from edge_client.drafters.runtime_trial import Trial, check_runtime
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS, DeviceSettings
 from speculation.vocabulary import Vocabulary
 
@@ -62,14 +64,17 @@ class OnnxDrafter(LanguageModelDrafter):
         context = min(
             config.context_tokens or DEFAULT_CONTEXT_TOKENS, settings.context_tokens or DEFAULT_CONTEXT_TOKENS
         )
+        files = _weight_files(file)
+        weights_bytes = sum(part.stat().st_size for part in files)
         context = fitting_context(
             str(file),
-            _weights_bytes(file),
+            weights_bytes,
             config.cache_bytes,
             context,
             limit_bytes=settings.memory_limit_bytes,
             fixed=settings.context_tokens is not None,
         )
+        check_runtime(Trial(ONNX_RUNTIME, tuple(files), threads, settings))
         opened = open_session(file, threads, parse_provider(settings.provider))
         self._graph = graph = read_graph(opened.session, config, file)
         context = min([context, *(cache.positions for cache in graph.caches if cache.positions)])
@@ -85,7 +90,7 @@ class OnnxDrafter(LanguageModelDrafter):
             ),
             top_candidates=top_candidates,
             chunk_tokens=_CHUNK_TOKENS if graph.last_row_only else min(_CHUNK_TOKENS, rows_per_chunk),
-            memory_bytes=conversations_bytes(settings, _weights_bytes(file) + config.cache_bytes(context)),
+            memory_bytes=conversations_bytes(settings, weights_bytes + config.cache_bytes(context)),
         )
         self._file = file
         self._make_buffers(opened)
@@ -308,5 +313,6 @@ def _name(file: Path) -> str:
     return folder.name if file.name == "model.onnx" else f"{folder.name}/{file.name}"
 
 
-def _weights_bytes(file: Path) -> int:
-    return sum(part.stat().st_size for part in file.parent.iterdir() if part.name.startswith(file.name))
+def _weight_files(file: Path) -> list[Path]:
+    """The file, and its external data."""
+    return [file, *sorted(part for part in file.parent.iterdir() if part.name.startswith(file.name) and part != file)]

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.drafters.base import DrafterError
+from edge_client.drafters.runtime_build import ONNX_RUNTIME
+from edge_client.drafters.runtime_trial import Trial, check_runtime
 
 AUTO, CPU = "auto", "cpu"
 CLASSES = {
@@ -70,7 +72,11 @@ def parse_provider(text: str) -> Provider:
 
 
 def available_providers() -> list[str]:
-    """Our names of the providers in the installed build; empty without ONNX Runtime."""
+    """Our names of the providers in the installed build; empty without ONNX Runtime.
+
+    Raises DrafterError if importing it would end this process.
+    """
+    check_runtime(Trial(ONNX_RUNTIME))
     try:
         import onnxruntime
     except ImportError:

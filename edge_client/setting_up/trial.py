@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from edge_client.bench import peak_bytes, prompt
+from edge_client.child_process import run_module, serve_task
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import ANY_VOCABULARY, Drafter, DrafterError
 from edge_client.drafters.matching import match
@@ -30,6 +27,11 @@ from speculation.sampling import Guess, SamplingParams
 
 LONGEST_S = 120.0
 ABOUT_EQUAL = 1.03  # of expected times: a few answers tell no more
+_DAMAGED = "its file may be damaged"
+_DEATHS = {
+    "SIGKILL": "most likely for lack of memory",
+    "SIGILL": "its runtime was built for another CPU: `edge-client doctor` with this drafter says what to do",
+}
 _UNJUDGED = Answer(tuple(prompt(96)), 64)  # where no verifier has answered: only the time counts
 
 
@@ -91,29 +93,18 @@ def try_drafter(
         "accelerator": accelerator._asdict(),
         "reference": reference and as_json(reference),
     }
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
     broken = Tried(spec, label or spec, threads)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "edge_client.setting_up.trial"],
-            input=json.dumps(task),
-            capture_output=True,
-            text=True,
-            errors="replace",  # runtimes print pieces of characters
-            timeout=longest_s,
-            env=environment,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        done = run_module("edge_client.setting_up.trial", json.dumps(task), longest_s)
+    except OSError as error:
+        return dataclasses.replace(broken, trouble=f"it cannot be tried: {error}")
+    if done.returncode is None:
         return dataclasses.replace(broken, trouble=f"it was not done with a few answers after {longest_s:.0f} s")
     if done.returncode == 0:
-        return Tried(**json.loads(done.stdout))
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        why = "most likely for lack of memory" if name == "SIGKILL" else "its file may be damaged"
-        return dataclasses.replace(broken, trouble=f"trying it ended with {name}, {why}")
-    last = (done.stderr.strip() or "no word why").splitlines()[-1]
-    return dataclasses.replace(broken, trouble=f"it cannot be tried: {last}")
+        return Tried(**json.loads(done.output))
+    if name := done.signal_name:
+        return dataclasses.replace(broken, trouble=f"trying it ended with {name}, {_DEATHS.get(name, _DAMAGED)}")
+    return dataclasses.replace(broken, trouble=f"it cannot be tried: {done.last_words or 'no word why'}")
 
 
 def best(tried: Sequence[Tried]) -> Tried | None:
@@ -208,18 +199,16 @@ def _speaking(drafter: Drafter, reference: Reference) -> tuple[Drafter, str]:
 
 def main() -> None:
     """The task is standard input, the outcome standard output: JSON both."""
-    task: dict[str, Any] = json.load(sys.stdin)
-    told = task["reference"]
-    reference = from_json(told) if told is not None else None
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # runtimes print what they like, and not by Python alone
+    told, answer = serve_task()
+    task: dict[str, Any] = json.loads(told)
+    reference = from_json(task["reference"]) if task["reference"] is not None else None
     try:
         device = Accelerator(**task["accelerator"]).device
         outcome = measure(task["spec"], task["label"], task["threads"], reference, device)
     except DrafterError as error:
         outcome = Tried(task["spec"], task["label"], task["threads"], trouble=str(error))
-    with out:
-        json.dump(dataclasses.asdict(outcome), out)
+    with answer:
+        json.dump(dataclasses.asdict(outcome), answer)
 
 
 if __name__ == "__main__":
