@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 
 LLAMA_CPP, ONNX_RUNTIME = "llama_cpp", "onnxruntime"
@@ -26,10 +26,10 @@ AMX_FLAGS = "CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__"
 _AMX_MARK = b"AMX is not ready to be used!"  # what the code for it prints where the kernel refuses
 
 
-def file_facts(path: Path) -> tuple[str, int, int]:
+def file_facts(path: str | Path) -> tuple[str, int, int]:
     """Its path, bytes and time of change in nanoseconds: what tells that it is the file it was. Raises OSError."""
-    found = path.stat()
-    return str(path.resolve()), found.st_size, found.st_mtime_ns
+    found = os.stat(path)
+    return os.path.abspath(path), found.st_size, found.st_mtime_ns
 
 
 def is_installed(package: str) -> bool:
@@ -37,28 +37,25 @@ def is_installed(package: str) -> bool:
     return bool(_package_folders(package))
 
 
-def native_libraries(package: str) -> list[Path]:
-    """The shared libraries that a package brings; empty if it is not installed."""
-    return sorted({path.resolve() for folder in _package_folders(package) for path in _libraries_in(folder)})
+def native_libraries(package: str) -> list[str]:
+    """Paths of the shared libraries that a package brings; empty if it is not installed."""
+    found: list[str] = []
+    for folder in _package_folders(package):
+        with contextlib.suppress(OSError):
+            found += [os.path.join(folder, name) for name in os.listdir(folder) if any(s in name for s in _SUFFIXES)]
+    return sorted(found)
 
 
-def _package_folders(package: str) -> list[Path]:
+def _package_folders(package: str) -> list[str]:
     try:
         spec = importlib.util.find_spec(package)
     except ValueError:  # something else goes by that name in this process
         return []
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
-    folders = [Path(place, name) for place in places for name in _FOLDERS]
+    folders = [os.path.join(place, name) for place in places for name in _FOLDERS]
     if package == LLAMA_CPP and (elsewhere := os.environ.get("LLAMA_CPP_LIB_PATH")):
-        folders.append(Path(elsewhere))
+        folders.append(elsewhere)
     return folders
-
-
-def _libraries_in(folder: Path) -> Iterator[Path]:
-    try:
-        yield from (Path(entry.path) for entry in os.scandir(folder) if any(s in entry.name for s in _SUFFIXES))
-    except OSError:
-        return
 
 
 def cpu_facts() -> dict[str, str]:
@@ -91,7 +88,8 @@ def has_amx() -> bool:
 
 def uses_amx() -> bool:
     """Whether the installed llama.cpp has ggml's code for AMX."""
-    return any("ggml-cpu" in path.name and _AMX_MARK in path.read_bytes() for path in native_libraries(LLAMA_CPP))
+    cpu_libraries = (path for path in native_libraries(LLAMA_CPP) if "ggml-cpu" in path)
+    return any(_AMX_MARK in Path(path).read_bytes() for path in cpu_libraries)
 
 
 def llama_cpp_install(what: str = "'.[llama]'") -> str:

@@ -327,7 +327,7 @@ def test_amx_is_told_of_where_commands_are_copied(monkeypatch: pytest.MonkeyPatc
     flags = {"flags": "avx512f amx_tile amx_int8"}
     monkeypatch.setattr(runtime_build, "cpu_facts", lambda: flags)
     assert "CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__ pip install --no-cache-dir" in doctor._remedy(LLAMA_CPP)
-    monkeypatch.setattr(runtime_build, "native_libraries", lambda _package: [tmp_path / "libggml-cpu.so.0"])
+    monkeypatch.setattr(runtime_build, "native_libraries", lambda _package: [str(tmp_path / "libggml-cpu.so.0")])
     (tmp_path / "libggml-cpu.so.0").write_bytes(b"...AMX is not ready to be used!...")
     assert (
         "if a drafter ends with SIGILL, compile it anew: CFLAGS=-U__AMX_INT8__" in doctor._runtime(LLAMA_CPP, "").detail
