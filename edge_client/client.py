@@ -42,7 +42,7 @@ from speculation.vocabulary import Vocabulary
 log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
-CLOSE_TIMEOUT_S = 5.0  # for the last call into a drafter
+CLOSE_TIMEOUT_S = 3.0  # for the last call into a drafter
 SOON_S = 0.5  # a call into a drafter that has taken longer may take for ever
 SMALL_OPEN_BYTES = 1024
 Put = Callable[[StreamChunk | BaseException], None]

@@ -89,7 +89,7 @@ class Adaptive(Pace):
         else:
             self._survivals.clear()
             self._sent = 0
-        self._rest.heard(news.new_tokens, news.used, known.calibration.typical, self.lead_tokens)
+        self._rest.heard(news.new_tokens, news.used, known.calibration.typical, self.lead_tokens, news.outcomes)
         self._plan()
         goes_on = not self.patience_ms or self._sent > 0
         self._clock.heard(news.now_ms, known.rtt.median_ms, known.step.median_ms, goes_on=goes_on)

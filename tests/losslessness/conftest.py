@@ -13,6 +13,7 @@ import pytest
 from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Candidates, Drafter, DrafterInfo
+from netlab.experiments.troubled import Trouble, Troubled
 from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
 from netlab.verifier_process import VerifierProcess
@@ -32,6 +33,7 @@ WAYS = [
     ("sync", "none"),
     *((pace, drafter) for pace in ("sync", "server-led", "adaptive") for drafter in ("onnx", "gguf", "garbage")),
     *((pace, drafter) for pace in ("sync", "adaptive") for drafter in ("ngram", "ngram+onnx")),
+    *(("adaptive", trouble) for trouble in Trouble),
 ]
 
 
@@ -90,9 +92,11 @@ def make_drafter(kind: str) -> Drafter | None:
     if kind in ("ngram", "ngram+onnx"):
         return load_drafter(kind.replace("onnx", str(DEMO / "drafter-onnx")))
     onnx = load_drafter(DEMO / "drafter-onnx")
+    assert onnx is not None
     if kind == "onnx":
         return onnx
-    assert onnx is not None
+    if kind in list(Trouble):
+        return Troubled(onnx, Trouble(kind))
     onnx.close()
     return GarbageDrafter(onnx.info)
 
@@ -110,5 +114,7 @@ def bench() -> Iterator[Bench]:
             yield subject
         finally:
             for client in subject.clients.values():
+                if client._seat is not None and isinstance(client._seat.drafter, Troubled):
+                    client._seat.drafter.released.set()
                 client.close()
             subject.verifier.stop()

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from edge_client.client import EdgeClient
 from edge_client.types import RequestOutput
+from netlab.experiments.troubled import Trouble
 from netlab.link_settings import LinkSettings
 from speculation.noise import Noise
 from speculation.sampling import SamplingParams, filtered
@@ -88,7 +89,7 @@ def test_alone(bench: Bench, reference: dict[str, Words], pace: str, drafter: st
     bench.link.configure(NETWORKS[network])
     output = run(bench.clients[pace, drafter], SAMPLING[sampling])
     assert output.token_ids == reference[sampling]
-    assert not output.metrics.notices
+    assert not output.metrics.notices or drafter == Trouble.FAILING
     if drafter in ("onnx", "gguf", "ngram+onnx"):
         assert output.metrics.drafted_tokens > 0
         if pace == "sync":  # a verifier that never waits may have been ahead of every guess

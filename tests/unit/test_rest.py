@@ -1,4 +1,7 @@
+from speculation.line import Outcome
 from speculation.rest import MAX_REST_TOKENS, Rest
+
+WRONG, RIGHT = Outcome(0, 0.9, False), Outcome(0, 0.9, True)
 
 
 def tokens_until_rest(rest: Rest, acceptance: float, lead_tokens: float) -> int:
@@ -40,4 +43,25 @@ def test_far_away_it_takes_longer_to_lose_hope_unless_there_is_none() -> None:
 def test_who_does_not_draft_is_not_tired() -> None:
     rest = Rest(48)
     rest.heard(500, 0, 0.0, 3.0)
+    assert not rest.resting
+
+
+def test_guesses_that_are_wrong_one_after_the_other_are_given_up_early_and_earlier_the_next_time() -> None:
+    rest, lines = Rest(48), []
+    for _ in range(2):
+        lines.append(0)
+        while not rest.resting:
+            rest.drafted()
+            rest.heard(1, 0, 0.85, 10.0, [WRONG])
+            lines[-1] += 1
+        while rest.resting:
+            rest.heard(4, 0, 0.85, 10.0)
+    assert lines == [16, 8]
+
+
+def test_guesses_that_are_right_but_late_are_not_wrong() -> None:
+    rest = Rest(48)
+    for i in range(47):
+        rest.drafted()
+        rest.heard(1, 0, 0.85, 1.0, [RIGHT] if i % 12 == 0 else [WRONG] if i % 2 else [])
     assert not rest.resting
