@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from jinja2 import nodes
 from jinja2.ext import Extension
@@ -12,7 +12,7 @@ from jinja2.parser import Parser
 class GenerationTag(Extension):
     """``{% generation %}`` marks what the assistant wrote, for training (transformers); it writes nothing itself."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         """A call of what stands between the tags, which so has a scope of its own."""
