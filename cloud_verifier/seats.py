@@ -87,9 +87,9 @@ class Seats:
 
     def give_up(self, session: Session) -> None:
         """A session's keys and values make room for another's."""
-        self._close(session)
         session.evicted, session.settled = session.settled, False
         self.preemptions += 1
+        self._close(session)
 
     def _close(self, session: Session) -> None:
         sequence, session.sequence, session.cached = session.sequence, None, 0

@@ -86,7 +86,10 @@ class Pages:
         return table
 
     def reserve(self, table: Table, more: int) -> None:
-        """Make sure that so many tokens more can be written. Raises EngineFull, and no room was taken."""
+        """Make sure that so many tokens more can be written.
+
+        Raises EngineFull, and what the store raises. After any error no room was taken.
+        """
         self._learn(table)
         length, size = len(table.tokens), self.page_tokens
         missing = max(0, -(-(length + more) // size) - len(table.pages))
@@ -97,17 +100,22 @@ class Pages:
                 f"{missing + copied} pages of {size} tokens are needed and {self.available} of {self.count} can be "
                 "had; raise the memory for keys and values"
             )
+        fresh = [self._take() for _ in range(copied + missing)]
+        added = fresh[copied:]
+        try:
+            if self._store is not None:
+                if copied:
+                    self._store.copy(table.pages[at], fresh[0])
+                if added:
+                    self._store.clear(added)
+        except BaseException:
+            for page in reversed(fresh):
+                self._release(page)
+            raise
         if copied:
-            page = self._take()
-            if self._store is not None:
-                self._store.copy(table.pages[at], page)
             self._release(table.pages[at])
-            table.pages[at] = page
-        if missing:
-            fresh = [self._take() for _ in range(missing)]
-            if self._store is not None:
-                self._store.clear(fresh)
-            table.pages += fresh
+            table.pages[at] = fresh[0]
+        table.pages += added
 
     def extend(self, table: Table, tokens: Sequence[int]) -> None:
         """These tokens were written; there was room for them."""

@@ -16,18 +16,33 @@ from cloud_verifier.engines.pages import Pages, Table
 SIZE = 4
 
 
+class StoreError(Exception):
+    """What a device raises that is out of memory."""
+
+
 class Memory:
-    """What is in each page: for every place the tokens that it was computed from, as a model's keys depend on them."""
+    """What is in each page: for every place the tokens that it was computed from, as a model's keys depend on them.
+
+    fails: the next call raises, half done.
+    """
 
     def __init__(self, count: int) -> None:
         self.places: list[list[tuple[int, ...] | None]] = [[None] * SIZE for _ in range(count)]
+        self.fails = False
 
     def clear(self, pages: Sequence[int]) -> None:
         for page in pages:
             self.places[page] = [None] * SIZE
+            self._may_fail()
 
     def copy(self, source: int, target: int) -> None:
         self.places[target] = list(self.places[source])
+        self._may_fail()
+
+    def _may_fail(self) -> None:
+        fails, self.fails = self.fails, False
+        if fails:
+            raise StoreError
 
 
 class Bench:
@@ -41,7 +56,7 @@ class Bench:
         before = (len(table.pages), self.pages.available)
         try:
             self.pages.reserve(table, len(tokens))
-        except EngineFull:
+        except (EngineFull, StoreError):
             assert len(table.pages) == before[0]
             assert self.pages.available >= before[1], "equal pages may have become one, but no room was taken"
             return
@@ -70,7 +85,7 @@ class Bench:
                 assert self.memory.places[table.pages[at // SIZE]][at % SIZE] == tuple(log[: at + 1])
 
 
-actions = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(0, 2**32)), max_size=60)
+actions = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9), st.integers(0, 2**32)), max_size=60)
 
 
 @settings(max_examples=250, deadline=None)
@@ -97,8 +112,10 @@ def test_any_life_of_sequences_keeps_the_laws(count: int, lives: list[tuple[int,
         elif action == 4:
             table, _ = bench.open.pop(which % len(bench.open))
             bench.pages.close(table)
-        else:
+        elif action == 5:
             bench.pages.reserve(bench.open[which % len(bench.open)][0], 0)
+        else:
+            bench.memory.fails = True
         bench.check()
     for table, _ in bench.open:
         bench.pages.close(table)
@@ -108,6 +125,27 @@ def test_any_life_of_sequences_keeps_the_laws(count: int, lives: list[tuple[int,
     bench.pages.forget()
     bench.check()
     assert bench.pages.memory.free == count
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["cleared", "copied"])
+def test_no_page_is_lost_when_the_store_raises(shared: bool) -> None:
+    memory = Memory(8)
+    pages = Pages(8, SIZE, memory)
+    table = pages.open()
+    pages.reserve(table, 2 * SIZE)
+    pages.extend(table, [1] * 2 * SIZE)
+    if shared:  # a sequence that goes back into a known page has to copy it
+        pages.reserve(table, 0)
+        pages.truncate(table, SIZE + 1)
+    held, available = list(table.pages), pages.available
+    for _ in range(3):
+        memory.fails = True
+        with pytest.raises(StoreError):
+            pages.reserve(table, 3 * SIZE)
+        assert (table.pages, pages.available) == (held, available)
+    pages.reserve(table, 3 * SIZE)
+    pages.close(table)
+    assert pages.available == 8
 
 
 def test_what_was_cached_longest_goes_first_and_a_chain_from_its_end() -> None:

@@ -116,8 +116,9 @@ class TorchEngine(TargetEngine):
         self._pages.truncate(found, length)
 
     def close(self, sequence: SequenceId) -> None:
-        self._pages.close(self._find(sequence))
+        found = self._find(sequence)
         del self._sequences[sequence]
+        self._pages.close(found)
 
     def forget(self) -> None:
         """Give up what is kept of closed sequences."""
