@@ -176,8 +176,7 @@ class Scheduler:
 
     def _planned(self, session: Session, positions: int, due_s: float) -> _Planned:
         assert session.sequence is not None
-        log_tokens = session.line.log
-        pending = log_tokens[session.cached :]
+        pending = session.line.log[session.cached :]
         guesses: list[int] = []
         choices = trimmed = 0
         if positions >= len(pending):
@@ -188,8 +187,7 @@ class Scheduler:
             except EngineFull:  # there is room for the log itself; nobody's is taken for guesses
                 guesses = []
             choices, trimmed = len(guesses) + 1, len(wanted) - len(guesses)
-        history = log_tokens[: session.cached] if session.sampler.params.needs_history else ()
-        block = Block(session.sequence, [*pending[:positions], *guesses], choices, session.sampler, history)
+        block = Block(session.sequence, [*pending[:positions], *guesses], choices, session.sampler)
         return _Planned(session, block, guesses, trimmed, due_s)
 
     def _step(self, plan: list[_Planned]) -> list[Choices | Exception]:

@@ -69,15 +69,13 @@ class Block:
     """New tokens of one sequence for one step.
 
     tokens: at least one; they go to positions length .. length + len(tokens) - 1 of the sequence. choices: how many of
-    the last tokens the target's choice of successor is wanted for (0 while a prompt is still being read). history: the
-    tokens already in the sequence; only looked at if `sampler.params.needs_history`.
+    the last tokens the target's choice of successor is wanted for (0 while a prompt is still being read).
     """
 
     sequence: SequenceId
     tokens: Sequence[int]
     choices: int
     sampler: Sampler
-    history: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

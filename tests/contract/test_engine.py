@@ -150,8 +150,14 @@ def test_penalties_see_the_tokens_of_the_block_up_to_each_position(engine: Torch
     )
     whole, singly = engine.open(), engine.open()
     engine.step([Block(s, text[:12], 0, forbidden) for s in (whole, singly)])
-    block = engine.step([Block(whole, text[12:], 8, forbidden, text[:12])])[0].tokens
-    single = [engine.step([Block(singly, [text[i]], 1, forbidden, text[:i])])[0].tokens[0] for i in range(12, 20)]
+    for i, wrong in ((14, 3), (17, 1)):  # a guess is counted while it is checked, and forgotten when it was wrong
+        for length in range(engine.length(singly), i):
+            engine.step([Block(singly, [text[length]], 1, forbidden)])
+        engine.step([Block(singly, ids(wrong, 99), wrong, forbidden)])
+        engine.truncate(singly, i)
+    engine.truncate(singly, 12)
+    block = engine.step([Block(whole, text[12:], 8, forbidden)])[0].tokens
+    single = [engine.step([Block(singly, [text[i]], 1, forbidden)])[0].tokens[0] for i in range(12, 20)]
     assert list(block) == single
     logits = own_logits(engine.model, text)
     for choice, position in zip(block, range(12, 20), strict=True):

@@ -79,7 +79,7 @@ def conversation(engine: TorchEngine, company: int) -> list[tuple[int, ...]]:
             length = engine.length(sequence)
             new = texts[number][length:] or [7]
             guesses = ids(turn * number % 4, turn)
-            blocks.append(Block(sequence, new + guesses, len(guesses) + 1, sampler, texts[number][:length]))
+            blocks.append(Block(sequence, new + guesses, len(guesses) + 1, sampler))
         for number, choices in enumerate(engine.step(blocks)):
             engine.truncate(opened[number], len(texts[number]))
             texts[number].append(choices.tokens[0])

@@ -26,16 +26,6 @@ class GatedEngine(MockEngine):
         return super().step(blocks)
 
 
-class HistoryEngine(MockEngine):
-    """Insists on the history that penalties need, and on none where nobody needs it."""
-
-    def step(self, blocks: Sequence[Block]) -> list[Choices]:
-        for block in blocks:
-            wanted = self.sequences[block.sequence] if block.sampler.params.needs_history else []
-            assert list(block.history) == wanted
-        return super().step(blocks)
-
-
 class WordyEngine(MockEngine):
     """Cheap tokens with many log-probabilities: answers that fill a socket's buffers soon."""
 

@@ -18,7 +18,7 @@ from cloud_verifier.sessions import Session
 from speculation.pace import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import EOS, MockEngine, answer, next_token
-from tests.service.engines import FaultyEngine, GatedEngine, HistoryEngine, WordyEngine
+from tests.service.engines import FaultyEngine, GatedEngine, WordyEngine
 from tests.service.raw import DEADLINE_S, PROMPT, SEED, Bystander, Rest, Stream, opening, until
 
 START = len(PROMPT)
@@ -133,7 +133,7 @@ def step_by_step(case: str) -> tuple[list[int], list[str], list[float], int]:
     """Tokens, the text of each, its log-probability; the last text is what came with the end, and why it ended."""
     tokens, texts, logprobs = [], [], []
     with (
-        InProcessVerifier(HistoryEngine()) as verifier,
+        InProcessVerifier(MockEngine()) as verifier,
         Stream(verifier.address, ask(waiting=True, want_text=True, **PARAMS[case])) as stream,
     ):
         stream.opened()
@@ -150,7 +150,7 @@ def step_by_step(case: str) -> tuple[list[int], list[str], list[float], int]:
 def test_continued_from_anywhere_an_answer_is_what_it_would_have_been(case: str) -> None:
     tokens, texts, logprobs, reason = step_by_step(case)
     assert tokens == WORDS[: len(tokens)]
-    engine = HistoryEngine()
+    engine = MockEngine()
     with InProcessVerifier(engine) as verifier:
         for done in range(len(tokens) + 1):
             steps = len(engine.batch_sizes)

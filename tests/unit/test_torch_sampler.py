@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,26 +10,33 @@ from hypothesis import strategies as st
 
 from cloud_verifier.engines.base import Sampler
 from cloud_verifier.engines.torch_engine import sampler as module
+from cloud_verifier.engines.torch_engine.penalties import TokenCounts
 from cloud_verifier.engines.torch_engine.sampler import (
     Row,
+    adjust,
     choose,
     choose_simply,
     filtered,
     logprobs,
-    penalise,
     rows_of,
 )
 from speculation import sampling
 from speculation.noise import Noise
 from speculation.sampling import SamplingParams
 
-SIZES = (5, 61, 700, 4099)
+SIZES = (5, 61, 700, 4099, 20_000)
 
 
-def expected_choice(logits: np.ndarray, row: Row) -> int:
+def penalised(logits: np.ndarray, row: Row, history: list[int]) -> np.ndarray:
+    """The definition, in numpy. history: of the row's sequence, and what follows the row."""
+    seen, split = history[: row.position], row.sampler.prompt_length
+    return sampling.penalised(logits, row.sampler.params, seen[:split], seen[split:])
+
+
+def expected_choice(logits: np.ndarray, row: Row, history: list[int]) -> int:
     """The definition, in numpy."""
-    params, split = row.sampler.params, row.sampler.prompt_length
-    adjusted = sampling.penalised(logits, params, row.history[:split], row.history[split:])
+    params = row.sampler.params
+    adjusted = penalised(logits, row, history)
     if params.greedy:
         return int(adjusted.argmax())
     scores = sampling.filtered(adjusted, params)
@@ -51,50 +60,57 @@ def parameters(draw: st.DrawFn) -> SamplingParams:
     )
 
 
+Batch = tuple[torch.Tensor, list[Row], list[list[int]]]
+
+
 @st.composite
-def batches(draw: st.DrawFn) -> tuple[torch.Tensor, list[Row]]:
+def batches(draw: st.DrawFn) -> Batch:
+    """Logits, rows, and the tokens of each row's sequence. Blocks of several rows, as guesses make them."""
     size = draw(st.sampled_from(SIZES))
     spread = draw(st.sampled_from([0.3, 3.0, 12.0]))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
-    rows = []
-    for _ in range(draw(st.integers(1, 6))):
-        history = draw(st.lists(st.integers(0, size - 1), max_size=12))
-        seed, position = draw(st.integers(0, 2**64 - 1)), draw(st.integers(0, 5000))
-        [row] = rows_of(Sampler(draw(parameters()), seed, draw(st.integers(0, 12))), [position])
-        rows.append(row._replace(history=history))
+    rows: list[Row] = []
+    histories = []
+    for _ in range(draw(st.integers(1, 4))):
+        ids = st.integers(0, draw(st.sampled_from([2, size - 1])))  # of few tokens many come again
+        history = draw(st.lists(ids, max_size=12))
+        block = draw(st.integers(1, 4))
+        positions = range(max(0, len(history) - block + 1), len(history) + 1)
+        sampler = Sampler(draw(parameters()), draw(st.integers(0, 2**64 - 1)), draw(st.integers(0, 12)))
+        rows += rows_of(sampler, positions, history)
+        histories += [history] * len(positions)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    return (torch.randn(len(rows), size, generator=generator) * spread).to(dtype), rows
+    return (torch.randn(len(rows), size, generator=generator) * spread).to(dtype), rows, histories
 
 
 @settings(max_examples=200, deadline=None)
-@given(batches())
-def test_choices_equal_the_definition(batch: tuple[torch.Tensor, list[Row]]) -> None:
-    logits, rows = batch
+@given(batches(), st.sampled_from([1, 1 << 14, module.CPU_LOGITS]))
+def test_choices_equal_the_definition(batch: Batch, logits_at_a_time: int) -> None:
+    logits, rows, histories = batch
     before = logits.clone()
-    chosen = choose(logits, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CPU_LOGITS", logits_at_a_time)
+        chosen = choose(logits, rows)
     assert torch.equal(logits, before)
-    assert chosen == [expected_choice(logits[i].double().numpy(), row) for i, row in enumerate(rows)]
+    assert chosen == [expected_choice(logits[i].double().numpy(), row, histories[i]) for i, row in enumerate(rows)]
 
 
 @settings(max_examples=50, deadline=None)
 @given(batches())
-def test_a_choice_does_not_depend_on_company(batch: tuple[torch.Tensor, list[Row]]) -> None:
-    logits, rows = batch
+def test_a_choice_does_not_depend_on_company(batch: Batch) -> None:
+    logits, rows, _ = batch
     assert choose(logits, rows) == [choose(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
 
 
 @settings(max_examples=100, deadline=None)
 @given(batches())
-def test_filters_and_penalties_equal_the_definition(batch: tuple[torch.Tensor, list[Row]]) -> None:
-    logits, rows = batch
+def test_filters_and_penalties_equal_the_definition(batch: Batch) -> None:
+    logits, rows, histories = batch
     sampled = [i for i, row in enumerate(rows) if not row.sampler.params.greedy]
     adjusted = logits.double().clone()
+    adjust(adjusted, rows)
     for i, row in enumerate(rows):
-        penalise(adjusted[i], row)
-        split = row.sampler.prompt_length
-        expected = sampling.penalised(
-            logits[i].double().numpy(), row.sampler.params, row.history[:split], row.history[split:]
-        )
+        expected = penalised(logits[i].double().numpy(), row, histories[i])
         np.testing.assert_array_equal(adjusted[i].numpy(), expected)
     if sampled:
         found = filtered(adjusted[sampled], [rows[i].sampler.params for i in sampled])
@@ -102,6 +118,66 @@ def test_filters_and_penalties_equal_the_definition(batch: tuple[torch.Tensor, l
             expected = sampling.filtered(adjusted[i].numpy(), rows[i].sampler.params)
             np.testing.assert_array_equal(found[number].isneginf().numpy(), np.isneginf(expected))
             np.testing.assert_allclose(found[number].numpy(), expected, atol=1e-12)
+
+
+@given(st.lists(st.integers(0, 5), max_size=20), st.integers(0, 20), st.lists(st.integers(0, 20), max_size=8))
+def test_counts_that_follow_a_sequence_are_those_of_the_sequence(
+    tokens: list[int], prompt_length: int, lengths: list[int]
+) -> None:
+    counts = TokenCounts(6, prompt_length)
+    for length in (*lengths, len(tokens)):
+        if length < counts.length:
+            counts.shrink(tokens[length : counts.length])
+        counts.extend(tokens[counts.length : length])
+        answer = tokens[prompt_length : counts.length]
+        past = counts.past(tokens[counts.length :], ())
+        assert past.ids.tolist() == sorted(set(tokens))
+        assert past.answered.tolist() == [tokens[prompt_length:].count(i) for i in past.ids]
+        assert counts._answer.tolist() == [answer.count(i) for i in range(6)], "what is only tried leaves no trace"
+
+
+def test_the_rows_of_a_block_count_their_sequence_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty-four guesses in a sequence of 50,000 tokens: what is counted is the sequence, not it times the rows."""
+    counted = 0
+    extend = TokenCounts.extend
+
+    def counting(self: TokenCounts, tokens: list[int]) -> None:
+        nonlocal counted
+        counted += len(tokens)
+        extend(self, tokens)
+
+    monkeypatch.setattr(TokenCounts, "extend", counting)
+    history = [i % 50 for i in range(50_000)]
+    sampler = Sampler(SamplingParams(temperature=0.0, repetition_penalty=1.5), 0, 10)
+    logits = torch.randn(65, 64)
+    assert len(choose(logits, rows_of(sampler, range(50_000 - 64, 50_001), history))) == 65
+    assert counted <= 50_000
+
+
+def test_many_rows_take_no_more_memory_than_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filters make several float64 tensors of what they are given: never of more than CPU_LOGITS logits at a time."""
+    most = 0
+
+    def watch(name: str) -> None:
+        whole = getattr(module, name)
+
+        def watched(logits: torch.Tensor, *rest: Any) -> Any:
+            nonlocal most
+            most = max(most, logits.numel())
+            return whole(logits, *rest)
+
+        monkeypatch.setattr(module, name, watched)
+
+    for name in ("_choose_plain", "_choose_adjusted", "filtered"):
+        watch(name)
+    monkeypatch.setattr(module, "CPU_LOGITS", 3 * 700)
+    logits = torch.randn(20, 700)
+    for params in (SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(temperature=0.0, logit_bias={1: 1.0})):
+        choose(logits, rows_of(Sampler(params, 1, 0), range(20)))
+        assert 0 < most <= 3 * 700, params
+    whole = logprobs(logits, range(20), 3)
+    monkeypatch.setattr(module, "CPU_LOGITS", 1 << 30)
+    assert logprobs(logits, range(20), 3) == whole
 
 
 def kept(logits: list[float], params: SamplingParams) -> list[int]:

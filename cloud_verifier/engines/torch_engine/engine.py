@@ -34,6 +34,7 @@ from cloud_verifier.engines.torch_engine.fast import FastForward
 from cloud_verifier.engines.torch_engine.graphs import Result
 from cloud_verifier.engines.torch_engine.layout import Layout, Segment
 from cloud_verifier.engines.torch_engine.parts import Parts
+from cloud_verifier.engines.torch_engine.penalties import Past, TokenCounts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool
 from cloud_verifier.engines.torch_engine.rows import PLAIN_ROWS, RowRule, strict_row_rules, summing_as
 from cloud_verifier.engines.torch_engine.sampler import Row, choose, logprobs, rows_of
@@ -70,6 +71,7 @@ class TorchEngine(TargetEngine):
         self._pool = pool
         self._pages = Pages(pool.pages, PAGE_TOKENS, pool)
         self._sequences: dict[SequenceId, Table] = {}
+        self._counts: dict[SequenceId, TokenCounts] = {}  # of those whose penalties need them
         self._opened = 0
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.fast: FastForward | None = None
@@ -113,11 +115,14 @@ class TorchEngine(TargetEngine):
         found = self._find(sequence)
         if not 0 <= length <= len(found.tokens):
             raise ValueError(f"sequence {sequence} has {len(found.tokens)} tokens and cannot be truncated to {length}")
+        if (counts := self._counts.get(sequence)) is not None and counts.length > length:
+            counts.shrink(found.tokens[length : counts.length])
         self._pages.truncate(found, length)
 
     def close(self, sequence: SequenceId) -> None:
         found = self._find(sequence)
         del self._sequences[sequence]
+        self._counts.pop(sequence, None)
         self._pages.close(found)
 
     def forget(self) -> None:
@@ -190,14 +195,20 @@ class TorchEngine(TargetEngine):
     def _rows_of(self, block: Block) -> list[Row]:
         """The rows to choose at, one per choice of a block."""
         length, count = len(self._sequences[block.sequence].tokens), len(block.tokens)
-        history: Sequence[int] = ()
+        past: Past | Sequence[int] = ()
         if block.sampler.params.needs_history and block.choices:
-            if len(block.history) != length:
-                raise ValueError(
-                    f"penalties need the {length} tokens of sequence {block.sequence}; history has {len(block.history)}"
-                )
-            history = [*block.history, *block.tokens]
-        return rows_of(block.sampler, range(length + count - block.choices + 1, length + count + 1), history)
+            before = count - block.choices + 1
+            past = self._counted(block).past(block.tokens[:before], block.tokens[before:])
+        return rows_of(block.sampler, range(length + count - block.choices + 1, length + count + 1), past)
+
+    def _counted(self, block: Block) -> TokenCounts:
+        """How often each token is in a block's sequence by now. Only what came since the last time is counted."""
+        tokens, counts = self._sequences[block.sequence].tokens, self._counts.get(block.sequence)
+        if counts is None or counts.prompt_length != block.sampler.prompt_length:
+            counts = TokenCounts(self.info.vocabulary_size, block.sampler.prompt_length)
+            self._counts[block.sequence] = counts
+        counts.extend(tokens[counts.length :])
+        return counts
 
     def _grow(self, blocks: Sequence[Block]) -> None:
         for block in blocks:

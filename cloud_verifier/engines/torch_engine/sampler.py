@@ -8,42 +8,49 @@ not.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from cloud_verifier.engines.base import Logprobs, Sampler
 from cloud_verifier.engines.torch_engine.noise import RowNoise, gumbel
+from cloud_verifier.engines.torch_engine.penalties import Past, penalise
 from cloud_verifier.engines.torch_engine.upload import upload
 from speculation.noise import GUMBEL_MAX, GUMBEL_MIN
 from speculation.sampling import SamplingParams
 
 REACH = GUMBEL_MAX - GUMBEL_MIN  # a token this far below the best in log p cannot win, whatever the noise
-NUCLEUS_FIRST = 256  # top-p looks at this many tokens before it sorts a whole vocabulary
+NUCLEUS_FIRST, NUCLEUS_SECOND = 256, 8192  # top-p looks at so many tokens before it sorts a whole vocabulary
 FIXED_POINT = 2.0**52  # one, in top-p's sums
+# Logits at a time where several tensors of float64 are made of them: 16 MiB each, on a GPU 256.
+CPU_LOGITS, GPU_LOGITS = 1 << 21, 1 << 25
 CPU_COUNTERS, GPU_COUNTERS = 1 << 14, 1 << 22  # Philox counters at a time: on a CPU, what stays in a core's cache
 
 
 class Row(NamedTuple):
-    """One position to choose a token for, and the tokens before it (only looked at if the penalties need them).
+    """One position to choose a token for.
 
-    plain: it is drawn with nothing but a temperature.
+    past: the tokens before it, the same object for all rows of a block; None if no penalty needs them. plain: it is
+    drawn with nothing but a temperature.
     """
 
     sampler: Sampler
     position: int
-    history: Sequence[int]
+    past: Past | None
     plain: bool
 
 
-def rows_of(sampler: Sampler, positions: Sequence[int], history: Sequence[int] = ()) -> list[Row]:
-    """The rows at some positions of a sequence. history: its tokens, if the penalties need them."""
+def rows_of(sampler: Sampler, positions: Sequence[int], past: Past | Sequence[int] = ()) -> list[Row]:
+    """The rows at consecutive positions of a sequence. past: its tokens, counted or not, if the penalties need them."""
     params = sampler.params
     unfiltered = params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0
     plain = unfiltered and not (params.greedy or params.needs_history or params.logit_bias)
-    return [Row(sampler, position, history[:position], plain) for position in positions]
+    counted = None
+    if params.needs_history and positions:
+        counted = past if isinstance(past, Past) else Past.of(past, positions[0], sampler.prompt_length)
+    return [Row(sampler, position, counted, plain) for position in positions]
 
 
 def choose(logits: torch.Tensor, rows: Sequence[Row], drawn: torch.Tensor | None = None) -> list[int]:
@@ -62,13 +69,19 @@ def choose(logits: torch.Tensor, rows: Sequence[Row], drawn: torch.Tensor | None
         params = row.sampler.params
         if params.needs_history or params.logit_bias or not params.greedy:
             adjusted.append(number)
-    if plain and drawn is None:
-        index = upload(plain, torch.int64, logits.device)
-        tokens[index] = _choose_plain(logits if len(plain) == len(rows) else logits[index], [rows[i] for i in plain])
-    if adjusted:
-        index = upload(adjusted, torch.int64, logits.device)
-        tokens[index] = _choose_adjusted(logits[index].double(), [rows[i] for i in adjusted])
+    for part in _parts(plain if drawn is None else [], logits):
+        index = upload(part, torch.int64, logits.device)
+        tokens[index] = _choose_plain(logits if len(part) == len(rows) else logits[index], [rows[i] for i in part])
+    for part in _parts(adjusted, logits):
+        index = upload(part, torch.int64, logits.device)
+        tokens[index] = _choose_adjusted(logits[index].double(), [rows[i] for i in part])
     return [int(token) for token in tokens.tolist()]
+
+
+def _parts(numbers: Sequence[int], logits: torch.Tensor) -> Iterator[Sequence[int]]:
+    """Numbers of rows, so many at a time as may be worked on at once: a long step needs no more memory than a short."""
+    at_once = max(1, (CPU_LOGITS if logits.device.type == "cpu" else GPU_LOGITS) // logits.shape[1])
+    return (numbers[first : first + at_once] for first in range(0, len(numbers), at_once))
 
 
 def draw(
@@ -150,8 +163,7 @@ def _choose_among(
 
 def _choose_adjusted(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """The choice under any parameters, [n]. logits: float64 [n, V], overwritten."""
-    for number, row in enumerate(rows):
-        penalise(logits[number], row)
+    adjust(logits, rows)
     tokens = logits.argmax(-1)
     warm = [i for i, row in enumerate(rows) if not row.sampler.params.greedy]
     if warm:
@@ -167,23 +179,19 @@ def _choose_adjusted(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     return tokens
 
 
-def penalise(logits: torch.Tensor, row: Row) -> None:
-    """`speculation.sampling.penalised`, in place on one row of float64 logits, shape [V]."""
-    params, device = row.sampler.params, logits.device
-    if params.needs_history:
-        history = np.asarray(row.history, dtype=np.int64)
-        if params.repetition_penalty != 1.0:
-            seen = upload(np.unique(history), torch.int64, device)
-            old = logits[seen]
-            logits[seen] = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
-        answer = history[row.sampler.prompt_length :]
-        if len(answer) and (params.presence_penalty or params.frequency_penalty):
-            tokens, counts = np.unique(answer, return_counts=True)
-            penalty = params.presence_penalty + params.frequency_penalty * counts
-            logits[upload(tokens, torch.int64, device)] -= upload(penalty, torch.float64, device)
-    if params.logit_bias:
-        biased = upload(list(params.logit_bias), torch.int64, device)
-        logits[biased] += upload(list(params.logit_bias.values()), torch.float64, device)
+def adjust(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    """`speculation.sampling.penalised` of each row, in place on float64 logits, [n, V]."""
+    first = 0
+    for _, group in groupby(rows, key=lambda row: (id(row.sampler), id(row.past))):
+        block = list(group)
+        part = logits[first : first + len(block)]
+        first += len(block)
+        params, past = block[0].sampler.params, block[0].past
+        if past is not None:
+            penalise(part, params, past, [row.position for row in block])
+        if params.logit_bias:
+            biased = upload(list(params.logit_bias), torch.int64, logits.device)
+            part[:, biased] += upload(list(params.logit_bias.values()), torch.float64, logits.device)
 
 
 def filtered(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
@@ -213,10 +221,13 @@ def _nucleus(log_probs: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(log_probs)
     left = torch.arange(len(log_probs), device=log_probs.device)
     # On a GPU all at once: to know what the first turn has left would be to wait for it.
-    turns = (NUCLEUS_FIRST, size) if size > 2 * NUCLEUS_FIRST and left.device.type == "cpu" else (size,)
-    for width in turns:
+    few = (NUCLEUS_FIRST, NUCLEUS_SECOND) if left.device.type == "cpu" else ()
+    for width in (*(width for width in few if 2 * width < size), size):
         part = log_probs[left]
-        ids = part.topk(width, dim=-1, sorted=False).indices.sort(dim=-1).values
+        if width < size:
+            ids = part.topk(width, dim=-1, sorted=False).indices.sort(dim=-1).values
+        else:
+            ids = torch.arange(size, device=left.device).expand(len(part), -1)
         out[left], held = _keep(part, probs[left], ids, top_p[left])
         if width == size:
             break
@@ -249,14 +260,22 @@ def logprobs(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[Logp
 
     logits: [n, V]. Equal ones are listed by id.
     """
-    table = torch.log_softmax(logits.double(), dim=-1)
-    found = []
-    for row, token in zip(table, tokens, strict=True):
-        ids: list[int] = []
-        best: list[float] = []
+    found: list[Logprobs] = []
+    for part in _parts(range(len(tokens)), logits):
+        table = torch.log_softmax(logits[part[0] : part[-1] + 1].double(), dim=-1)
+        chosen = upload([tokens[i] for i in part], torch.int64, logits.device)[:, None]
+        own = table.gather(1, chosen)[:, 0].tolist()
+        best: list[list[tuple[float, int]]] = [[] for _ in part]
         if top:
-            able = (row >= row.topk(min(top, len(row))).values[-1]).nonzero()[:, 0]
-            values, order = row[able].sort(descending=True, stable=True)
-            ids, best = able[order][:top].tolist(), values[:top].tolist()
-        found.append(Logprobs(float(row[token]), tuple(ids), tuple(best)))
+            edge = table.topk(min(top, table.shape[1]), dim=-1).values[:, -1:]
+            row_of, token_of = (table >= edge).nonzero(
+                as_tuple=True
+            )  # more than `top` where some tie for the last place
+            for row, token, value in zip(
+                *(t.tolist() for t in (row_of, token_of, table[row_of, token_of])), strict=True
+            ):
+                best[row].append((-value, token))
+        for logprob, candidates in zip(own, best, strict=True):
+            listed = sorted(candidates)[:top]
+            found.append(Logprobs(logprob, tuple(t for _, t in listed), tuple(-value for value, _ in listed)))
     return found
