@@ -20,7 +20,7 @@ from grpc import StatusCode
 
 from cloud_verifier.budget import Want, allocate
 from cloud_verifier.discretion import log_failure
-from cloud_verifier.engines.base import Block, Choices, EngineFull, TargetEngine
+from cloud_verifier.engines.base import Block, Choices, EngineDead, EngineFull, TargetEngine
 from cloud_verifier.errors import VerifierError
 from cloud_verifier.figures import Figures, LatestStep
 from cloud_verifier.load import Load
@@ -106,7 +106,11 @@ class Scheduler:
         self._wake.set()
 
     async def run(self) -> None:
-        """Step for ever; cancel to stop."""
+        """Step for ever; cancel to stop.
+
+        What an engine raises of one session ends that session. Raises EngineDead, and whatever else would have ended
+        the steps of all: whoever runs this must then give up the sessions.
+        """
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -169,10 +173,13 @@ class Scheduler:
         self.figures.sessions_waiting = len(due) - len(seated)
         wants = [Want(s.line.length - s.cached, len(s.guesses()), s.probability) for s in seated]
         shares = allocate(wants, settings.step_tokens, settings.chunk_tokens)
-        return [
-            self._planned(session, positions, due_s)
-            for (session, due_s), positions in zip(seated.items(), shares, strict=True)
-        ]
+        plan = []
+        for (session, due_s), positions in zip(seated.items(), shares, strict=True):
+            try:
+                plan.append(self._planned(session, positions, due_s))
+            except Exception as error:
+                self._fail(session, error)
+        return plan
 
     def _planned(self, session: Session, positions: int, due_s: float) -> _Planned:
         assert session.sequence is not None
@@ -197,6 +204,8 @@ class Scheduler:
             if len(results) != len(plan):
                 raise RuntimeError(f"{len(results)} results for {len(plan)} blocks")
             return [*results]
+        except EngineDead:
+            raise
         except Exception as error:
             if len(plan) == 1:
                 return [error]
@@ -244,6 +253,9 @@ class Scheduler:
         figures.latest = LatestStep(figures.steps, step_s, len(plan), positions)
 
     def _fail(self, session: Session, error: Exception) -> None:
+        """The engine failed on this session, which ends. Raises EngineDead if it failed for all of them."""
+        if isinstance(error, EngineDead):
+            raise error
         log_failure(log, f"session {session.session_id[:8]} failed in the engine", error)
         session.error = VerifierError(
             StatusCode.INTERNAL,

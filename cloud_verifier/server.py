@@ -27,6 +27,7 @@ from cloud_verifier.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.security.tls import ReloadedCertificate, TlsError, TlsFiles
 from cloud_verifier.service import ServiceSettings, VerifierService
+from cloud_verifier.supervision import Supervisor
 
 if TYPE_CHECKING:
     from cloud_verifier.operation.metrics import Metrics
@@ -52,7 +53,7 @@ CHANNEL_OPTIONS = [
 
 
 class ServerError(Exception):
-    """A verifier that cannot start. The message says why and what to do."""
+    """A verifier that cannot start, or cannot go on. The message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Running(NamedTuple):
     service: VerifierService
     scheduler: Scheduler
     draining: Draining
+    supervisor: Supervisor
 
 
 @contextlib.asynccontextmanager
@@ -123,8 +125,8 @@ async def running(
 ) -> AsyncIterator[Running]:
     """A verifier that serves while the context is open. others: more models, that devices have to ask for by name.
 
-    On leaving it says NOT_SERVING, gives open streams a second to end, and stops the engine's thread. Raises
-    ServerError.
+    On leaving it says NOT_SERVING, gives open streams a second to end, and stops the engine's thread. If its background
+    work fails, it says NOT_SERVING at once and hands all sessions back; see `Running.supervisor`. Raises ServerError.
     """
     schedulers = [Scheduler(one, scheduler_settings) for one in (engine, *(one for one, _ in others))]
     models = [served, *(one for _, one in others)]
@@ -146,23 +148,32 @@ async def running(
     health_pb2_grpc.add_HealthServicer_to_server(liveness, server)
     reflection.enable_server_reflection([SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     port = address.add_to(server)
-    working = [asyncio.create_task(scheduler.run()) for scheduler in schedulers]
+    supervisor = Supervisor()
+    for scheduler, name in zip(schedulers, services, strict=True):
+        supervisor.start(f"the scheduler of {name}", scheduler.run())
     if authentication is not None and authentication.has_keys:
-        working.append(asyncio.create_task(_expel(authentication, services.values())))
+        supervisor.start("the watch over removed keys", _expel(authentication, services.values()))
+    if metrics is not None and metrics.thread is not None:
+        supervisor.watch("the server of metrics", metrics.thread)
     await server.start()
     for name in ("", SERVICE_NAME, *(f"{SERVICE_NAME}/{name}" for name in services)):
         await liveness.set(name, health_pb2.HealthCheckResponse.SERVING)
+    draining = Draining(server, liveness, front, shares_port=address.reuse_port)
+    leaving = asyncio.create_task(_leave_on_failure(supervisor, draining))
     try:
-        draining = Draining(server, liveness, front, shares_port=address.reuse_port)
-        yield Running(port, service, schedulers[0], draining)
+        yield Running(port, service, schedulers[0], draining, supervisor)
     finally:
         await liveness.enter_graceful_shutdown()
         await server.stop(grace=1.0)
-        for task in working:
-            task.cancel()
-        await asyncio.gather(*working, return_exceptions=True)
+        leaving.cancel()
+        await supervisor.stop()
         for one in services.values():
             one.close()
+
+
+async def _leave_on_failure(supervisor: Supervisor, draining: Draining) -> None:
+    await supervisor.failed.wait()
+    await draining.drain(0.0)
 
 
 async def _expel(authentication: Authentication, services: Collection[VerifierService]) -> None:
@@ -189,7 +200,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends that at once.
 
-    `announce` is called with the port once requests are welcome.
+    `announce` is called with the port once requests are welcome. Raises ServerError, also when the verifier's background
+    work fails: all sessions are handed back then, and the process should end with an error, to be started again.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     async with running(
@@ -205,5 +217,11 @@ async def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, signalled)
         announce(verifier.port)
-        await stop.wait()
-        await verifier.draining.drain(drain_timeout_s)
+        supervisor = verifier.supervisor
+        told, failed = asyncio.create_task(stop.wait()), asyncio.create_task(supervisor.failed.wait())
+        await asyncio.wait({told, failed}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        await verifier.draining.drain(0.0 if supervisor.failed.is_set() else drain_timeout_s)
+        failed.cancel()
+        if supervisor.failed.is_set():
+            raise ServerError(f"{supervisor.failure}; the sessions were handed back; start this verifier again")

@@ -59,7 +59,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         self._places: dict[str, Place] = {}
         self._leases: dict[str, tuple[asyncio.TimerHandle, ...]] = {}  # of sessions whose device is away
         self._admission = Admission(self, self._settings.admission)
-        self._draining = False
+        self._draining = self._handed_back = False
         self._emptied = asyncio.Event()
         scheduler.on_room = self._admission.room_changed
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opening")
@@ -103,7 +103,8 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         await self._emptied.wait()
 
     def hand_back(self) -> None:
-        """End every session: its device gets what is written, and goes on elsewhere from there."""
+        """End every session: its device gets what is written, and goes on elsewhere from there. None comes after it."""
+        self._handed_back = True
         for session in list(self._sessions.values()):
             if not session.over:
                 session.error = _leaving("this verifier leaves; open the session again with continue_from to go on")
@@ -235,6 +236,8 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
                 loop = asyncio.get_running_loop()
                 session = await loop.run_in_executor(self._thread, new_session, opened, self._served)
                 _check_prompt(session, principal)
+                if self._handed_back:
+                    raise _leaves()
         except BaseException:
             if place is not None:
                 place.leave()

@@ -20,6 +20,7 @@ from cloud_verifier.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.server import Address, running
 from cloud_verifier.service import ServiceSettings, VerifierService
+from cloud_verifier.supervision import Supervisor
 from cloud_verifier.text import TextError
 from edge_client.drafters.base import Candidates, Drafter, DrafterError, DrafterInfo
 from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
@@ -94,6 +95,7 @@ class InProcessVerifier:
         self.service: VerifierService
         self.scheduler: Scheduler
         self.draining: Draining
+        self.supervisor: Supervisor
 
     def __enter__(self) -> InProcessVerifier:
         self._thread = threading.Thread(target=self.loop.run_until_complete, args=(self._main(),), daemon=True)
@@ -105,7 +107,7 @@ class InProcessVerifier:
         self._stop = asyncio.Event()
         try:
             async with running(self.engine, self._served, self._where, *self._settings, **self._watched) as parts:
-                _, self.service, self.scheduler, self.draining = parts
+                _, self.service, self.scheduler, self.draining, self.supervisor = parts
                 self._ready.set_result(parts.port)
                 await self._stop.wait()
         except BaseException as error:

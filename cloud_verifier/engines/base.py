@@ -21,6 +21,10 @@ class EngineFull(Exception):
     """No room for another sequence, or for what is to be added to one. The message says which setting makes more."""
 
 
+class EngineDead(Exception):
+    """The engine can do nothing more in this process, for no session: it must be started again."""
+
+
 @dataclass(frozen=True)
 class EngineInfo:
     """What an engine serves.
@@ -103,7 +107,8 @@ class TargetEngine(ABC):
 
     Safety contract: not thread-safe; one caller at a time, but any thread. Ids passed in must be open. The choice at a
     position is a function of (target, tokens up to it, sampler) only: neither the other blocks of a step nor how the
-    tokens were cut into blocks may change it, bitwise when `info.strict`.
+    tokens were cut into blocks may change it, bitwise when `info.strict`. Any method may raise EngineDead; whatever
+    else one raises concerns the sequences that it was called for and no others.
     """
 
     info: EngineInfo

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import re
 import secrets
 import time
@@ -22,7 +23,10 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from outrider.v1 import verifier_pb2 as pb
 
+from cloud_verifier.discretion import log_failure
 from cloud_verifier.security.principals import caller
+
+log = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -71,7 +75,7 @@ class Call:
 
 
 class Watcher(Protocol):
-    """Told of what happens in calls, on the event loop. Must be quick, and must not raise."""
+    """Told of what happens in calls, on the event loop. Must be quick. What it raises is logged, no more."""
 
     def committed(self, call: Call, tokens: int, gap_s: float) -> None:
         """A commit left. gap_s: since the one before on this stream, or since the call began."""
@@ -91,7 +95,7 @@ class Watching(grpc.aio.ServerInterceptor):
     """Shows every call to the watchers, and gives it a request id, which its trailing metadata tell."""
 
     def __init__(self, watchers: Sequence[Watcher]) -> None:
-        self._watchers = watchers
+        self._watchers = [_Guarded(watcher) for watcher in watchers]
 
     async def intercept_service(
         self,
@@ -145,6 +149,28 @@ class Watching(grpc.aio.ServerInterceptor):
             call.ended_s, call.principal = time.monotonic(), caller.get().name
             for watcher in self._watchers:
                 watcher.ended(call)
+
+
+class _Guarded:
+    """A watcher whose failure is logged, and is none of the call's."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def committed(self, call: Call, tokens: int, gap_s: float) -> None:
+        self._tell(self._watcher.committed, call, tokens, gap_s)
+
+    def drafted(self, call: Call, tokens: int, turnaround_s: float | None) -> None:
+        self._tell(self._watcher.drafted, call, tokens, turnaround_s)
+
+    def ended(self, call: Call) -> None:
+        self._tell(self._watcher.ended, call)
+
+    def _tell(self, what: Callable[..., None], *facts: Any) -> None:
+        try:
+            what(*facts)
+        except Exception as error:
+            log_failure(log, f"{type(self._watcher).__name__} failed over a call", error)
 
 
 class _WatchedContext:

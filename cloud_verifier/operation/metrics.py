@@ -6,6 +6,7 @@ What the scheduler counts is read when somebody scrapes; only times are noted as
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from threading import Thread
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
@@ -30,6 +31,7 @@ class Metrics:
         # or else every counter comes twice, the second time as when it began
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        self.thread: Thread | None = None  # that answers scrapes
         self._by_model: list[Counter | Histogram] = []
         self._success = self._counter("request_success", "Sessions that were completed.", MODEL, "finished_reason")
         self._refused = self._counter("request_refused", "Calls that ended with an error.", "code", "reason")
@@ -74,7 +76,7 @@ class Metrics:
 
     def serve(self, host: str, port: int) -> tuple[int, Any]:
         """Answer scrapes on a thread of its own; returns the port, and what has `shutdown`. Raises OSError."""
-        server, _ = start_http_server(port, host, self.registry)
+        server, self.thread = start_http_server(port, host, self.registry)
         server.set_app(_in_plain_text(server.get_app()))
         return server.server_port, server
 

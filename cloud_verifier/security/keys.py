@@ -213,6 +213,8 @@ class KeyStore:
                 log.info("%s was read again: %d principals", self._file.path, len(self._entries))
             except KeyFileError as error:
                 log.warning("%s; the keys read before stay in use", error)
+            except Exception as error:  # a file that no parser foresaw, such as one that is nested too deeply
+                log.warning("%s cannot be read (%s); the keys read before stay in use", self._file.path, error)
         return self._entries
 
     def _stamp(self) -> tuple[int, int, int] | None:

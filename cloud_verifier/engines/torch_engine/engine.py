@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from cloud_verifier.engines.base import (
     Block,
     Choices,
+    EngineDead,
     EngineFull,
     EngineInfo,
     Logprobs,
@@ -142,6 +143,10 @@ class TorchEngine(TargetEngine):
                 f"a step of {sum(len(block.tokens) for block in blocks)} tokens found too little memory on "
                 f"{self.model.device}; lower --gpu-memory-share or --kv-cache-gib, or --step-tokens and --chunk-tokens"
             ) from error
+        except torch.AcceleratorError as error:
+            if not self._device_works():
+                raise EngineDead(f"{self.model.device} does not work any more: {error}") from error
+            raise
         results: list[Choices] = []
         first = 0
         for block in blocks:
@@ -164,6 +169,13 @@ class TorchEngine(TargetEngine):
             logits = logits.clone()
         self._grow(blocks)
         return list(logits.split([block.choices for block in blocks]))
+
+    def _device_works(self) -> bool:
+        """Whether the device still computes. After some errors of CUDA nothing does, until the process ends."""
+        try:
+            return bool(torch.ones(1, device=self._device).sum().item() == 1)
+        except RuntimeError:
+            return False
 
     def _find(self, sequence: SequenceId) -> Table:
         try:
