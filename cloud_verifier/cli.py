@@ -12,6 +12,7 @@ import click
 from cloud_verifier.config import config_command, config_option
 from cloud_verifier.operation.options import Eyes, watching, watching_options
 from cloud_verifier.security.cli import keys as keys_commands
+from speculation.line import MAX_LOOKAHEAD
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -120,7 +121,9 @@ def _option(*names: str, **settings: Any) -> Any:
 )
 @_option("--cuda-graphs/--no-cuda-graphs", default=True, help="On a GPU: capture steps once and replay them.")
 @_option("--max-model-len", default=None, type=click.IntRange(2), help="Context limit.  [default: the model's]")
-@_option("--max-lookahead", default=64, type=click.IntRange(1, 1024), help="Tokens a line may reach past the log.")
+@_option(
+    "--max-lookahead", default=64, type=click.IntRange(1, MAX_LOOKAHEAD), help="Tokens a line may reach past the log."
+)
 @_option(
     "--step-tokens",
     default="auto",

@@ -200,8 +200,9 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends that at once.
 
-    `announce` is called with the port once requests are welcome. Raises ServerError, also when the verifier's background
-    work fails: all sessions are handed back then, and the process should end with an error, to be started again.
+    `announce` is called with the port once requests are welcome. Raises ServerError, also when the verifier's
+    background work fails: all sessions are handed back then, and the process should end with an error, to be started
+    again.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     async with running(

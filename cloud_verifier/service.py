@@ -272,6 +272,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         session.sent = known
         session.statistics.resumes += 1
         session.line.forget()
+        session.cut_short = False
         session.patience.turnaround.forget()
         session.changed.set()  # an old stream, if it still hangs, sees that it was replaced
         self._scheduler.wake()

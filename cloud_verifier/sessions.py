@@ -70,11 +70,12 @@ class Session:
     to answer token i. cached: tokens that the engine holds; sequence is None before the first step and after the last.
     sent: log length that went out on the present stream. attachment counts streams, so that an old stream notices that
     a new one took over. half_closed: the present stream will bring no more drafts, so there is nothing to be patient
-    for. detached_s: when its last stream left. ready_since_s: when its latest step ended; roused_s: since when it has
-    something to do that needs no patience. calibration: what this device's confidence is worth, by what the log said in
-    the end. priority: higher goes first. settled: it has written something since it got its sequence. evicted: it
-    then lost that to another; its log is read again once it has something to do. found: tokens of the prompt that the
-    engine had when the session first got its sequence. prompt_fingerprint: as in the contract.
+    for. cut_short: part of the line was dropped, as past the lookahead, and the device takes it for sent and may
+    wait. detached_s: when its last stream left. ready_since_s: when its latest step ended; roused_s: since when it
+    has something to do that needs no patience. calibration: what this device's confidence is worth, by what the log
+    said in the end. priority: higher goes first. settled: it has written something since it got its sequence.
+    evicted: it then lost that to another; its log is read again once it has something to do. found: tokens of the
+    prompt that the engine had when the session first got its sequence. prompt_fingerprint: as in the contract.
     """
 
     session_id: str
@@ -99,6 +100,7 @@ class Session:
     drafted: list[bool] = field(default_factory=list)
     logprobs: list[Logprobs] = field(default_factory=list)
     nudged: bool = False
+    cut_short: bool = False
     finish: FinishReason | None = None
     error: VerifierError | None = None
     sent: int = 0
@@ -164,7 +166,7 @@ class Session:
         """
         if self.over or self.line.length - self.sent >= unread_tokens:
             return None
-        if (self.reading and not self.evicted) or self.half_closed:
+        if (self.reading and not self.evicted) or self.half_closed or self.cut_short:
             return self.ready_since_s
         patience_ms = self.patience.ms
         due_s = math.inf if patience_ms == PATIENCE_UNLIMITED_MS else self.ready_since_s + patience_ms / 1000
@@ -182,12 +184,14 @@ class Session:
         *,
         asks: bool = True,
     ) -> None:
-        """Take a draft. asks: whether one without tokens asks for a token of the verifier's own.
+        """Take a draft. asks: whether one without tokens asks for a token of the verifier's own. Guesses past the
+        lookahead are dropped.
 
         Raises LineError if it claims to know what is not written yet.
         """
         idle = not (self.line.guesses or self.nudged)
         self.line.draft(start, tokens, known_length, self.max_lookahead, confidences)
+        self.cut_short = self.line.ends_before(start + len(tokens))
         if tokens:
             self.draft_budget.heard(self.line.length - known_length)
             self.patience.turnaround.came(known_length, now_s * 1e3)

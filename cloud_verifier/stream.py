@@ -24,7 +24,7 @@ from cloud_verifier.reading import leave
 from cloud_verifier.scheduler import Scheduler
 from cloud_verifier.sessions import Echo, FinishReason, Session
 from cloud_verifier.write_timeout import WriteTimeout
-from speculation.line import LineError
+from speculation.line import MAX_LOOKAHEAD, LineError
 
 COMMIT_TOKENS = 64  # what drafted_mask can speak of
 PROMPT_PIECE_TOKENS = 1024
@@ -132,23 +132,14 @@ class SessionStream:
 
     def _draft(self, draft: pb.Draft) -> None:
         session = self._session
-        limit = session.max_lookahead
-        if len(draft.tokens) > limit:
-            raise invalid("DRAFT_TOO_LONG", f"a draft of {len(draft.tokens)} tokens; at most {limit} are allowed")
         if draft.confidence and len(draft.confidence) != len(draft.tokens):
             raise invalid(
                 "CONFIDENCE",
                 f"{len(draft.confidence)} confidences for {len(draft.tokens)} tokens; send as many or none",
             )
-        check_ids(draft.tokens, self._scheduler.engine.info.vocabulary_size, "the draft")
-        if draft.start > session.line.length + limit:
-            raise VerifierError(
-                StatusCode.OUT_OF_RANGE,
-                "DRAFT_TOO_FAR",
-                f"the draft starts at {draft.start}, more than {limit} past the log's {session.line.length} tokens",
-            )
+        check_ids(draft.tokens[:MAX_LOOKAHEAD], self._scheduler.engine.info.vocabulary_size, "the draft")
         now_s = time.monotonic()
-        confidences = [confidence / 255 for confidence in draft.confidence]
+        confidences = [confidence / 255 for confidence in draft.confidence[:MAX_LOOKAHEAD]]
         asks = not (draft.HasField("patience_ms") or draft.objective)
         try:
             session.draft(draft.start, draft.tokens, draft.known_length, confidences, now_s, asks=asks)

@@ -227,6 +227,10 @@ class RidingLoop:
         if before is not None:
             if not opened.prompt_ids:
                 opened.prompt_ids[:] = before.prompt_ids
+            self._line.trim(opened.max_lookahead)  # this may be another verifier, which takes less
+            if self._seat is not None:
+                with self._losing_drafter():
+                    self._seat.rollback(self._line.end)
             return
         # Only a drafter looks at the prompt, and it waits for one that is not told yet: until then its length counts.
         self._line.log = list(opened.prompt_ids) or [0] * opened.prompt_length

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+MAX_LOOKAHEAD = 1024  # most that any verifier takes of a line past its log, and of one draft
 UNSAID_CONFIDENCE = 0.75  # of a guess whose device does not say how sure it is
 
 
@@ -62,6 +63,10 @@ class VerifierLine:
         """Committed length: the only clock."""
         return len(self.log)
 
+    def ends_before(self, position: int) -> bool:
+        """Whether the line ends before a position though the log contradicts nothing: no commit will say so."""
+        return self._dead_at is None and self.length + len(self.guesses) < position
+
     def draft(
         self, start: int, tokens: Sequence[int], known_length: int, limit: int, confidences: Sequence[float] = ()
     ) -> None:
@@ -70,7 +75,7 @@ class VerifierLine:
         A start behind the log is no error: the part that the log agrees with is spent, the rest counts. A draft that
         starts at or before what the device knew stands on the log itself; one that starts later goes on with the line
         sent before, and is dropped if that line is dead or has a gap. Guesses beyond `limit` tokens past the log are
-        dropped. confidences: one for each token, or none.
+        dropped, and so are those beyond the first MAX_LOOKAHEAD. confidences: one for each token, or none.
 
         Raises LineError if the device claims to know more of the log than there is.
         """
@@ -80,6 +85,9 @@ class VerifierLine:
                 f"the draft claims to know {known_length} tokens of the log, which has {length}; resume to resync"
             )
         self.drafted += len(tokens)
+        reach = min(MAX_LOOKAHEAD, max(0, length + limit - start))
+        self.dropped += max(0, len(tokens) - reach)
+        tokens, confidences = tokens[:reach], confidences[:reach]
         fresh = start <= known_length
         if not fresh and (self._dead_at is not None and start > self._dead_at):
             self.dropped += len(tokens)
@@ -95,12 +103,12 @@ class VerifierLine:
             return
         keep = max(0, start - length)
         kept = self.guesses[:keep] + list(tokens[behind:])
-        self.dropped += min(len(tokens), behind) + max(0, len(kept) - limit)
+        self.dropped += min(len(tokens), behind)
         said = confidences or [UNSAID_CONFIDENCE] * len(tokens)
         depth = max(start, length) - known_length
-        self.guesses = kept[:limit]
-        self.confidences = [*self.confidences[:keep], *said[behind:]][:limit]
-        self.depths = [*self.depths[:keep], *range(depth, depth + len(tokens) - behind)][:limit]
+        self.guesses = kept
+        self.confidences = [*self.confidences[:keep], *said[behind:]]
+        self.depths = [*self.depths[:keep], *range(depth, depth + len(tokens) - behind)]
         self._dead_at = None
 
     def commit(self, tokens: Sequence[int]) -> int:
@@ -224,6 +232,11 @@ class DeviceLine:
     def erase(self) -> None:
         """Forget the guesses."""
         self.guesses, self.confidences, self.depths, self.sent = [], [], [], 0
+
+    def trim(self, limit: int) -> None:
+        """Forget the guesses beyond `limit` past the log: a verifier takes no more."""
+        del self.guesses[limit:], self.confidences[limit:], self.depths[limit:]
+        self.sent = min(self.sent, limit)
 
     def unsend(self) -> None:
         """Count all guesses as unsent, as after a reconnect."""

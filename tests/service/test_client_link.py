@@ -157,6 +157,34 @@ def test_a_verifier_that_stops_in_order_is_followed_by_another() -> None:
     assert output.metrics.reconnects >= 1
 
 
+DEEP: dict[str, Callable[[], Pace]] = {
+    "rounds": lambda: Synchronous(40),
+    "ahead": lambda: BoundedLookahead(max_depth=40, min_survival=0.0),
+}
+
+
+@pytest.mark.parametrize("pace", DEEP)
+def test_an_answer_moves_to_a_verifier_that_takes_a_shorter_line(pace: str) -> None:
+    """What the line has beyond that is drawn again once it may be sent; nothing waits, and no word differs."""
+    engine, taken = GatedEngine(), 8
+    with InProcessVerifier(MockEngine(), max_lookahead=taken) as other:
+        with InProcessVerifier(engine, max_lookahead=64) as verifier:
+            addresses = f"{verifier.address},{other.address}"
+            client = EdgeClient(addresses, drafter(1.0), pace=DEEP[pace], link=HASTY)
+            asked = Asked(client)
+            engine.allow(1)
+            until(lambda: len(asked.tokens) > 0, "the answer begins")
+            (session,) = verifier.service._sessions.values()
+            until(lambda: len(session.line.guesses) > 2 * taken, "the line is longer than the other verifier takes")
+            asyncio.run_coroutine_threadsafe(verifier.draining.drain(0.0), verifier.loop).result(DEADLINE_S)
+            engine.allow(1)  # the step that may be under way
+        with client:
+            output = asked.output()
+    assert output.token_ids == WORDS
+    assert output.metrics.reconnects >= 1
+    assert output.metrics.accepted_tokens > 2 * taken, "guesses count there, too"
+
+
 @pytest.mark.parametrize("pace", PACES)
 def test_a_connection_that_dies_without_a_sign_is_left_for_a_new_one(pace: str) -> None:
     engine = GatedEngine()

@@ -1,4 +1,4 @@
-"""Whatever ends of a verifier's background work: one session fails, or all of them go on elsewhere and the process ends."""
+"""If background work of a verifier fails, one session ends, or all of them go on elsewhere and the process ends."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_a_server_of_metrics_that_ends_is_noticed() -> None:
         assert metrics.thread.is_alive()
         server.shutdown()
         server.server_close()
-        until(lambda: verifier.supervisor.failed.is_set(), "the end of the thread is noticed")
+        until(verifier.supervisor.failed.is_set, "the end of the thread is noticed")
         assert "the server of metrics ended unexpectedly" in verifier.supervisor.failure
         until(lambda: health(verifier.address) == health_pb2.HealthCheckResponse.NOT_SERVING, "it says so")
 

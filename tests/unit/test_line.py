@@ -3,7 +3,7 @@ import random
 import pytest
 
 from speculation.acceptance import shared_noise
-from speculation.line import UNSAID_CONFIDENCE, DeviceLine, LineError, Outcome, VerifierLine
+from speculation.line import MAX_LOOKAHEAD, UNSAID_CONFIDENCE, DeviceLine, LineError, Outcome, VerifierLine
 
 
 def line(*log: int) -> VerifierLine:
@@ -74,6 +74,46 @@ def test_the_limit_bounds_the_line() -> None:
     subject.draft(1, [2, 3, 4], known_length=1, limit=2)
     assert subject.guesses == [2, 3]
     assert subject.dropped == 1
+
+
+def test_a_draft_of_any_length_is_cut_to_what_the_line_may_hold_and_counted() -> None:
+    subject = line(1, 2, 3)
+    subject.draft(1, [2, 3, 4, 5, 6, 7], known_length=1, limit=2, confidences=[0.5] * 6)
+    assert subject.guesses == [4, 5]
+    assert len(subject.confidences) == len(subject.depths) == 2
+    assert (subject.drafted, subject.dropped) == (6, 4)
+    assert subject.ends_before(7)
+    subject.draft(5, [8], known_length=1, limit=2)  # goes on past the end of what is held
+    assert subject.guesses == [4, 5]
+    assert (subject.drafted, subject.dropped) == (7, 5)
+    subject.draft(2**32 - 1, [8], known_length=1, limit=2)
+    assert subject.guesses == [4, 5]
+    subject.draft(3, [4] * 10_000_000, known_length=3, limit=MAX_LOOKAHEAD * 2)
+    assert len(subject.guesses) == MAX_LOOKAHEAD
+    assert subject.dropped == 6 + 10_000_000 - MAX_LOOKAHEAD
+
+
+def test_a_line_that_the_log_contradicts_is_not_cut_short() -> None:
+    subject = line(1)
+    subject.draft(1, [2, 3, 4], known_length=1, limit=2)
+    assert subject.ends_before(4)
+    subject.commit([9])
+    assert not subject.ends_before(4), "the device hears so by the commit"
+
+
+def test_a_device_trims_its_line_to_what_another_verifier_takes() -> None:
+    subject = DeviceLine([1])
+    for token in (2, 3, 4):
+        subject.extend(token, 0.5)
+    subject.flush()
+    subject.trim(2)
+    assert (subject.guesses, subject.sent, subject.end) == ([2, 3], 2, 3)
+    subject.unsend()
+    assert subject.flush() == (1, [2, 3], [0.5, 0.5])
+    subject.extend(5, 0.5)
+    assert subject.depths == [0, 1, 2]
+    subject.trim(8)
+    assert subject.guesses == [2, 3, 5]
 
 
 def test_a_device_cannot_know_more_than_there_is() -> None:
