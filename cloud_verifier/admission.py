@@ -125,6 +125,16 @@ class Admission:
             self._grant(account)
         return Place(self, principal, account)
 
+    def check_rate(self, principal: Principal) -> None:
+        """Raises VerifierError while a principal owes tokens."""
+        self._check_rate(principal, self._account(principal.name))
+
+    def charge(self, principal: Principal, tokens: int) -> None:
+        """Take tokens off a principal's rate for a session that got no place."""
+        account = self._account(principal.name)
+        if account.tokens is not None:
+            account.tokens.take(tokens)
+
     def _account(self, name: str) -> _Account:
         """A principal's. Whoever comes anew finds those of all that have gone cleared away."""
         if name not in self._accounts:
@@ -186,6 +196,10 @@ class Admission:
             raise _exhausted(
                 "PRINCIPAL_SESSIONS", f"this key has {known} sessions, as many as it may; end one, or try again later"
             )
+        self._check_rate(principal, account)
+
+    def _check_rate(self, principal: Principal, account: _Account) -> None:
+        quota = principal.quota
         if quota.tokens_per_minute is None:
             account.tokens = None
             return

@@ -9,6 +9,10 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
 DOMAIN = "outrider"
+# A sentence may quote what was sent. gRPC drops a status whose metadata exceed 8 kB, at random up to 16; the sentence is
+# in it twice, once with three characters for a byte.
+SENTENCE_BYTES = 1024
+CUT = "..."
 
 
 class VerifierError(Exception):
@@ -28,6 +32,7 @@ class VerifierError(Exception):
         retry_after_s: float | None = None,
         resumable: bool = False,
     ) -> None:
+        sentence = _cut(sentence)
         super().__init__(sentence)
         self.code, self.reason, self.sentence = code, reason, sentence
         self.retry_after_s, self.resumable = retry_after_s, resumable
@@ -41,6 +46,13 @@ class VerifierError(Exception):
             details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
         status = status_pb2.Status(code=self.code.value[0], message=self.sentence, details=details)
         return (("grpc-status-details-bin", status.SerializeToString()),)
+
+
+def _cut(sentence: str) -> str:
+    whole = sentence.encode("utf-8", "replace")
+    if len(whole) <= SENTENCE_BYTES:
+        return whole.decode()
+    return whole[: SENTENCE_BYTES - len(CUT)].decode("utf-8", "ignore") + CUT
 
 
 def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from grpc import StatusCode
@@ -17,6 +18,7 @@ from outrider.v1 import verifier_pb2 as pb
 from cloud_verifier.engines.base import EngineInfo, Sampler
 from cloud_verifier.errors import VerifierError, invalid
 from cloud_verifier.patience import Patience
+from cloud_verifier.security.principals import Quota
 from cloud_verifier.sessions import Echo, Session
 from cloud_verifier.text import Codec, TextError
 from speculation.answer_text import AnswerText
@@ -36,7 +38,7 @@ OBJECTIVES: dict[int, Objective] = {
 }
 VOCABULARY_PIECE_BYTES = 1 << 18
 LEAST_PRIORITY = -1000
-SENTENCE_CHARACTERS = 500  # a template may quote the prompt; gRPC drops a status whose metadata exceed 8 kB
+REPLAY_EFFORT_BYTES = 8  # reading a token of `continue_from` takes about as long as so many bytes of text
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,77 @@ def check_version(request: pb.Open) -> None:
         )
 
 
+class PromptSize(NamedTuple):
+    """How large a prompt is, before anything is done with it.
+
+    least_tokens: it has no fewer, by its bytes and those of the vocabulary's longest token; every part of a message
+    counts as one. effort_bytes: reading it takes about as long as turning so many bytes of text into tokens. sentence:
+    says so.
+    """
+
+    least_tokens: int
+    effort_bytes: int
+    sentence: str
+
+
+def prompt_size(request: pb.Open, served: Served) -> PromptSize:
+    """That of a request's prompt."""
+    effort_bytes = request.ByteSize() + REPLAY_EFFORT_BYTES * len(request.continue_from)
+    if request.HasField("prompt_ids"):
+        count = len(request.prompt_ids.ids)
+        return PromptSize(count, effort_bytes, f"the prompt has {count} tokens")
+    texts, parts = [request.text], 0
+    messages, most = request.chat.messages, served.engine.context_limit
+    if len(messages) > most:
+        parts = len(messages)
+    elif messages:
+        parts = sum(len(message.content) for message in messages)
+        if parts <= most:
+            texts += [part.text for message in messages for part in message.content]
+    size_bytes = sum(len(text.encode()) for text in texts)
+    least = max(-(-size_bytes // served.codec.longest_token_bytes), parts)
+    shape = f"{parts} parts" if least == parts else f"{size_bytes} bytes"
+    return PromptSize(least, effort_bytes, f"the prompt has {shape}, which make at least {least} tokens,")
+
+
+def most_prompt_tokens(served: Served, quota: Quota) -> int:
+    """The longest prompt that leaves room for an answer, and that a principal may send."""
+    room = served.engine.context_limit - 1
+    return room if quota.max_prompt_tokens is None else min(room, quota.max_prompt_tokens)
+
+
+def check_size(size: PromptSize, served: Served, quota: Quota) -> None:
+    """Raises VerifierError for a prompt that is too long whatever its tokens are: nothing need be done to know that."""
+    if size.least_tokens <= most_prompt_tokens(served, quota):
+        return
+    limit = quota.max_prompt_tokens
+    if limit is not None and size.least_tokens > limit:
+        raise _prompt_too_long(size.sentence, limit)
+    raise _context_full(size.sentence, served)
+
+
+def check_quota(prompt_tokens: int, quota: Quota) -> None:
+    """Raises VerifierError if a principal may not send a prompt of so many tokens."""
+    limit = quota.max_prompt_tokens
+    if limit is not None and prompt_tokens > limit:
+        raise _prompt_too_long(f"the prompt has {prompt_tokens} tokens,", limit)
+
+
+def _prompt_too_long(what: str, limit: int) -> VerifierError:
+    return VerifierError(
+        StatusCode.OUT_OF_RANGE, "PROMPT_TOO_LONG", f"{what} and this key may send {limit}; shorten the prompt"
+    )
+
+
+def _context_full(what: str, served: Served) -> VerifierError:
+    return VerifierError(
+        StatusCode.OUT_OF_RANGE,
+        "CONTEXT_FULL",
+        f"{what} and the context holds {served.engine.context_limit}, one of which the answer needs; shorten the "
+        "prompt",
+    )
+
+
 def new_session(request: pb.Open, served: Served) -> Session:
     """A session for an Open that does not resume one. Raises VerifierError."""
     check_version(request)
@@ -132,12 +205,7 @@ def new_session(request: pb.Open, served: Served) -> Session:
         )
     room = served.engine.context_limit - len(prompt)
     if room < 1:
-        raise VerifierError(
-            StatusCode.OUT_OF_RANGE,
-            "CONTEXT_FULL",
-            f"the prompt has {len(prompt)} tokens and the context holds {served.engine.context_limit}, one of which "
-            "the answer needs; shorten the prompt",
-        )
+        raise _context_full(f"the prompt has {len(prompt)} tokens", served)
     check_ids(request.continue_from, served.engine.vocabulary_size, "continue_from")
     limit = min(room, params.max_tokens or room)
     if len(request.continue_from) > limit:
@@ -233,7 +301,7 @@ def prompt_ids(request: pb.Open, served: Served) -> list[int]:
         else:
             raise invalid("PROMPT_MISSING", "Open has no prompt; set prompt_ids, chat or text")
     except TextError as error:
-        raise invalid("PROMPT", str(error)[:SENTENCE_CHARACTERS]) from error
+        raise invalid("PROMPT", str(error)) from error
     if not ids:
         raise invalid("PROMPT_EMPTY", "the prompt has no tokens; send at least one")
     check_ids(ids, served.engine.vocabulary_size, "the prompt")  # a tokenizer may have more ids than the model

@@ -1,4 +1,4 @@
-"""Background work: tasks and threads that run until the verifier leaves. One that ends before is the verifier's failure.
+"""Background work: tasks and threads that run until the verifier leaves. If one ends before, the verifier has failed.
 
 A verifier whose scheduler has ended would go on to take sessions and never answer one. So it leaves instead, as if it
 had been told to, and its process exits with an error, for whatever started it to start it again.

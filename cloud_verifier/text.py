@@ -51,6 +51,8 @@ class Codec:
         except ValueError as error:
             raise TextError(f"the tokenizer in the {where} {model} cannot be used: {error}") from error
         self.fingerprint = self.vocabulary.fingerprint
+        # As the tokenizer's files write tokens, which is never shorter than the text that they stand for.
+        self.longest_token_bytes = max(len(s.encode("utf-8", "surrogateescape")) for s in self.vocabulary.strings)
         template = json.dumps(tokenizer.chat_template, sort_keys=True, ensure_ascii=False)
         self.words_fingerprint = hashlib.sha256(f"{len(written)} {written}{template}".encode()).hexdigest()
         self._opening = opening_tokens(tokenizer.encode, self._bare)

@@ -35,6 +35,7 @@ class LetterCodec:
     fingerprint = words_fingerprint = "letters"
     vocabulary = Vocabulary(("<begin>", "<end>", *LETTERS), frozenset({0, 1}))
     end_ids = frozenset({1})
+    longest_token_bytes = 1
 
     def encode_text(self, text: str) -> list[int]:
         return [2 + self.LETTERS.index(c) for c in text]

@@ -16,6 +16,8 @@ from tests.service.raw import Bystander
 class QuotingCodec(LetterCodec):
     """Refuses what it has no letters for, quoting all of it, as chat templates do; breaks over an underscore."""
 
+    longest_token_bytes = 1 << 16  # so that nothing is refused unread
+
     def encode_text(self, text: str) -> list[int]:
         if "_" in text:
             raise RuntimeError("a codec with a fault")
