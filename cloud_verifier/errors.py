@@ -9,8 +9,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
 DOMAIN = "outrider"
-# A sentence may quote what was sent. gRPC drops a status whose metadata exceed 8 kB, at random up to 16; the sentence is
-# in it twice, once with three characters for a byte.
+# A sentence may quote what was sent. gRPC drops a status whose metadata exceed 8 kB (at random, up to 16), and the
+# sentence is in it twice, once with three characters for a byte.
 SENTENCE_BYTES = 1024
 CUT = "..."
 

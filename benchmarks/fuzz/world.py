@@ -299,7 +299,9 @@ async def world(*, sockets: bool, keys: bool = False) -> AsyncIterator[World]:
         else:
             scheduler = Scheduler(engine)
             service = VerifierService(served, scheduler, settings)
-            scheduler._thread = service._thread = _Inline()  # type: ignore[assignment]
+            scheduler._thread = _Inline()  # type: ignore[assignment]
+            for queue in service._queues.values():
+                queue._thread = _Inline()  # type: ignore[assignment]
             subject = World(engine, served, service, scheduler, callers)
             stepping = asyncio.create_task(scheduler.run())
             stack.push_async_callback(_end, stepping)

@@ -76,7 +76,7 @@ def chat(*texts: str) -> pb.ChatMessages:
     )
 
 
-TOO_LONG = {
+TOO_LONG: dict[str, tuple[dict[str, Any], str]] = {
     "text": ({"text": "a" * 5000}, "5000 bytes, which make at least 5000 tokens"),
     "one message": ({"chat": chat("a" * 5000)}, "5000 bytes, which make at least 5000 tokens"),
     "many messages": ({"chat": chat(*["a"] * 5000)}, "5000 parts, which make at least 5000 tokens"),
