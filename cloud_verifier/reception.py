@@ -49,6 +49,10 @@ class Reception(pb_grpc.VerifierServiceServicer):
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Any) -> pb.GetModelInfoResponse:
         return await (await self._of(request.model, context)).GetModelInfo(request, context)
 
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        each = [await service.ListModels(request, context) for service in self._services.values()]
+        return pb.ListModelsResponse(models=[model for one in each for model in one.models])
+
     async def GetVocabulary(self, request: pb.GetVocabularyRequest, context: Any) -> None:  # type: ignore[override]
         await (await self._of(request.model, context)).GetVocabulary(request, context)
 

@@ -156,6 +156,9 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             await refuse(context, error)
         return self._served.model_info()
 
+    async def ListModels(self, _request: pb.ListModelsRequest, _context: Any) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[self._served.model_info()])
+
     async def GetVocabulary(self, request: pb.GetVocabularyRequest, context: Any) -> None:  # type: ignore[override]
         try:
             check_model(request.model, self._served)

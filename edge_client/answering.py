@@ -96,6 +96,10 @@ class Answering:
         assert self.opened is not None
         return self.opened.prompt_length + self._before_tokens
 
+    @property
+    def _model_info(self) -> pb.GetModelInfoResponse | None:
+        return self.opened.model_info if self.opened is not None else None
+
     def run(self) -> StreamChunk:
         """Raises SessionError."""
         finished = None
@@ -113,7 +117,8 @@ class Answering:
             self._stop_timer()
             if self.loop is not None:
                 self.loop.stop(learn=finished is not None)
-        return StreamChunk(output=self._output(finished, FINISH_REASONS.get(finished.reason, "error")))
+        output = self._output(finished, FINISH_REASONS.get(finished.reason, "error"))
+        return StreamChunk(output=output, model_info=self._model_info)
 
     # -- while the verifier writes -------------------------------------------------------------------------------------
 
@@ -199,6 +204,7 @@ class Answering:
                 tuple(progress.drafted),
                 tuple(progress.corrected),
                 new,
+                model_info=self._model_info,
             )
         )
 
@@ -288,7 +294,7 @@ class Answering:
         prompt, answer, of_log = own_tokens(self._prompt, opened, self._tokens, shown, model, text)
         solo = Solo(seat, text, self._params, self._seed, prompt, answer, shown, of_log)
         self._state = LinkState.OFFLINE
-        self._put(StreamChunk(link=LinkState.OFFLINE))
+        self._put(StreamChunk(link=LinkState.OFFLINE, model_info=self._model_info))
         began_ms = self.ride.elapsed_ms()
 
         def emit(token: int, piece: str) -> None:
@@ -306,7 +312,8 @@ class Answering:
         target = opened.model_info.target_fingerprint if opened is not None else ""
         part = OfflinePart(solo.written + rest, tuple(solo.tokens), tuple(solo.texts), of_log, model.info.name, target)
         usage = pb.Usage(prompt_tokens=opened.prompt_length if opened is not None else len(prompt))
-        return StreamChunk(output=self._output(pb.Finished(usage=usage), reason, part), link=LinkState.OFFLINE)
+        output = self._output(pb.Finished(usage=usage), reason, part)
+        return StreamChunk(output=output, link=LinkState.OFFLINE, model_info=self._model_info)
 
     def _so_far(self) -> RequestOutput | None:
         """What is left to whoever hears of the error."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
@@ -127,18 +128,34 @@ class Channel:
             self._loop.call_soon_threadsafe(callback, *arguments)
 
     def model_info(self, model: str = "", timeout_s: float = 10.0) -> pb.GetModelInfoResponse:
-        """Ask the verifier what it serves. Raises SessionError."""
+        """Ask the verifier about one model; an empty name means its default. Raises SessionError."""
+        request = pb.GetModelInfoRequest(model=model)
+        answer: pb.GetModelInfoResponse = self._ask(lambda stub: stub.GetModelInfo, request, timeout_s)
+        return answer
 
-        async def ask(*, patiently: bool) -> pb.GetModelInfoResponse:
-            reply: pb.GetModelInfoResponse = await self.stub.GetModelInfo(
-                pb.GetModelInfoRequest(model=model),
-                metadata=self.metadata,
-                timeout=timeout_s,
-                wait_for_ready=patiently,
+    def models(self, timeout_s: float = 10.0) -> Sequence[pb.GetModelInfoResponse]:
+        """Ask the verifier about all its models; its default comes first. Raises SessionError."""
+        try:
+            answer: pb.ListModelsResponse = self._ask(lambda stub: stub.ListModels, pb.ListModelsRequest(), timeout_s)
+        except SessionError as error:
+            if error.code != "UNIMPLEMENTED":
+                raise
+            return [self.model_info("", timeout_s)]  # an older verifier, which cannot list them
+        if not answer.models:
+            raise SessionError(
+                "DATA_LOSS", "NO_MODELS", f"the verifier at {self.verifier} says that it serves no model"
             )
-            return reply
+        return answer.models
 
-        async def ask_and_say_why_not() -> pb.GetModelInfoResponse:
+    def _ask(
+        self, method: Callable[[pb_grpc.VerifierServiceAsyncStub], Any], request: Message, timeout_s: float
+    ) -> Any:
+        """A unary call; another address is asked if one is away. Raises SessionError."""
+
+        async def ask(*, patiently: bool) -> Any:
+            return await method(self.stub)(request, metadata=self.metadata, timeout=timeout_s, wait_for_ready=patiently)
+
+        async def ask_and_say_why_not() -> Any:
             for _ in self._addresses[1:]:
                 stub = self.stub
                 try:
@@ -155,12 +172,11 @@ class Channel:
             return await ask(patiently=False)  # which does not wait for a connection but says what it lacks
 
         try:
-            answer: pb.GetModelInfoResponse = self.call(ask_and_say_why_not()).result()
+            return self.call(ask_and_say_why_not()).result()
         except grpc.aio.AioRpcError as error:
             raise self._explain(error) from error
         except CancelledError as error:
             raise closed() from error
-        return answer
 
     def vocabulary(self, model: str, collect: Callable[[AsyncIterator[Any]], Coroutine[Any, Any, T]]) -> T:
         """Ask for the target's vocabulary; `collect` makes something of its pieces, on the link's loop.

@@ -173,14 +173,17 @@ class EdgeClient:
             if not finished:
                 cancel()
 
-    def check(self, prompt: Prompt, output: RequestOutput, params: SamplingParams | None = None) -> CheckedAnswer:
+    def check(
+        self, prompt: Prompt, output: RequestOutput, params: SamplingParams | None = None, *, model: str = ""
+    ) -> CheckedAnswer:
         """What the verifier makes of an answer that the device finished alone; prompt and params as it was asked for.
 
-        The verifier goes on from what it had committed, with the same seed; the device's words are its drafts. Raises
-        SessionError, and ValueError if no part of the answer is the device's own.
+        model: that was asked for, if not the client's. The verifier goes on from what it had committed, with the same
+        seed; the device's words are its drafts. Raises SessionError, and ValueError if no part of the answer is the
+        device's own.
         """
         checked = None
-        for chunk in self.check_stream(prompt, output, params):
+        for chunk in self.check_stream(prompt, output, params, model=model):
             checked = chunk.output
         assert checked is not None
         return compare(output, checked)
@@ -199,16 +202,30 @@ class EdgeClient:
         """Whether a drafter was loaded; how it fares is in the answers' metrics."""
         return self._seat is not None
 
-    def model_info(self, timeout_s: float = 10.0) -> pb.GetModelInfoResponse:
-        """What the verifier serves. Raises SessionError."""
-        return self._channel.model_info(self._model, timeout_s)
+    @property
+    def can_answer_alone(self) -> bool:
+        """Whether the drafter has a model that could answer without the verifier, if it may."""
+        return self._seat is not None and self._seat.drafter.speaker() is not None
 
-    def vocabulary(self) -> Vocabulary:
-        """The target's tokens, from this user's cache or else from the verifier.
+    def model_info(self, timeout_s: float = 10.0, *, model: str = "") -> pb.GetModelInfoResponse:
+        """What the verifier says of a model; by default of the client's. Raises SessionError."""
+        return self._channel.model_info(model or self._model, timeout_s)
 
-        Raises SessionError, and VocabularyError for one that is not what it claims to be.
+    def models(self, timeout_s: float = 10.0) -> Sequence[pb.GetModelInfoResponse]:
+        """What the verifier serves, the client's model first. Raises SessionError, also if that is not served."""
+        models = list(self._channel.models(timeout_s))
+        if self._model:
+            first = self.model_info(timeout_s)
+            models = [first, *(info for info in models if info.model != first.model)]
+        return models
+
+    def vocabulary(self, info: pb.GetModelInfoResponse | None = None) -> Vocabulary:
+        """A target's tokens, from this user's cache or else from the verifier.
+
+        info: what the verifier said of the target; by default of the client's. Raises SessionError, and VocabularyError
+        for one that is not what it claims to be.
         """
-        return VocabularyCache().get(self._channel, self.model_info())
+        return VocabularyCache().get(self._channel, info or self.model_info())
 
     def close(self) -> None:
         """Close the channel and free the drafter. Running sessions end with an error.
@@ -322,8 +339,7 @@ class EdgeClient:
 
     def _consent(self, answers: OfflineAnswers) -> Consent:
         """Raises ValueError if somebody is to be asked and there is nobody."""
-        can = self._seat is not None and self._seat.drafter.speaker() is not None
-        return Consent(answers if can else OfflineAnswers.NEVER, self._offline.ask)
+        return Consent(answers if self.can_answer_alone else OfflineAnswers.NEVER, self._offline.ask)
 
     def _offer(self, loop: RidingLoop, seat: DrafterSeat, settings: RideSettings, *, own_pace: bool) -> None:
         """Tell a session that began without the drafter that it has it now."""
@@ -356,8 +372,10 @@ class EdgeClient:
         else:
             seat.rollback(0)
             model.rollback(0)
-            yield DrafterSeat(model)
-            model.rollback(0)
+            try:
+                yield DrafterSeat(model)
+            finally:
+                model.rollback(0)
 
     def _open_request(
         self, prompt: Prompt, params: SamplingParams, seed: int, pace: Pace, seat: DrafterSeat | None, model: str
@@ -468,10 +486,12 @@ class AsyncEdgeClient:
             async for chunk in chunks:
                 yield chunk
 
-    async def check(self, prompt: Prompt, output: RequestOutput, params: SamplingParams | None = None) -> CheckedAnswer:
+    async def check(
+        self, prompt: Prompt, output: RequestOutput, params: SamplingParams | None = None, *, model: str = ""
+    ) -> CheckedAnswer:
         """As `EdgeClient.check`."""
         checked = None
-        async for chunk in self._stream(lambda put: self._client._start_check(prompt, params, output, put)):
+        async for chunk in self._stream(lambda put: self._client._start_check(prompt, params, output, put, model)):
             checked = chunk.output
         assert checked is not None
         return compare(output, checked)
@@ -498,13 +518,22 @@ class AsyncEdgeClient:
         """As `EdgeClient.has_drafter`."""
         return self._client.has_drafter
 
-    async def model_info(self, timeout_s: float = 10.0) -> pb.GetModelInfoResponse:
-        """As `EdgeClient.model_info`."""
-        return await asyncio.to_thread(self._client.model_info, timeout_s)
+    @property
+    def can_answer_alone(self) -> bool:
+        """As `EdgeClient.can_answer_alone`."""
+        return self._client.can_answer_alone
 
-    async def vocabulary(self) -> Vocabulary:
+    async def model_info(self, timeout_s: float = 10.0, *, model: str = "") -> pb.GetModelInfoResponse:
+        """As `EdgeClient.model_info`."""
+        return await asyncio.to_thread(self._client.model_info, timeout_s, model=model)
+
+    async def models(self, timeout_s: float = 10.0) -> Sequence[pb.GetModelInfoResponse]:
+        """As `EdgeClient.models`."""
+        return await asyncio.to_thread(self._client.models, timeout_s)
+
+    async def vocabulary(self, info: pb.GetModelInfoResponse | None = None) -> Vocabulary:
         """As `EdgeClient.vocabulary`."""
-        return await asyncio.to_thread(self._client.vocabulary)
+        return await asyncio.to_thread(self._client.vocabulary, info)
 
     async def close(self) -> None:
         """As `EdgeClient.close`."""

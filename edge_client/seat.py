@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from edge_client.drafters.base import ANY_VOCABULARY, Candidates, Drafter
 from speculation.duty import DutyCycle
 from speculation.reading import PieceSize
+
+if TYPE_CHECKING:
+    from outrider.v1 import verifier_pb2 as pb
 
 
 @dataclass
@@ -58,6 +62,11 @@ class DrafterSeat:
         """Whether the drafter's ids are the target's, whatever those are."""
         return self.drafter.info.vocabulary_fingerprint == ANY_VOCABULARY
 
+    def speaks(self, target: pb.GetModelInfoResponse) -> bool:
+        """Whether the drafter's ids are this target's now: another session may have exchanged the drafter since this
+        one was opened."""
+        return self.drafter.info.vocabulary_fingerprint in (ANY_VOCABULARY, target.vocabulary_fingerprint)
+
     def adopt_vocabulary(self, fingerprint: str, size: int) -> Sequence[str]:
         """The target's vocabulary, at the start of a session; returns the drafter's notices."""
         if self._vocabulary not in (None, (fingerprint, size)):
@@ -66,9 +75,16 @@ class DrafterSeat:
         with self.calling():
             return self.drafter.adopt_vocabulary(fingerprint, size)
 
-    def seat(self, drafter: Drafter) -> None:
-        """Another drafter from now on, which holds nothing."""
-        self.drafter, self.tokens, self.start, self._vocabulary = drafter, [], 0, None
+    def exchange(self, make: Callable[[], Drafter]) -> None:
+        """Another drafter from now on, which may share its model or lookups with the present one.
+
+        Both are rolled back to 0: what they share would otherwise still hold tokens that the new one knows nothing of.
+        """
+        self.rollback(0)
+        self.start, self._vocabulary = 0, None
+        with self.calling():
+            self.drafter = make()
+            self.drafter.rollback(0)
 
     def sit(self, tokens: Sequence[int]) -> None:
         """Keep what the drafter holds of a conversation that begins with `tokens`, drop the rest."""

@@ -261,7 +261,7 @@ class RidingLoop:
             self._seat, self._waits_for_prompt = None, seat
         elif opened.model_info.noise_version != NOISE_VERSION and not self._greedy:
             self._lose_drafter(f"the verifier uses version {opened.model_info.noise_version} of the shared noise")
-        elif opened.vocabulary_matches or seat.speaks_any_vocabulary:
+        elif seat.speaks(opened.model_info):
             self._begin_drafting(seat, opened.model_info)
         elif self._match is None:
             self._lose_drafter("the drafter's vocabulary is not the target's")
@@ -277,7 +277,7 @@ class RidingLoop:
             self._lose_drafter(found.sentence)
             return
         with self._losing_drafter():
-            seat.seat(found.speaking())
+            seat.exchange(found.speaking)
             self._begin_drafting(seat, self._opened.model_info)
 
     def _begin_drafting(self, seat: DrafterSeat, info: pb.GetModelInfoResponse) -> None:

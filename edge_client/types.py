@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from outrider.v1 import verifier_pb2 as pb
+
 from speculation.observed import Diary
 
 Message = Mapping[str, str]
@@ -142,7 +144,8 @@ class StreamChunk:
     texts[i]: what token_ids[i] adds to the text; the answer's end may add text of no token. drafted[i]: the device had
     guessed token_ids[i]. corrected[i]: it had guessed another token there. logprobs: empty unless asked for. link: how
     the answer fares from now on; a chunk without text may bring nothing else. While it is offline, texts and tokens are
-    the device's own.
+    the device's own. model_info: what the verifier says of the model that answers; always with its tokens, and None
+    until it has been reached.
     """
 
     text: str = ""
@@ -153,6 +156,7 @@ class StreamChunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     output: RequestOutput | None = None
     link: LinkState = LinkState.LIVE
+    model_info: pb.GetModelInfoResponse | None = None
 
     @property
     def offline(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.metadata
 import json
@@ -30,7 +29,15 @@ from edge_client.assistant.gauges import Gauges
 from edge_client.assistant.guard import Doors, Guard, read_body
 from edge_client.assistant.offline import HEADER, OfflineAnswersGiven, consent, told
 from edge_client.assistant.request_log import RequestLog
-from edge_client.assistant.requests import DEFAULT_MODEL, Body, ChatBody, CompletionBody, Question, parse
+from edge_client.assistant.requests import (
+    DEFAULT_MODEL,
+    OFFLINE_SUFFIX,
+    Body,
+    ChatBody,
+    CompletionBody,
+    Question,
+    parse,
+)
 from edge_client.assistant.shapes import ChatShape, CompletionShape, Shape
 from edge_client.assistant.telling import Telling, echoed
 from edge_client.assistant.upstream import Upstream
@@ -58,7 +65,6 @@ WITHOUT_KEY = {  # what anybody may know of the way to the verifier
     "unreachable": "the verifier cannot be reached; send this server's API key to be told more",
     "refused": "the verifier refuses this device; send this server's API key to be told more",
 }
-OFFLINE_PATIENCE_S = 0.5  # for the verifier's name, where the device may have to answer without it
 
 
 class Assistant:
@@ -130,8 +136,8 @@ class Assistant:
         try:
             needs.enter_context(self._place())
             offline = consent(question, self._settings.offline)
-            shape = await self._shape(question, shape_kind, offline)
-            news = await needs.enter_async_context(aclosing(answers(self._client, question, offline)))
+            shape = shape_kind(question.model or self._upstream.default_name, question.include_usage, question.notices)
+            news = await needs.enter_async_context(aclosing(self._news(question, shape, offline)))
             if question.stream:
                 patient = await needs.enter_async_context(aclosing(Patient(news, self._settings.keep_alive_s)))
                 first = await unless_gone(request, _beginning(question, patient))
@@ -160,19 +166,15 @@ class Assistant:
         finally:
             self._running -= 1
 
-    async def _shape(self, question: Question, kind: type[Shape], offline: OfflineAnswers) -> Shape:
-        may_be_alone = offline is not OfflineAnswers.NEVER
-        try:
-            async with asyncio.timeout(OFFLINE_PATIENCE_S if may_be_alone else None):
-                info = await self._upstream.info()
-        except (SessionError, TimeoutError) as error:
-            if not may_be_alone or (isinstance(error, SessionError) and error.code not in UNREACHABLE):
-                raise
-            info = pb.GetModelInfoResponse(model=DEFAULT_MODEL)
-        wanted = question.params.logprobs is not None
-        spelling = await self._upstream.spelling() if wanted else None
-        name = question.model or info.model
-        return kind(name, info.target_fingerprint, spelling, question.include_usage, question.notices)
+    async def _news(self, question: Question, shape: Shape, offline: OfflineAnswers) -> AsyncGenerator[News, None]:
+        """The news of all choices; the shape tells of the model that brings them. Raises as `answers` and `spelling`."""
+        async with aclosing(answers(self._client, question, offline)) as news:
+            async for one in news:
+                if (info := one.chunk.model_info) is not None:
+                    if question.params.logprobs is not None:
+                        shape.spelling = await self._upstream.spelling(info)
+                    shape.model, shape.fingerprint = info.model, info.target_fingerprint
+                yield one
 
     async def _whole(self, question: Question, shape: Shape, news: AsyncIterator[News]) -> Any:
         outputs: dict[int, RequestOutput] = {}
@@ -215,7 +217,9 @@ class Assistant:
         prompt = question.prompts[choice // question.n]
         try:
             with self._place():
-                checked = await unless_gone(request, self._client.check(prompt, output, question.params))
+                checked = await unless_gone(
+                    request, self._client.check(prompt, output, question.params, model=question.model)
+                )
         except (SessionError, ValueError) as error:
             raise _refusal(error) from error
         return JSONResponse(told(checked, output))
@@ -223,27 +227,43 @@ class Assistant:
     # -- the rest ----------------------------------------------------------------------------------------------------
 
     async def _models(self, _request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_listed(await self._info())]})
+        return JSONResponse({"object": "list", "data": await self._listed()})
 
     async def _model(self, request: Request) -> Response:
-        name, info = request.path_params["name"], await self._info()
-        if name != info.model:
-            raise ApiError(404, f"model {name[:200]!r} is not served; {info.model!r} is", code="model_not_found")
-        return JSONResponse(_listed(info))
+        name, models = request.path_params["name"], await self._listed()
+        for model in models:
+            if model["id"] == name:
+                return JSONResponse(model)
+        served = ", ".join(repr(model["id"]) for model in models)
+        raise ApiError(404, f"model {name[:200]!r} is not served; {served} can be asked for", code="model_not_found")
 
-    async def _info(self) -> pb.GetModelInfoResponse:
+    async def _listed(self) -> list[dict[str, Any]]:
+        """What may be asked for. Raises ApiError."""
         try:
-            return await self._upstream.ask()
+            return [_entry(info) for info in await self._upstream.models()]
         except SessionError as error:
-            raise _refusal(error) from error
+            if not self._alone_after(error, OfflineAnswers.ASK):
+                raise _refusal(error) from error
+        known = self._upstream.known or [pb.GetModelInfoResponse(model=DEFAULT_MODEL)]
+        # Who is only answered alone for saying so must find a name that says so.
+        suffix = OFFLINE_SUFFIX if self._settings.offline is OfflineAnswers.ASK else ""
+        return [_entry(info) | {"id": info.model + suffix} for info in known]
+
+    def _alone_after(self, error: SessionError, *more: OfflineAnswers) -> bool:
+        """Whether this device answers alone now, unasked or by one more setting."""
+        may = self._settings.offline in (OfflineAnswers.AUTO, *more) and self._client.can_answer_alone
+        return may and error.code in UNREACHABLE
 
     async def _health(self, _request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def _ready(self, request: Request) -> Response:
         try:
-            info = await self._upstream.ask()
+            (info, *_) = await self._upstream.models()
         except SessionError as error:
+            if self._alone_after(error):
+                name = self._upstream.default_name + OFFLINE_SUFFIX
+                return JSONResponse({"status": "ready", "model": name, "drafter": True})
             refusal = _refusal(error)
             if self._settings.doors.trusts(request.headers):
                 raise refusal from error
@@ -255,7 +275,7 @@ class Assistant:
         """As `_ready`, but that nobody can be reached is an answer, too: a browser logs every 503 as a fault."""
         told: dict[str, Any] = {"drafter": self._client.has_drafter}
         try:
-            info = await self._upstream.ask()
+            (info, *_) = await self._upstream.models()
         except SessionError as error:
             reason = {"reason": str(error)} if self._settings.doors.trusts(request.headers) else {}
             return JSONResponse(told | {"verifier": _state(error)} | reason)
@@ -312,10 +332,11 @@ def _refusal(error: SessionError | ValueError) -> ApiError:
     return ApiError(400, str(error), code="invalid_value")
 
 
-def _listed(info: pb.GetModelInfoResponse) -> dict[str, Any]:
+def _entry(info: pb.GetModelInfoResponse) -> dict[str, Any]:
     """A model as OpenAI lists it; max_model_len as vLLM does."""
     head = {"id": info.model, "object": "model", "created": 0, "owned_by": "outrider"}
-    return head | {"max_model_len": info.context_limit, "fingerprint": info.target_fingerprint}
+    told = {"max_model_len": info.context_limit, "fingerprint": info.target_fingerprint}
+    return head | (told if info.context_limit else {})  # nobody has told yet
 
 
 async def _nobody(_request: Request, _error: Exception) -> Response:

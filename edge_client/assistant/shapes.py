@@ -21,15 +21,16 @@ Json = dict[str, Any]
 class Shape(ABC):
     """One request's answer in its endpoint's form.
 
-    spelling: None unless log-probabilities are wanted. notices: of the request. offline: whether the device has gone on
+    model: as asked for, until the verifier names the one that answers. notices: of the request. fingerprint: of the
+    target, once it answers. spelling: None unless log-probabilities are wanted. offline: whether the device has gone on
     alone by now.
     """
 
     model: str
-    fingerprint: str
-    spelling: Spelling | None
     include_usage: bool
     notices: tuple[str, ...] = ()
+    fingerprint: str = ""
+    spelling: Spelling | None = None
     offline: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = ""

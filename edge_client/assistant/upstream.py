@@ -1,59 +1,65 @@
-"""What is known of the verifier: which model it serves, and how its tokens are spelled."""
+"""What is known of the verifier: which models it serves, and how their tokens are spelled."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
+from collections.abc import Sequence
 
 from outrider.v1 import verifier_pb2 as pb
 
+from edge_client.assistant.requests import DEFAULT_MODEL
 from edge_client.assistant.spelling import Spelling
 from edge_client.client import AsyncEdgeClient
 
-FRESH_S = 30.0
 SHARED_S = 1.0
+MOST_SPELLINGS = 4  # of some ten megabytes each
 
 
 class Upstream:
-    """Remembers what the verifier told, for every answer names its model and none is to wait for that."""
+    """Asks the verifier once for all who want to know at about the same time, and remembers what it told.
+
+    known: the models it served when it was last asked, its client's own first; empty if it never told.
+    """
 
     def __init__(self, client: AsyncEdgeClient, timeout_s: float) -> None:
         self._client, self._timeout_s = client, timeout_s
-        self._info: pb.GetModelInfoResponse | None = None
+        self.known: Sequence[pb.GetModelInfoResponse] = ()
         self._told_s = 0.0
-        self._asking: asyncio.Task[pb.GetModelInfoResponse] | None = None
-        self._spelling: tuple[str, Spelling] | None = None
+        self._asking: asyncio.Task[Sequence[pb.GetModelInfoResponse]] | None = None
+        self._spellings: OrderedDict[str, Spelling] = OrderedDict()
 
-    async def ask(self) -> pb.GetModelInfoResponse:
+    @property
+    def default_name(self) -> str:
+        """Of the model that answers whoever names none, as far as is known."""
+        return self.known[0].model if self.known else DEFAULT_MODEL
+
+    async def models(self) -> Sequence[pb.GetModelInfoResponse]:
         """Ask the verifier now; one question serves all who ask within a second. Raises SessionError."""
         recent = self._asking if time.monotonic() - self._told_s < SHARED_S else None
         return await asyncio.shield(recent or self._begin())  # whoever leaves does not take the answer from the others
 
-    def _begin(self) -> asyncio.Task[pb.GetModelInfoResponse]:
+    def _begin(self) -> asyncio.Task[Sequence[pb.GetModelInfoResponse]]:
         """Ask, unless a question is under way."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
             self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())  # maybe nobody waits
         return self._asking
 
-    async def _ask(self) -> pb.GetModelInfoResponse:
+    async def _ask(self) -> Sequence[pb.GetModelInfoResponse]:
         try:
-            self._info = await self._client.model_info(self._timeout_s)
-            return self._info
+            self.known = await self._client.models(self._timeout_s)
+            return self.known
         finally:
             self._told_s = time.monotonic()
 
-    async def info(self) -> pb.GetModelInfoResponse:
-        """What it told last; asked anew beside the answer if that is old. Raises SessionError if it never told."""
-        if self._info is None:
-            return await asyncio.shield(self._begin())
-        if time.monotonic() - self._told_s > FRESH_S:
-            self._begin()
-        return self._info
-
-    async def spelling(self) -> Spelling:
-        """Of the target's tokens. Raises SessionError, and VocabularyError."""
-        fingerprint = (await self.info()).vocabulary_fingerprint
-        if self._spelling is None or self._spelling[0] != fingerprint:
-            self._spelling = fingerprint, Spelling(await self._client.vocabulary())
-        return self._spelling[1]
+    async def spelling(self, model: pb.GetModelInfoResponse) -> Spelling:
+        """Of this model's tokens. Raises SessionError, and VocabularyError."""
+        spelling = self._spellings.get(model.vocabulary_fingerprint)
+        if spelling is None:
+            spelling = Spelling(await self._client.vocabulary(model))
+            self._spellings[model.vocabulary_fingerprint] = spelling
+            if len(self._spellings) > MOST_SPELLINGS:
+                self._spellings.popitem(last=False)
+        return spelling

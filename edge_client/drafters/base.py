@@ -109,7 +109,8 @@ class Drafter(ABC):
     def rollback(self, length: int) -> None:
         """Keep the first `length` tokens only. Raises ValueError unless 0 <= length <= self.length.
 
-        A rollback that drops tokens forgets the candidates; the next call must be `feed`.
+        A rollback that drops tokens forgets the candidates; the next call must be `feed`. One to 0 also empties the
+        model inside: another drafter may be made around it next.
         """
 
     def adopt_vocabulary(self, fingerprint: str, size: int) -> Sequence[str]:

@@ -82,6 +82,9 @@ class VocabularyWrapper(Drafter):
             raise ValueError(f"cannot keep {length} tokens of a sequence of {len(self._tokens)}")
         if length < len(self._tokens):
             self._cut(length)
+        if not length:
+            self._inner.rollback(0)
+        if length < len(self._tokens):
             del self._tokens[length:]
             self._fed, self._found = False, None
 

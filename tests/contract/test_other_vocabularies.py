@@ -15,6 +15,7 @@ from edge_client.drafters.chain import ChainDrafter
 from edge_client.drafters.matching import match
 from edge_client.drafters.ngram import NgramDrafter
 from edge_client.drafters.translated import TranslatedDrafter
+from edge_client.seat import DrafterSeat
 from speculation.correspondence import Way
 from speculation.segmenter import Segmenter
 from speculation.vocabulary import Vocabulary
@@ -62,6 +63,40 @@ def make(way: Way) -> tuple[Drafter, ListDrafter, Vocabulary]:
     assert found.way is way
     assert found.speaking is not None
     return found.speaking(), inner, target
+
+
+# --- one drafter, several targets -------------------------------------------------------------------------------
+
+TARGETS: list[Callable[[], Vocabulary]] = [byte_level, lambda: renumbered(byte_level()), sentencepiece]
+
+
+@pytest.mark.parametrize("chained", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(
+    visits=st.lists(
+        st.tuples(st.integers(0, 2), st.lists(st.integers(0, 430), min_size=1, max_size=6)), min_size=2, max_size=6
+    )
+)
+def test_a_drafter_exchanged_for_another_target_knows_nothing_of_the_last(
+    chained: bool, visits: list[tuple[int, list[int]]]
+) -> None:
+    def make() -> Drafter:
+        model = HashDrafter(byte_level())
+        return ChainDrafter([NgramDrafter()], model) if chained else model
+
+    own = make()
+    seat = DrafterSeat(own)
+    for which, tokens in visits:
+        target = TARGETS[which]()
+        found = match(own, target, len(target.strings) + PADDING)
+        assert found.speaking is not None
+        seat.exchange(found.speaking)
+        seat.feed(tokens)
+        fresh = speaking(make(), target)
+        fresh.feed(tokens)
+        assert seat.drafter.length == fresh.length == len(seat.tokens)
+        ids, log_probs = seat.drafter.candidates()
+        assert (ids.tolist(), log_probs.tolist()) == tuple(array.tolist() for array in fresh.candidates())
 
 
 # --- the contract -----------------------------------------------------------------------------------------------

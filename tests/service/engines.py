@@ -21,6 +21,11 @@ class GatedEngine(MockEngine):
     def allow(self, steps: int) -> None:
         self._permits.release(steps)
 
+    def forbid(self) -> None:
+        """Take back what was allowed and not used."""
+        while self._permits.acquire(blocking=False):
+            pass
+
     def step(self, blocks: Sequence[Block]) -> list[Choices]:
         assert self._permits.acquire(timeout=DEADLINE_S), "no permit came"
         return super().step(blocks)

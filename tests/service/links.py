@@ -162,6 +162,9 @@ class ScriptedVerifier(pb_grpc.VerifierServiceServicer):
     def GetModelInfo(self, request: Any, context: Any) -> pb.GetModelInfoResponse:
         return pb.GetModelInfoResponse()
 
+    def ListModels(self, request: Any, context: Any) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse()
+
     def GetVocabulary(self, request: Any, context: Any) -> Iterator[pb.GetVocabularyResponse]:
         return iter(())
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edge_client.assistant import upstream
 from edge_client.assistant.app import AssistantSettings
 from edge_client.client import EdgeClient
 from edge_client.types import OfflineAnswers
@@ -149,3 +150,44 @@ def test_only_what_was_said_alone_can_be_checked(world: World, body: Any, status
         reply = assistant.ask("POST", "/v1/outrider/check", body)
         assert reply.status == status
         assert reply.error["param"] == "id"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "ids", "ready"),
+    [
+        (OfflineAnswers.AUTO, ["default"], 200),
+        (OfflineAnswers.ASK, ["default:offline"], 503),
+        (OfflineAnswers.NEVER, None, 503),
+    ],
+)
+def test_a_chat_app_finds_something_to_choose_without_a_verifier(
+    allowed: OfflineAnswers, ids: list[str] | None, ready: int
+) -> None:
+    with alone(allowed) as assistant:
+        assert assistant.ask("GET", "/ready").status == ready
+        listed = assistant.ask("GET", "/v1/models")
+        if ids is None:
+            assert listed.status == 503
+            return
+        assert [model["id"] for model in listed.json["data"]] == ids
+        assert assistant.ask("GET", f"/v1/models/{ids[0]}").status == 200
+        client = assistant.openai()
+        said = client.chat.completions.create(**question(model=client.models.list().data[0].id))
+        assert said.choices[0].message.content == WORDS[:24]
+
+
+def test_a_device_without_a_model_of_its_own_lists_nothing() -> None:
+    client = EdgeClient(NOWHERE, "ngram", link=QUICK, offline_answers=OfflineAnswers.AUTO)
+    with assistant_of(client, OfflineAnswers.AUTO) as assistant:
+        assert assistant.ask("GET", "/v1/models").status == 503
+        assert assistant.ask("GET", "/ready").status == 503
+
+
+def test_what_the_verifier_served_can_be_chosen_while_it_is_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "SHARED_S", 0.0)
+    with assistant_of(world.client(SpeakingDrafter(SEED)), OfflineAnswers.AUTO) as assistant:
+        before = assistant.ask("GET", "/v1/models").json
+        world.lose()
+        assert assistant.ask("GET", "/v1/models").json == before
+        assert assistant.ask("GET", "/ready").json["model"] == "mock:offline"
+        assert assistant.chat({"model": "mock"}).json["model"] == "mock:offline"

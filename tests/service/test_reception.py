@@ -10,10 +10,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from outrider.v1 import verifier_pb2 as pb
+from outrider.v1.verifier_pb2_grpc import VerifierServiceServicer
 
 from cloud_verifier.engines.base import TargetEngine
 from cloud_verifier.reception import parse_models
-from cloud_verifier.service import ServiceSettings
+from cloud_verifier.service import ServiceSettings, VerifierService
 from edge_client.client import EdgeClient, SamplingParams
 from edge_client.errors import SessionError
 from speculation.pace import PATIENCE_UNLIMITED_MS
@@ -45,6 +46,23 @@ def test_each_model_answers_with_its_own_words(verifier: InProcessVerifier) -> N
         with EdgeClient(verifier.address, model=model) as client:
             assert list(client.generate(PROMPT, SamplingParams(max_tokens=8), seed=SEED).token_ids) == words
             assert client._channel.model_info(model).model == (model or "mock")
+
+
+def test_all_models_are_listed_the_clients_first(verifier: InProcessVerifier) -> None:
+    with EdgeClient(verifier.address) as client:
+        assert [info.model for info in client.models()] == ["mock", "other"]
+    with EdgeClient(verifier.address, model="other") as client:
+        assert [info.model for info in client.models()] == ["other", "mock"]
+        assert client.model_info().model == "other"
+        assert client.model_info(model="mock").model == "mock"
+    with EdgeClient(verifier.address, model="third") as client, pytest.raises(SessionError, match="'mock', 'other'"):
+        client.models()
+
+
+def test_an_older_verifier_that_cannot_list_them_tells_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VerifierService, "ListModels", VerifierServiceServicer.ListModels)
+    with InProcessVerifier(MockEngine()) as verifier, EdgeClient(verifier.address) as client:
+        assert [info.model for info in client.models()] == ["mock"]
 
 
 def test_an_unknown_model_is_told_which_there_are(verifier: InProcessVerifier) -> None:

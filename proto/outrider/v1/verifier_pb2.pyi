@@ -68,6 +68,16 @@ class GetModelInfoResponse(_message.Message):
     strict_report: str
     def __init__(self, model: _Optional[str] = ..., protocol_version: _Optional[int] = ..., noise_version: _Optional[int] = ..., vocabulary_fingerprint: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., eos_ids: _Optional[_Iterable[int]] = ..., context_limit: _Optional[int] = ..., max_lookahead: _Optional[int] = ..., target_fingerprint: _Optional[str] = ..., strict: _Optional[bool] = ..., strict_report: _Optional[str] = ...) -> None: ...
 
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[GetModelInfoResponse]
+    def __init__(self, models: _Optional[_Iterable[_Union[GetModelInfoResponse, _Mapping]]] = ...) -> None: ...
+
 class GetVocabularyRequest(_message.Message):
     __slots__ = ("model",)
     MODEL_FIELD_NUMBER: _ClassVar[int]

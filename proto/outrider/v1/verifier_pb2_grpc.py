@@ -40,6 +40,11 @@ class VerifierServiceStub:
                 request_serializer=outrider_dot_v1_dot_verifier__pb2.GetModelInfoRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_verifier__pb2.GetModelInfoResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/outrider.v1.VerifierService/ListModels',
+                request_serializer=outrider_dot_v1_dot_verifier__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_verifier__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
         self.GetVocabulary = channel.unary_stream(
                 '/outrider.v1.VerifierService/GetVocabulary',
                 request_serializer=outrider_dot_v1_dot_verifier__pb2.GetVocabularyRequest.SerializeToString,
@@ -58,6 +63,13 @@ class VerifierServiceServicer:
 
     def GetModelInfo(self, request, context):
         """What the verifier serves and what it expects of devices.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """What the verifier serves, of all its models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +99,11 @@ def add_VerifierServiceServicer_to_server(servicer, server):
                     servicer.GetModelInfo,
                     request_deserializer=outrider_dot_v1_dot_verifier__pb2.GetModelInfoRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_verifier__pb2.GetModelInfoResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=outrider_dot_v1_dot_verifier__pb2.ListModelsRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_verifier__pb2.ListModelsResponse.SerializeToString,
             ),
             'GetVocabulary': grpc.unary_stream_rpc_method_handler(
                     servicer.GetVocabulary,
@@ -127,6 +144,33 @@ class VerifierService:
             '/outrider.v1.VerifierService/GetModelInfo',
             outrider_dot_v1_dot_verifier__pb2.GetModelInfoRequest.SerializeToString,
             outrider_dot_v1_dot_verifier__pb2.GetModelInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.VerifierService/ListModels',
+            outrider_dot_v1_dot_verifier__pb2.ListModelsRequest.SerializeToString,
+            outrider_dot_v1_dot_verifier__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

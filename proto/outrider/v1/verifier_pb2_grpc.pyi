@@ -42,6 +42,8 @@ class VerifierServiceStub:
     def __new__(cls, channel: _aio.Channel) -> VerifierServiceAsyncStub: ...
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_verifier_pb2.GetModelInfoRequest, _verifier_pb2.GetModelInfoResponse]
     """What the verifier serves and what it expects of devices."""
+    ListModels: _grpc.UnaryUnaryMultiCallable[_verifier_pb2.ListModelsRequest, _verifier_pb2.ListModelsResponse]
+    """What the verifier serves, of all its models."""
     GetVocabulary: _grpc.UnaryStreamMultiCallable[_verifier_pb2.GetVocabularyRequest, _verifier_pb2.GetVocabularyResponse]
     """The token strings of the target's vocabulary in id order, in pieces: for a device whose drafter has another one."""
     Generate: _grpc.StreamStreamMultiCallable[_verifier_pb2.GenerateRequest, _verifier_pb2.GenerateResponse]
@@ -58,6 +60,8 @@ class VerifierServiceAsyncStub(VerifierServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_verifier_pb2.GetModelInfoRequest, _verifier_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     """What the verifier serves and what it expects of devices."""
+    ListModels: _aio.UnaryUnaryMultiCallable[_verifier_pb2.ListModelsRequest, _verifier_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """What the verifier serves, of all its models."""
     GetVocabulary: _aio.UnaryStreamMultiCallable[_verifier_pb2.GetVocabularyRequest, _verifier_pb2.GetVocabularyResponse]  # type: ignore[assignment]
     """The token strings of the target's vocabulary in id order, in pieces: for a device whose drafter has another one."""
     Generate: _aio.StreamStreamMultiCallable[_verifier_pb2.GenerateRequest, _verifier_pb2.GenerateResponse]  # type: ignore[assignment]
@@ -77,6 +81,14 @@ class VerifierServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_verifier_pb2.GetModelInfoResponse, _abc.Awaitable[_verifier_pb2.GetModelInfoResponse]]:
         """What the verifier serves and what it expects of devices."""
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _verifier_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_verifier_pb2.ListModelsResponse, _abc.Awaitable[_verifier_pb2.ListModelsResponse]]:
+        """What the verifier serves, of all its models."""
 
     @_abc_1.abstractmethod
     def GetVocabulary(
