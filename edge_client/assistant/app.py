@@ -167,7 +167,7 @@ class Assistant:
             self._running -= 1
 
     async def _news(self, question: Question, shape: Shape, offline: OfflineAnswers) -> AsyncGenerator[News, None]:
-        """The news of all choices; the shape tells of the model that brings them. Raises as `answers` and `spelling`."""
+        """The news of all choices; the shape tells of the model that brings them. Raises as `answers`, `spelling`."""
         async with aclosing(answers(self._client, question, offline)) as news:
             async for one in news:
                 if (info := one.chunk.model_info) is not None:
