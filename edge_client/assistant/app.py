@@ -80,13 +80,12 @@ class Assistant:
     def app(self) -> Starlette:
         """The ASGI application."""
         doors = self._settings.doors
-        methods, headers = ["GET", "POST"], ["Authorization", "Content-Type", "X-Request-Id"]
         cors = Middleware(
             CORSMiddleware,
             allow_origins=doors.origins,
-            allow_methods=methods,
-            allow_headers=headers,
-            expose_headers=["X-Request-Id", "Retry-After"],
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],  # OpenAI's JavaScript package sends a dozen of its own, x-stainless-*
+            expose_headers=["X-Request-Id", "Retry-After", HEADER],
             allow_private_network=True,  # an origin that was let in may be anywhere, this server is not
         )
         return Starlette(

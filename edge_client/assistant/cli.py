@@ -36,7 +36,13 @@ from edge_client.types import OfflineAnswers
     help="File with such keys, one in a line.",
 )
 @option("--without-api-key", is_flag=True, help="Let other machines ask without a key.")
-@option("--allowed-host", "allowed_hosts", multiple=True, help="Another name under which this machine may be asked.")
+@option(
+    "--allowed-host",
+    "more_hosts",
+    multiple=True,
+    help="Another name under which this machine may be asked. Off the loopback interface, with a key, any may be used "
+    "until one is given.",
+)
 @option("--cors-origin", "origins", multiple=True, help="Origin of web pages that may ask, or *.  [default: none]")
 @option("--max-requests", default=64, type=click.IntRange(1), help="Most requests answered at a time.")
 @option(
@@ -55,7 +61,7 @@ def serve(
     api_key: tuple[str, ...],
     api_key_file: Path | None,
     without_api_key: bool,
-    allowed_hosts: tuple[str, ...],
+    more_hosts: tuple[str, ...],
     origins: tuple[str, ...],
     max_requests: int,
     log_level: str,
@@ -64,7 +70,7 @@ def serve(
     """Answer chat apps on this device: an OpenAI-compatible server. See docs/assistant.md."""
     try:
         from edge_client.assistant.app import AssistantSettings
-        from edge_client.assistant.guard import Doors, loopback_hosts
+        from edge_client.assistant.guard import Doors, allowed_hosts
         from edge_client.assistant.serving import ServingError, listen
         from edge_client.assistant.serving import serve as serve_until_told
         from edge_client.security import is_loopback
@@ -80,7 +86,7 @@ def serve(
         )
     if any(not key.strip() for key in api_keys) or (api_key_file and not api_keys):
         raise CommandError("an API key is empty; give one that is hard to guess")
-    hosts = loopback_hosts(allowed_hosts) if here else None
+    hosts = allowed_hosts(host, more_hosts, has_keys=bool(api_keys))
     try:
         listening = listen(host, port)
     except ServingError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -12,20 +14,30 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edge_client.assistant.errors import ApiError
-
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+from edge_client.security import is_loopback
 
 
 @dataclass(frozen=True)
 class Doors:
     """api_keys: one of them must be shown under /v1 and for /metrics, and by whoever is
     to be told why the verifier does not answer; without any nobody is asked. hosts: names under which this server may
-    be asked; None: any. origins: of web pages from elsewhere that may ask. max_bytes: of a request's body."""
+    be asked, beside localhost and addresses; None: any. origins: of web pages from elsewhere that may ask.
+    max_bytes: of a request's body."""
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    hosts: frozenset[str] | None = LOOPBACK_HOSTS
+    hosts: frozenset[str] | None = frozenset()
     origins: tuple[str, ...] = ()
     max_bytes: int = 2 << 20
+
+    def serves(self, host: str) -> bool:
+        """Whether a request may come under this host name. An address cannot be another machine's name, as in vite and
+        webpack's servers."""
+        if self.hosts is None or host in self.hosts or host == "localhost" or host.endswith(".localhost"):
+            return True
+        try:
+            return bool(ipaddress.ip_address(host))
+        except ValueError:
+            return False
 
     def trusts(self, headers: Headers) -> bool:
         """Whether a request shows one of the keys, if there are any."""
@@ -51,17 +63,15 @@ class Guard:
 
     def _check(self, path: str, headers: Headers) -> None:
         host = _host(f"//{headers.get('host', '')}")
-        # A page from elsewhere may have its own name resolve to this machine; its requests then come with that name.
-        if self._doors.hosts is not None and host not in self._doors.hosts:
+        if not self._doors.serves(host):
             raise ApiError(
                 403,
-                f"this server is not {host or 'without a name'}; ask it as localhost, or allow the name with "
-                "--allowed-host",
+                f"this server is not {host or 'without a name'}; ask it by its address or as localhost, or allow the "
+                "name with --allowed-host",
                 code="host_not_allowed",
             )
         origin = headers.get("origin")
-        own = origin is not None and urlsplit(origin).netloc == headers.get("host")
-        if origin is not None and not own and not self._allows(origin):
+        if origin is not None and not _is_of(origin, headers.get("host", "")) and not self._allows(origin):
             raise ApiError(
                 403,
                 "pages from other origins may not ask this server; allow one with --cors-origin",
@@ -80,9 +90,17 @@ class Guard:
 
 def _host(url: str) -> str:
     try:
-        return urlsplit(url).hostname or ""
+        return (urlsplit(url).hostname or "").removesuffix(".")
     except ValueError:
         return ""
+
+
+def _is_of(origin: str, host: str) -> bool:
+    """Whether a page's origin is the server that it asks, by its Host."""
+    try:
+        return bool(host) and urlsplit(origin).netloc == host
+    except ValueError:
+        return False
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -99,6 +117,17 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def loopback_hosts(more: Iterable[str]) -> frozenset[str]:
-    """Names of a server on the loopback interface, and those that its user adds."""
-    return LOOPBACK_HOSTS | {name.lower() for name in more}
+def allowed_hosts(listens_on: str, more: Iterable[str], *, has_keys: bool) -> frozenset[str] | None:
+    """Names under which a server may be asked, for `Doors.hosts`. more: those that its user adds.
+
+    A page elsewhere can have its own name resolve to this machine (DNS rebinding); its requests then come with that
+    name. Off the loopback interface a server that wants a key may have any name, in a container or behind a proxy,
+    until some are given: such a page has no key.
+    """
+    given = {name.lower().removesuffix(".") for name in more}
+    if is_loopback(listens_on):
+        return frozenset(given)
+    if has_keys and not given:
+        return None
+    own = socket.gethostname().lower()
+    return frozenset({*given, listens_on.lower(), own, f"{own}.local"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from openai import OpenAI
@@ -158,6 +160,16 @@ def test_no_prompt_and_no_answer_is_logged(verifier: VerifierProcess, words: str
     assert "POST /v1/chat/completions 200" in log
     assert QUESTION not in log
     assert words[:12] not in log
+
+
+def test_another_name_is_refused_off_the_loopback_interface_too() -> None:
+    options = ["--host", "0.0.0.0", "--without-api-key", "--allowed-host", "mine.example"]
+    with AssistantProcess("127.0.0.1:1", options=options) as assistant:
+        for host, status in (("mine.example", 200), ("192.168.1.5:8080", 200), ("rebound.example", 403)):
+            connection = http.client.HTTPConnection("127.0.0.1", urlsplit(assistant.url).port)
+            connection.request("GET", "/health", headers={"Host": host})
+            assert connection.getresponse().status == status, host
+            connection.close()
 
 
 @pytest.mark.parametrize(

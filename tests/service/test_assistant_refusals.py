@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from cloud_verifier.security.keys import KeyFile, KeyStore
 from cloud_verifier.service import ServiceSettings
 from edge_client.assistant import upstream
 from edge_client.assistant.app import AssistantSettings
-from edge_client.assistant.guard import Doors, loopback_hosts
+from edge_client.assistant.guard import Doors, allowed_hosts
 from edge_client.channel import LinkSettings
 from edge_client.client import AsyncEdgeClient, EdgeClient
 from edge_client.errors import SessionError
@@ -186,7 +187,11 @@ def test_a_key_is_asked_for() -> None:
     [
         ({"Host": "localhost:8080"}, 200),
         ({"Host": "[::1]:8080"}, 200),
+        ({"Host": "localhost.:8080"}, 200),
+        ({"Host": "app.localhost:8080"}, 200),
+        ({"Host": "127.0.0.2:8080"}, 200),
         ({"Host": "mine.example"}, 200),
+        ({"Host": "MINE.example.:8080"}, 200),
         ({"Host": "elsewhere.example"}, 403),
         ({"Host": "localhost.elsewhere.example:8080"}, 403),
         ({"Host": ""}, 403),
@@ -195,15 +200,59 @@ def test_a_key_is_asked_for() -> None:
         ({"Origin": "null"}, 403),
         ({"Origin": "https://allowed.example"}, 200),
         ({"Host": "localhost:8080", "Origin": "http://localhost:8080"}, 200),
+        ({"Host": "localhost:8080", "Origin": "http://["}, 403),
+        ({"Host": "localhost:8080", "Origin": "http://[::1"}, 403),
+        ({"Host": "localhost:8080", "Origin": "http://[v1.x]:8080"}, 403),
+        ({"Host": "localhost:8080", "Origin": "http://a\xbdb"}, 403),
+        ({"Host": "localhost:8080", "Origin": ""}, 403),
+        ({"Host": "[::1", "Origin": "http://[::1"}, 403),
     ],
 )
 def test_pages_from_elsewhere_are_kept_out(headers: dict[str, str], status: int) -> None:
-    doors = Doors(hosts=loopback_hosts(["Mine.example"]), origins=("https://allowed.example",))
+    doors = Doors(
+        hosts=allowed_hosts("127.0.0.1", ["Mine.example."], has_keys=False), origins=("https://allowed.example",)
+    )
     with (
         InProcessVerifier(MockEngine()) as verifier,
         RunningAssistant(EdgeClient(verifier.address), AssistantSettings(doors)) as assistant,
     ):
         assert assistant.ask("GET", "/v1/models", **headers).status == status
+
+
+@pytest.mark.parametrize(
+    ("listens_on", "more", "has_keys", "host", "serves"),
+    [
+        ("0.0.0.0", (), False, "rebound.example", False),
+        ("0.0.0.0", (), False, "192.168.1.5", True),
+        ("0.0.0.0", (), False, socket.gethostname().lower(), True),
+        ("0.0.0.0", ("mine.example",), False, "mine.example", True),
+        ("0.0.0.0", ("mine.example",), True, "mine.example", True),
+        ("0.0.0.0", ("mine.example",), True, "rebound.example", False),
+        ("0.0.0.0", (), True, "outrider", True),  # a container's name; a page has no key
+        ("192.168.1.5", (), False, "rebound.example", False),
+        ("jetson.lan", (), False, "jetson.lan", True),
+        ("127.0.0.1", (), True, "rebound.example", False),
+        ("::1", (), False, "rebound.example", False),
+        ("127.0.0.1", (), False, "", False),
+    ],
+)
+def test_names_are_checked_wherever_the_server_listens(
+    listens_on: str, more: tuple[str, ...], has_keys: bool, host: str, serves: bool
+) -> None:
+    assert Doors(hosts=allowed_hosts(listens_on, more, has_keys=has_keys)).serves(host) is serves
+
+
+def test_openais_javascript_package_gets_its_preflight() -> None:
+    doors = Doors(origins=("https://allowed.example",))
+    names = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-retry-count,x-stainless-timeout"
+    with RunningAssistant(EdgeClient("127.0.0.1:1"), AssistantSettings(doors)) as assistant:
+        asking = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": names}
+        preflight = assistant.ask("OPTIONS", "/v1/chat/completions", Origin="https://allowed.example", **asking)
+        assert preflight.status == 200
+        allowed = {name.strip() for name in preflight.headers["access-control-allow-headers"].lower().split(",")}
+        assert allowed >= set(names.split(","))
+        refused = assistant.ask("OPTIONS", "/v1/chat/completions", Origin=ELSEWHERE, **asking)
+        assert "access-control-allow-origin" not in refused.headers
 
 
 def test_an_allowed_page_may_read_the_answer() -> None:
