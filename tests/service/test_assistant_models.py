@@ -24,8 +24,6 @@ from tests.service.links import Road
 from tests.service.raw import SEED
 from tests.service.two_models import LettersDrafter, TwoModels
 
-OF_OTHER = "fingerprint of the other"
-
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,10 +45,19 @@ def assistant(verifier: TwoModels) -> Iterator[RunningAssistant]:
         yield running
 
 
-@pytest.mark.parametrize(("model", "fingerprint"), [("mock", "mock"), ("other", OF_OTHER), ("default", "mock")])
+def fingerprints(address: str) -> dict[str, str]:
+    """What the verifier itself says, by model."""
+    with EdgeClient(address) as client:
+        told = {info.model: info.target_fingerprint for info in client.models()}
+    assert len(set(told.values())) == len(told)
+    return told
+
+
+@pytest.mark.parametrize("model", ["mock", "other", "default"])
 def test_fingerprint_and_log_probabilities_are_of_the_model_that_was_asked(
-    assistant: RunningAssistant, model: str, fingerprint: str
+    verifier: TwoModels, assistant: RunningAssistant, model: str
 ) -> None:
+    fingerprint = fingerprints(verifier.address)[model.replace("default", "mock")]
     client = assistant.openai()
     asked: Any = question(model=model, logprobs=True)
     for _ in range(2):
@@ -69,10 +76,11 @@ def test_fingerprint_and_log_probabilities_are_of_the_model_that_was_asked(
     assert "".join(legacy.choices[0].logprobs.tokens or ()) == legacy.choices[0].text
 
 
-def test_all_models_are_listed_and_each_is_found(assistant: RunningAssistant) -> None:
+def test_all_models_are_listed_and_each_is_found(verifier: TwoModels, assistant: RunningAssistant) -> None:
     client = assistant.openai()
     listed = {model.id: model.to_dict()["fingerprint"] for model in client.models.list()}
-    assert listed == {"mock": "mock", "other": OF_OTHER}
+    assert listed == fingerprints(verifier.address)
+    assert list(listed) == ["mock", "other"]
     for name, fingerprint in listed.items():
         assert client.models.retrieve(name).to_dict()["fingerprint"] == fingerprint
     missing = assistant.ask("GET", "/v1/models/third")
@@ -81,17 +89,17 @@ def test_all_models_are_listed_and_each_is_found(assistant: RunningAssistant) ->
 
 
 def test_a_target_that_was_exchanged_is_told_at_once() -> None:
-    def engine(fingerprint: str) -> MockEngine:
+    def engine(weights: str) -> MockEngine:
         made = MockEngine()
-        made.info = replace(made.info, fingerprint=fingerprint)
+        made.info = replace(made.info, fingerprint=weights)
         return made
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with RunningAssistant(EdgeClient(f"127.0.0.1:{port}")) as assistant:
-        for fingerprint in ("old", "new"):
-            with InProcessVerifier(engine(fingerprint), address=Address(port=port)):
-                assert assistant.chat().json["system_fingerprint"] == fingerprint
+        for weights in ("old", "new"):
+            with InProcessVerifier(engine(weights), address=Address(port=port)) as verifier:
+                assert assistant.chat().json["system_fingerprint"] == fingerprints(verifier.address)["mock"]
 
 
 def test_an_offline_answer_is_checked_by_the_model_that_began_it(verifier: TwoModels) -> None:

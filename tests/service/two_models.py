@@ -37,7 +37,7 @@ class ReversedCodec(LetterCodec):
     vocabulary = REVERSED
     fingerprint = REVERSED.fingerprint
 
-    def stream(self) -> LetterStream:
+    def stream(self, before: Sequence[int] = ()) -> LetterStream:
         return ReversedStream()
 
 
