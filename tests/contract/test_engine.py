@@ -450,6 +450,14 @@ def test_load_opens_a_folder(tmp_path: Path) -> None:
     torch.testing.assert_close(got, expected, atol=2e-4 * float(expected.abs().max()), rtol=0)
 
 
+def test_an_answer_ends_by_whichever_configuration(tmp_path: Path) -> None:
+    """config.json and generation_config.json are often at odds."""
+    model = build("llama")
+    model.config.eos_token_id, model.generation_config.eos_token_id = 0, [7, 5]
+    model.save_pretrained(tmp_path)
+    assert load(str(tmp_path), device="cpu", context_limit=100, max_sequences=2).info.eos_ids == (0, 5, 7)
+
+
 def test_equal_fingerprints_mean_equal_words(tmp_path: Path) -> None:
     model = build("llama")
     model.save_pretrained(tmp_path)

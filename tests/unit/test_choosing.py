@@ -10,7 +10,15 @@ from edge_client.drafters.choosing import choose, companions, quantization
 
 GGUF = [f"SmolLM2-135M-Instruct-{quant}.gguf" for quant in ("Q4_K_M", "Q8_0", "IQ3_XS", "f16")]
 ONNX = [f"onnx/model{suffix}.onnx" for suffix in ("", "_bnb4", "_fp16", "_int8", "_q4", "_q4f16", "_quantized")]
-BESIDE = ["config.json", "tokenizer.json", "README.md", "onnx/model.onnx_data", "onnx/model_fp16.onnx_data"]
+BESIDE = [
+    "config.json",
+    "tokenizer.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "README.md",
+    "onnx/model.onnx_data",
+    "onnx/model_fp16.onnx_data",
+]
 GENAI = [
     f"{folder}/{name}"
     for folder in ("cpu_and_mobile/cpu-int4-rtn-block-32", "cuda/cuda-int4-rtn-block-32", "cuda/cuda-fp16")
@@ -100,8 +108,10 @@ def test_what_belongs_to_a_file_comes_with_it() -> None:
     assert companions("onnx/model_fp16.onnx", everything) == [
         "config.json",
         "tokenizer.json",
+        "chat_template.jinja",
+        "generation_config.json",
         "onnx/model_fp16.onnx_data",
     ]
-    assert companions(GENAI[0], everything) == ["config.json", "tokenizer.json", *GENAI[1:4]]
+    assert companions(GENAI[0], everything) == [*BESIDE[:4], *GENAI[1:4]]
     assert companions(PIECES[0], everything) == PIECES[1:]
     assert companions(GGUF[0], everything) == []
