@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -101,7 +102,8 @@ class Solo:
         answer = [*self.answer, *self.tokens]
         seen = np.isin(candidates.ids, [*self.prompt, *answer])
         scores = np.where(seen, candidates.log_probs * params.repetition_penalty, candidates.log_probs)
-        counts = np.array([answer.count(int(token)) for token in candidates.ids])
+        times = Counter(answer)
+        counts = np.array([times[int(token)] for token in candidates.ids])
         scores = scores - params.presence_penalty * (counts > 0) - params.frequency_penalty * counts
         scores = scores - math.log(float(np.exp(scores).sum()))
         order = np.argsort(-scores, kind="stable")

@@ -65,6 +65,7 @@ def test_a_completion_keeps_its_first_space(folder: Folder) -> None:
         prompt, whole = (codec.encode_text(text) for text in ("a girl named Lily", "a girl named Lily went"))
         assert told(codec.stream(prompt), whole[len(prompt) :]) == " went"
         assert told(codec.stream(), whole[len(prompt) :]) == (" went" if kind == "byte-level" else "went")
+        assert device_text(folder(kind)).encode_more(" went") == whole[len(prompt) :]
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "unigram", "word-piece"])
