@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,3 +199,33 @@ def test_bytes_that_make_no_character_end_no_answer(family: Callable[[str], Path
         stream = codec.stream()
         tokens = [int(token) for token in rng.integers(3, 3 + 256, 30)]
         assert "".join([*map(stream.push, tokens), stream.rest()])
+
+
+@pytest.mark.parametrize("odd", ["a hole", "an added token"])
+def test_odd_vocabularies_are_alike_in_gguf_and_transformers(
+    family: Callable[[str], Path], tmp_path: Path, odd: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(family("gpt2"), folder)
+    file = folder / "tokenizer.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    model = state["model"]
+    if odd == "a hole":
+        parts = {part for merge in model["merges"] for part in merge}
+        merge = next(merge for merge in model["merges"] if "".join(merge) not in parts)
+        model["merges"].remove(merge)
+        token = model["vocab"].pop("".join(merge))
+    else:
+        token = 1 + max(model["vocab"].values())
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        state["added_tokens"].append({"id": token, "content": "đem", **flags})
+    file.write_text(json.dumps(state), encoding="utf-8")
+    drafter = opened(export("gguf", folder, tmp_path / "out", "none"))
+    theirs, ours = Codec(str(folder)), drafter.model_text()
+    assert ours.vocabulary.fingerprint == theirs.fingerprint == drafter.info.vocabulary_fingerprint
+    assert ours.vocabulary.spellings == theirs.vocabulary.spellings
+    assert ours.vocabulary.spellings[token] == (b"" if odd == "a hole" else "đem".encode())
+    tokens = theirs.encode_text("I đem like")
+    assert tokens == ours.encode_text("I đem like")
+    assert "".join(map(ours.stream().push, tokens)) == "I đem like"
+    drafter.close()
