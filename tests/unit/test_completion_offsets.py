@@ -11,7 +11,7 @@ from tests.other_vocabularies import byte_level
 
 def offsets(vocabulary: Vocabulary, tokens: list[int], cut: int) -> list[int]:
     """Told in two pieces, as a stream is."""
-    shape = CompletionShape("m", "", Spelling(vocabulary), include_usage=False)
+    shape = CompletionShape("m", include_usage=False, spelling=Spelling(vocabulary))
     parts = [shape.part(0, "", [TokenLogprob(token, -1.0) for token in some]) for some in (tokens[:cut], tokens[cut:])]
     logprobs = [part["choices"][0]["logprobs"] or {"text_offset": []} for part in parts]
     return [offset for told in logprobs for offset in told["text_offset"]]
