@@ -8,6 +8,7 @@ streaming and every trouble in turn, streaming twice, so that the second tells w
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import report
+from edge_client.cli import SWITCH_INTERVAL_S
 from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter
 from edge_client.types import RideSettings
@@ -96,6 +98,7 @@ def main(
     repetitions: int, tokens: int, step_ms: float, rtt_ms: float, objective: Objective, json_file: Path | None
 ) -> None:
     """Play, and print ratios: median, and the worst answer's."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)  # as `edge-client` does
     options = ["--step-ms", str(step_ms), "--threads", "1"]
     with (
         VerifierProcess(DEMO / "target", options=options) as verifier,
