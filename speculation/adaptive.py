@@ -27,15 +27,11 @@ from speculation.pace import Action, News, Objective, Pace, View
 from speculation.plan import Conditions, Plans, survival_curve
 from speculation.rest import Rest
 from speculation.step_clock import StepClock
+from speculation.time_account import TimeAccount
 
 MAX_PATIENCE_MS = 2000
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 PRICES = {Objective.LATENCY: 0.0, Objective.BALANCED: 1.0, Objective.CAPACITY: 8.0}  # of a forward, in steps
-HORIZON_TOKENS = 128  # within which an answer that fell behind streaming is to catch up
-CREDIT_STEPS = 8.0  # that an answer may be behind from the start
-CARRIED = 0.5  # of what the client's last answer gained, that the next may stake
-EARNS = 0.8  # of streaming's time: a plan that takes less is sure enough to be staked on
-BEHIND_STEPS = 5.0  # behind streaming by so much, latency waits for nothing
 JITTER_BLOCK_TOKENS = 8
 LAST_MOMENT_MS = 1.0
 SECOND_BLOCK = 0.05  # least probability that a block matters which follows another before the verdict on that one
@@ -67,9 +63,7 @@ class Adaptive(Pace):
         self._sent = 0  # of the guesses on the line
         self._fills = 0  # steps of its own that a patient verifier takes before a first block lands
         self._block = 1  # guesses of a block as planned
-        self._heard_ms: float | None = None
-        self._ahead_ms = 0.0  # of plain streaming, since the first commit
-        self._carried_ms = CARRIED * max(0.0, self.known.ahead_ms)
+        self._account = TimeAccount(self.known.ahead_ms)
         self._plan()
 
     # -- what it hears --------------------------------------------------------------------------------------------
@@ -77,10 +71,10 @@ class Adaptive(Pace):
     def heard(self, news: News) -> None:
         known = self.known
         known.heard(news, waited=self.patience_ms > 0)
-        if self._heard_ms is not None:
-            self._ahead_ms += news.new_tokens * known.step.median_ms - (news.now_ms - self._heard_ms)
-            known.ahead_ms = self._ahead_ms
-        self._heard_ms = news.now_ms
+        first = not self._account.begun
+        self._account.heard(news.now_ms, news.new_tokens, known.step.median_ms)
+        if not first:
+            known.ahead_ms = self._account.ahead_ms
         stands = len(news.outcomes) == news.new_tokens and all(outcome.right for outcome in news.outcomes)
         if stands:
             spent = self._survivals[news.new_tokens - 1] if news.new_tokens else 1.0
@@ -194,7 +188,7 @@ class Adaptive(Pace):
     def _plan(self) -> None:
         """Choose how long the verifier is to wait where it has no guesses, after a line has ended; 0 for not at all."""
         known = self.known
-        behind = self._ahead_ms < -BEHIND_STEPS * known.step.median_ms
+        behind = self._account.behind(known.step.median_ms)
         if not known.measured or self._rest.resting or (behind and self.objective is Objective.LATENCY):
             self.patience_ms = 0
             return
@@ -217,22 +211,15 @@ class Adaptive(Pace):
 
         `latency` wants the least time. `balanced` pays as much for a target forward as for its time, `capacity` ever
         more, the further the answer is ahead of streaming.
-        Both must not be slower than plain streaming: what the answer is ahead of it, or behind, may be spent, or must
-        be made up for, within the next tokens; and no single wait may stake more than that. Where waiting is much
-        faster than streaming by what the client's answers have taught, an answer need not earn its first stake itself.
+        Both must not be slower than plain streaming, see `TimeAccount`.
         """
         step_ms = self.known.step.median_ms
         price_ms = PRICES[self.objective] * step_ms
         if self.objective is Objective.CAPACITY:
-            price_ms = max(price_ms, self._ahead_ms)  # time that was gained may go
+            price_ms = max(price_ms, self._account.ahead_ms)  # time that was gained may go
         cost_ms = plans.ms_per_token + price_ms * plans.forwards_per_token
         if self.objective is not Objective.LATENCY:
-            purse_ms = self._ahead_ms + CREDIT_STEPS * step_ms
-            dear = plans.ms_per_token > step_ms + purse_ms / HORIZON_TOKENS
-            stake_ms = np.where(plans.ms_per_token < EARNS * step_ms, purse_ms + self._carried_ms, purse_ms)
-            dear |= plans.patience_ms * (plans.fills + 1) > stake_ms
-            dear[0] = False
-            cost_ms[dear] = math.inf
+            cost_ms[self._account.too_dear(plans, step_ms)] = math.inf
         cost_ms[0] *= 1.0 if self.patience_ms else 0.97  # hysteresis
         return int(np.argmin(cost_ms))
 
