@@ -28,6 +28,9 @@ class SamplingError(ValueError):
     """A sampling parameter outside its range. The message names the parameter, the value and the range."""
 
 
+_COLDEST = 2.0**-150  # the contract's 32 bits round it to 0, so the verifier reads 0
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen and when an answer ends; the fields are those of `SamplingParams` in the contract.
@@ -76,7 +79,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken, without noise."""
-        return self.temperature == 0.0
+        return self.temperature <= _COLDEST
 
     @property
     def needs_history(self) -> bool:

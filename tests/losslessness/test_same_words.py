@@ -127,3 +127,26 @@ def test_in_company(bench: Bench, reference: dict[str, Words], sampling: str, ne
     assert {way: output.token_ids for way, output in outputs.items()} == dict.fromkeys(outputs, reference[sampling])
     if disturbance != "none":
         assert sum(output.metrics.reconnects for output in outputs.values()) >= len(outputs) // 2
+
+
+@pytest.mark.parametrize("drafter", ["onnx", "garbage", "ngram+onnx"])
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_penalties_and_logprobs_are_those_of_streaming(bench: Bench, drafter: str, cut: bool) -> None:
+    """Log-probabilities bit by bit: those of the position, whatever block it was evaluated in."""
+    params = SamplingParams(
+        temperature=0.9,
+        max_tokens=TOKENS,
+        ignore_eos=True,
+        presence_penalty=0.7,
+        frequency_penalty=0.5,
+        repetition_penalty=1.3,
+        logprobs=3,
+    )
+    bench.link.configure(LinkSettings())
+    expected = run(bench.clients["streaming", "none"], params)
+    bench.link.configure(NETWORKS["rtt20-jitter"])
+    output = run(bench.clients["sync", drafter], params, bench.link.cut if cut else None)
+    assert output.token_ids == expected.token_ids
+    assert output.logprobs == expected.logprobs
+    assert len(output.logprobs) == TOKENS
+    assert output.metrics.reconnects == cut

@@ -152,3 +152,16 @@ def test_an_only_candidate_is_as_sure_as_its_drafter() -> None:
         token, confidence = Guess(SamplingParams(temperature=temperature), seed=1)(0, ids, log_q)
         assert token == 9
         assert confidence == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-44, 2.0**-150, 1e-310, 5e-324, 0.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_the_colder_the_likelier(temperature: float, top_p: float) -> None:
+    """Down to what the contract's 32 bits still carry, and what they round to 0, which the verifier reads as greedy."""
+    params = SamplingParams(temperature=temperature, top_p=top_p)
+    assert params.greedy == (np.float32(temperature) == 0.0)
+    guess = Guess(params, seed=3)
+    for position in range(40):
+        token, confidence = guess(position, np.array([9, 4, 2]), np.log(np.array([0.6, 0.3, 0.1])))
+        assert token == 9
+        assert 0.0 < confidence <= 1.0

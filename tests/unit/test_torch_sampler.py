@@ -25,6 +25,7 @@ from speculation.noise import Noise
 from speculation.sampling import SamplingParams
 
 SIZES = (5, 61, 700, 4099, 20_000)
+EXTREME_TEMPERATURES = (1e-44, 1e-30, 1e-6, 1e-3, 100.0)  # the first is nearly the least that the contract can carry
 
 
 def penalised(logits: np.ndarray, row: Row, history: list[int]) -> np.ndarray:
@@ -49,14 +50,14 @@ def parameters(draw: st.DrawFn) -> SamplingParams:
         return draw(st.one_of(st.just(neutral), values))
 
     return SamplingParams(
-        temperature=maybe(0.0, st.floats(0.1, 3.0)),
-        top_k=int(maybe(0, st.integers(1, 80))),
-        top_p=maybe(1.0, st.floats(0.05, 0.999)),
-        min_p=maybe(0.0, st.floats(0.001, 1.0)),
+        temperature=maybe(0.0, st.one_of(st.floats(0.1, 3.0), st.sampled_from(EXTREME_TEMPERATURES))),
+        top_k=int(maybe(0, st.one_of(st.integers(1, 80), st.integers(690, 5000)))),
+        top_p=maybe(1.0, st.one_of(st.floats(0.05, 0.999), st.sampled_from([1e-9, 0.999999]))),
+        min_p=maybe(0.0, st.one_of(st.floats(0.001, 1.0), st.just(1e-8))),
         presence_penalty=maybe(0.0, st.floats(-2, 2)),
         frequency_penalty=maybe(0.0, st.floats(-2, 2)),
-        repetition_penalty=maybe(1.0, st.floats(0.5, 2)),
-        logit_bias=draw(st.dictionaries(st.integers(0, 4), st.floats(-20, 20), max_size=3)),
+        repetition_penalty=maybe(1.0, st.one_of(st.floats(0.5, 2), st.just(100.0))),
+        logit_bias=draw(st.dictionaries(st.integers(0, 4), st.sampled_from([-100.0, -3.5, 20.0, 100.0]), max_size=3)),
     )
 
 
@@ -67,7 +68,7 @@ Batch = tuple[torch.Tensor, list[Row], list[list[int]]]
 def batches(draw: st.DrawFn) -> Batch:
     """Logits, rows, and the tokens of each row's sequence. Blocks of several rows, as guesses make them."""
     size = draw(st.sampled_from(SIZES))
-    spread = draw(st.sampled_from([0.3, 3.0, 12.0]))
+    spread = draw(st.sampled_from([0.01, 0.3, 3.0, 12.0, 60.0]))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
     rows: list[Row] = []
     histories = []
@@ -80,7 +81,15 @@ def batches(draw: st.DrawFn) -> Batch:
         rows += rows_of(sampler, positions, history)
         histories += [history] * len(positions)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    return (torch.randn(len(rows), size, generator=generator) * spread).to(dtype), rows, histories
+    logits = torch.randn(len(rows), size, generator=generator) * spread
+    kind = draw(st.sampled_from(["plain", "ties", "equal", "masked"]))
+    if kind == "ties":
+        logits = logits.round()
+    elif kind == "equal":
+        logits[:] = logits[:, :1].clone()
+    elif kind == "masked":
+        logits[:, draw(st.integers(0, size - 1))] = -torch.inf
+    return logits.to(dtype), rows, histories
 
 
 @settings(max_examples=200, deadline=None)
