@@ -87,7 +87,7 @@ class Life:
             assert commit.start <= len(log)
             log += commit.tokens[len(log) - commit.start :]
             assert log == self._right[: len(log)]
-        return response.WhichOneof("message") == "finished"
+        return bool(response.WhichOneof("message") == "finished")
 
 
 def test_answers_are_right_and_nothing_is_left() -> None:
