@@ -101,7 +101,7 @@ def ride(drafter: Drafter, prompt: list[int], tokens: list[int], guess: Guess, t
     while at < len(tokens):
         for _ in range(LINE_TOKENS):
             found: Candidates = drafter.candidates()
-            drawn = guess(len(prompt) + at, found.ids, found.log_probs)[0] if len(found.ids) else -1
+            drawn = guess(len(prompt) + at, *found)[0] if len(found.ids) else -1
             right = drawn == tokens[at]
             yield target.spellings[drawn] or b"." if right else b""
             drafter.feed([tokens[at]])

@@ -362,7 +362,7 @@ class RidingLoop:
         if not len(candidates.ids):
             self._silent_at = line.end
             return None
-        token, confidence = self._guess(line.end, candidates.ids, candidates.log_probs)
+        token, confidence = self._guess(line.end, *candidates)
         self._check(token, confidence)
         return token, confidence
 

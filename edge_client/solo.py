@@ -69,7 +69,7 @@ class Solo:
             candidates = self._penalised(self.seat.candidates())
             if not len(candidates.ids):
                 return "stop"
-            token, _ = guess(len(held), candidates.ids, candidates.log_probs)
+            token, _ = guess(len(held), *candidates)
             held.append(token)
             stopped = self._answer_text.push(token)
             piece, self._held = self._held + self._answer_text.pieces[-1], ""
@@ -105,6 +105,7 @@ class Solo:
         times = Counter(answer)
         counts = np.array([times[int(token)] for token in candidates.ids])
         scores = scores - params.presence_penalty * (counts > 0) - params.frequency_penalty * counts
-        scores = scores - math.log(float(np.exp(scores).sum()))
+        beyond = max(0.0, 1.0 - float(np.exp(candidates.log_probs).sum()))  # which has its share, too
+        scores = scores - math.log(float(np.exp(scores).sum()) + beyond)
         order = np.argsort(-scores, kind="stable")
         return Candidates(candidates.ids[order], scores[order])

@@ -9,7 +9,7 @@ drafter uses on its few candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -22,6 +22,7 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
 FloatArray = npt.NDArray[np.float64]
+PowerSum = Callable[[float], float]  # of probabilities to this power, over a whole vocabulary
 
 
 class SamplingError(ValueError):
@@ -106,22 +107,27 @@ def penalised(logits: FloatArray, params: SamplingParams, prompt: Sequence[int],
     return out
 
 
-def filtered(logits: FloatArray, params: SamplingParams) -> FloatArray:
+def filtered(logits: FloatArray, params: SamplingParams, total: float | None = None) -> FloatArray:
     """Log-probabilities (shape [V]) after temperature, top-k, top-p and min-p; dropped tokens get -inf.
 
-    Needs a temperature above zero. Ties at a filter's edge are all kept for top-k and broken by id for top-p. The kept
-    tokens are not renormalised: an argmax over noise does not mind.
+    total: of exp(logits / temperature) over the whole vocabulary, where the logits are only those of its likeliest
+    tokens. Needs a temperature above zero. Ties at a filter's edge are all kept for top-k and broken by id for top-p.
+    The kept tokens are not renormalised: an argmax over noise does not mind.
     """
     scaled = logits / params.temperature
-    log_probs = scaled - scaled.max()
-    log_probs -= np.log(np.exp(log_probs).sum())
+    if total is None:
+        log_probs = scaled - scaled.max()
+        log_probs -= np.log(np.exp(log_probs).sum())
+    else:
+        log_probs = scaled - math.log(total)
     if 0 < params.top_k < len(log_probs):
         edge = np.partition(log_probs, -params.top_k)[-params.top_k]
         log_probs = np.where(log_probs < edge, -np.inf, log_probs)
     if params.top_p < 1.0:
         order = np.argsort(-log_probs, kind="stable")
         probs = np.exp(log_probs[order])
-        probs /= probs.sum()
+        if total is None:
+            probs /= probs.sum()
         before = np.cumsum(probs) - probs
         log_probs = log_probs.copy()
         log_probs[order[before >= params.top_p]] = -np.inf
@@ -139,21 +145,53 @@ class Guess:
         self._plain = params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0
         self._bias = dict(params.logit_bias)
 
-    def __call__(self, position: int, ids: npt.NDArray[np.int64], log_probs: FloatArray) -> tuple[int, float]:
+    def __call__(
+        self, position: int, ids: npt.NDArray[np.int64], log_probs: FloatArray, power_sum: PowerSum | None = None
+    ) -> tuple[int, float]:
         """The token that q predicts for this position, and a confidence in [0, 1].
 
-        ids, log_probs: shape [n], n >= 1, likeliest first. The confidence is the share of the winner in the softmax of
-        the scores that competed, noise included: under shared noise that is what tells a clear win from a close one.
-        Times the probability that q gives to all n: a lookup's only candidate has won nothing yet. Penalties are left
-        to the verifier; they only cost acceptance.
+        ids, log_probs: shape [n], n >= 1, likeliest first. power_sum: of q over the whole vocabulary; without it, what
+        lies beyond the n tokens is estimated where a top-p at another temperature than 1 needs it.
+
+        The confidence is the share of the winner in the softmax of the scores that competed, noise included: under
+        shared noise that is what tells a clear win from a close one. Times the probability that q gives to all n: a
+        lookup's only candidate has won nothing yet. Penalties are left to the verifier; they only cost acceptance.
         """
         scores = log_probs
         if self._bias:
             scores = scores + np.array([self._bias.get(int(i), 0.0) for i in ids])
         if not self._params.greedy:
-            scores = scores / self._params.temperature if self._plain else filtered(scores, self._params)
-            scores = scores + self._noise.gumbel(position, ids)
+            noise = self._noise.gumbel(position, ids)
+            if self._plain:
+                scores = scores / self._params.temperature + noise
+            else:
+                scores = self._filtered(scores, log_probs, noise, power_sum) + noise
         best = int(scores.argmax())
         given = min(1.0, float(np.exp(log_probs).sum()))
         confidence = given / float(np.exp(scores - scores[best]).sum())
         return int(ids[best]), confidence
+
+    def _filtered(
+        self, scores: FloatArray, log_probs: FloatArray, noise: FloatArray, power_sum: PowerSum | None
+    ) -> FloatArray:
+        """`filtered`, where top-p cuts by the probability of the whole vocabulary, not of the candidates alone."""
+        params = self._params
+        if params.top_p == 1.0 or params.top_k > 0:  # which cuts within the likeliest few
+            return filtered(scores, params)
+        power = 1.0 / params.temperature
+        given, beyond = np.exp(log_probs), 0.0
+        if power == 1.0:
+            beyond = max(0.0, 1.0 - float(given.sum()))
+        elif power_sum is None:
+            # As if everything beyond were as likely as the last candidate: too much below temperature 1, too little
+            # above.
+            beyond = max(0.0, 1.0 - float(given.sum())) * float(given[-1]) ** (power - 1.0)
+        scaled = scores * power
+        shares = np.exp(scaled)
+        known = float(shares.sum())
+        if power_sum is not None and power != 1.0:
+            # A pass over the vocabulary, only if it decides: the winner must be cut if so much is likelier.
+            best = int((scaled + noise).argmax())
+            if float(shares[scaled > scaled[best]].sum()) >= params.top_p * known:
+                beyond = max(0.0, power_sum(power) - float((given**power).sum()))
+        return filtered(scores, params, known + beyond)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from speculation.sampling import PowerSum
 from speculation.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ class Candidates(NamedTuple):
     """Likely next tokens, likeliest first; n = 0 where the drafter has nothing to say.
 
     ids: shape [n], int64. log_probs: shape [n], float64, natural logarithm of q over the whole vocabulary (they need
-    not sum to one: the tail is cut off).
+    not sum to one: the tail is cut off). power_sum: gives the sum of q to a power over the whole vocabulary, until the
+    drafter is fed again; None if nobody knows.
     """
 
     ids: npt.NDArray[np.int64]
     log_probs: npt.NDArray[np.float64]
+    power_sum: PowerSum | None = None
 
 
 class Drafter(ABC):

@@ -44,10 +44,10 @@ class RenumberedDrafter(VocabularyWrapper):
     def _ask(self) -> Candidates:
         if not self._inner.length:
             return NOTHING
-        ids, log_probs = self._inner.candidates()
-        ids = self._outer_ids[ids]
+        found = self._inner.candidates()
+        ids = self._outer_ids[found.ids]
         known = ids >= 0
-        return Candidates(ids[known], log_probs[known])
+        return Candidates(ids[known], found.log_probs[known], found.power_sum)
 
     def _cut(self, length: int) -> None:
         del self._ends[length:]

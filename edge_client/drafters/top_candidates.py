@@ -30,7 +30,12 @@ def top_candidates(logits: npt.NDArray[np.floating], count: int) -> Candidates:
     total = float(np.exp(logits - np.float32(highest)).sum()) if math.isfinite(highest) else math.nan
     if not math.isfinite(total):
         raise DrafterError("the model's logits are not finite numbers; the model file is damaged or unsuitable")
-    return Candidates(chosen[order], values - (highest + math.log(total)))
+    log_total = highest + math.log(total)
+
+    def power_sum(power: float) -> float:
+        return float(np.exp((logits - np.float32(log_total)) * np.float32(power)).sum())
+
+    return Candidates(chosen[order], values - log_total, power_sum)
 
 
 def _largest(row: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:

@@ -174,7 +174,7 @@ def replay(drafter: Drafter, answer: Answer) -> tuple[list[bool], list[float]]:
     for position in range(answer.prompt_tokens, len(log)):
         began_s = time.perf_counter()
         found = drafter.candidates()
-        guessed = guess(position, found.ids, found.log_probs)[0] if len(found.ids) else None
+        guessed = guess(position, *found)[0] if len(found.ids) else None
         drafter.feed([log[position]])
         times_ms.append((time.perf_counter() - began_s) * 1e3)
         hits.append(guessed == log[position])

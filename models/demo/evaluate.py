@@ -107,7 +107,7 @@ def exported_hits(spec: str, answers: list[Answer], params: SamplingParams, seed
         right = []
         for offset, token in enumerate(given.tokens):
             candidates = drafter.candidates()
-            right.append(guess(len(given.prompt) + offset, candidates.ids, candidates.log_probs)[0] == token)
+            right.append(guess(len(given.prompt) + offset, *candidates)[0] == token)
             drafter.feed([token])
         result.append(right)
     drafter.close()

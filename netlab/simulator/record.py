@@ -109,7 +109,7 @@ def record_answer(
             drafter.feed(pending)
             candidates = drafter.candidates()
             position = len(prompt) + len(hits)
-            guessed, confidence = guess(position, candidates.ids, candidates.log_probs)
+            guessed, confidence = guess(position, *candidates)
             hits.append(guessed == token)
             confidences.append(confidence)
             if settings.stop_at_end and token in engine.info.eos_ids:

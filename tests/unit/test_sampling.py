@@ -1,6 +1,8 @@
 import itertools
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy import stats
 
@@ -101,6 +103,47 @@ def test_a_guess_with_the_targets_own_distribution_is_always_right() -> None:
         token, confidence = guess(position, order, log_q[order])
         assert token == target
         assert 0 < confidence <= 1
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.3])
+@pytest.mark.parametrize(
+    "filters", [{"top_p": 0.95}, {"top_p": 0.5}, {"top_p": 0.8, "min_p": 0.01}, {"top_p": 0.9, "top_k": 20}]
+)
+def test_few_candidates_are_cut_by_the_probability_of_the_whole_vocabulary(
+    filters: dict[str, Any], temperature: float
+) -> None:
+    """q is flat, so that much of it lies beyond the candidates; wherever the target's token is one, it is guessed."""
+    params = SamplingParams(temperature=temperature, logit_bias={5: 1.0}, **filters)
+    guess, noise, tokens, rng = Guess(params, seed=21), Noise(21), np.arange(2000), np.random.default_rng(4)
+    inside = 0
+    for position in range(300):
+        logits = rng.normal(0, 1.5, len(tokens))
+        biased = logits.copy()
+        biased[5] += 1.0
+        target = int((filtered(biased, params) + noise.gumbel(position, tokens)).argmax())
+        log_q = logits - np.log(np.exp(logits).sum())
+        order = np.argsort(-logits)[:64]
+
+        def power_sum(power: float, log_q: npt.NDArray[np.float64] = log_q) -> float:
+            return float(np.exp(log_q * power).sum())
+
+        if target in order:
+            inside += 1
+            assert guess(position, order, log_q[order], power_sum)[0] == target
+            if temperature == 1.0:
+                assert guess(position, order, log_q[order])[0] == target
+    assert inside > 20
+
+
+def test_candidates_alone_leave_room_for_what_they_do_not_tell() -> None:
+    """Two of q's tokens are known, .5 and .1: the second is within a top-p of .6, and not within .4."""
+    ids, log_q = np.array([0, 1]), np.log(np.array([0.5, 0.1]))
+    for temperature in (0.9, 1.0, 1.1):
+        drawn = {
+            top_p: {Guess(SamplingParams(temperature=temperature, top_p=top_p), 3)(i, ids, log_q)[0] for i in range(99)}
+            for top_p in (0.4, 0.6)
+        }
+        assert drawn == {0.4: {0}, 0.6: {0, 1}}
 
 
 def test_a_greedy_guess_takes_the_likeliest_and_is_as_sure_as_q() -> None:
