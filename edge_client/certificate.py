@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
-from edge_client.security import Security
+from edge_client.security import Security, host_and_port
 
 SOON_DAYS = 14.0
 _TIMEOUT_S = 5.0
@@ -54,7 +54,7 @@ def examine_certificate(verifier: str, security: Security) -> Verdict:
     Raises ValueError if the device's own files cannot be used.
     """
     context = _context(security)
-    host = _host(verifier)
+    host = host_and_port(verifier)[0]
     try:
         with (
             connected(verifier) as plain,
@@ -99,7 +99,7 @@ def examine_plaintext(verifier: str) -> Verdict:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is said to it, nor believed
     context.set_alpn_protocols(["h2"])
     try:
-        with connected(verifier) as plain, context.wrap_socket(plain, server_hostname=_host(verifier)):
+        with connected(verifier) as plain, context.wrap_socket(plain, server_hostname=host_and_port(verifier)[0]):
             pass
     except OSError:
         return Verdict(Fault.NO_VERIFIER, f"{verifier} answers, but not as a verifier does; check the port")
@@ -159,9 +159,9 @@ def _context(security: Security) -> ssl.SSLContext:
 def connected(verifier: str, timeout_s: float = _TIMEOUT_S) -> socket.socket:
     """A connection to HOST:PORT. Raises OSError."""
     try:
-        return socket.create_connection((_host(verifier), int(verifier.rpartition(":")[2])), timeout=timeout_s)
+        return socket.create_connection(host_and_port(verifier), timeout=timeout_s)
     except UnicodeError as error:  # two dots in a row, say
-        raise OSError(f"{_host(verifier)!r} cannot be the name of a machine") from error
+        raise OSError(f"{host_and_port(verifier)[0]!r} cannot be the name of a machine") from error
 
 
 def _read(connection: socket.socket, count: int) -> bytes:
@@ -170,10 +170,6 @@ def _read(connection: socket.socket, count: int) -> bytes:
     while len(content) < count and (more := connection.recv(count - len(content))):
         content += more
     return content
-
-
-def _host(verifier: str) -> str:
-    return verifier.rpartition(":")[0].strip("[]")
 
 
 def _refusal(secure: ssl.SSLSocket) -> str | None:

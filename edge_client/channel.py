@@ -16,7 +16,7 @@ from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
 from edge_client.errors import SessionError, closed, unreachable
-from edge_client.security import Security, refused_handshake
+from edge_client.security import Security, host_and_port, is_loopback, refused_handshake
 
 MAX_MESSAGE_BYTES = 1 << 20
 CHANNEL_OPTIONS = [
@@ -85,12 +85,7 @@ class Channel:
         security = security or Security()
         self._addresses = [address.strip() for address in verifier.split(",")]
         for address in self._addresses:
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdigit():
-                raise ValueError(
-                    f"the verifier's address is {address!r}; it must look like HOST:PORT, or HOST:PORT,HOST:PORT"
-                )
-            security.check(host.strip("[]"))
+            security.check(host_and_port(address)[0])
         self._credentials = security.credentials()
         self.metadata = security.metadata
         self.verifier = verifier
@@ -108,10 +103,13 @@ class Channel:
         self.call(self._connect()).result()
 
     async def _connect(self) -> None:
+        address, options = self._addresses[0], list(CHANNEL_OPTIONS)
+        if is_loopback(host_and_port(address)[0]):  # whatever http_proxy says: a proxy has another loopback
+            options.append(("grpc.enable_http_proxy", 0))
         if self._credentials is not None:
-            self._channel = grpc.aio.secure_channel(self._addresses[0], self._credentials, CHANNEL_OPTIONS)
+            self._channel = grpc.aio.secure_channel(address, self._credentials, options)
         else:
-            self._channel = grpc.aio.insecure_channel(self._addresses[0], CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(address, options)
         self.stub = pb_grpc.VerifierServiceStub(self._channel)
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:

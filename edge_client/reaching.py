@@ -13,7 +13,7 @@ from outrider.v1 import verifier_pb2 as pb
 from edge_client.certificate import Fault, connected, examine_certificate, examine_plaintext
 from edge_client.channel import Channel
 from edge_client.errors import SessionError, unreachable
-from edge_client.security import Security
+from edge_client.security import Security, host_and_port, is_loopback
 
 TIMEOUT_S = 4.0
 _ROUND_TRIPS = 5
@@ -83,8 +83,12 @@ def _wanted_before(verifier: str, security: Security) -> Wanted:
         security.credentials()
     except ValueError:
         return Wanted.CLIENT_CERTIFICATE if security.certificate is not None else Wanted.AUTHORITY
-    ports = [address.rpartition(":")[2].strip() for address in verifier.split(",")]
-    return Wanted.ADDRESS if security.encrypted or not all(map(str.isdigit, ports)) else Wanted.PROTECTION
+    try:
+        for address in verifier.split(","):
+            host_and_port(address.strip())
+    except ValueError:
+        return Wanted.ADDRESS
+    return Wanted.ADDRESS if security.encrypted else Wanted.PROTECTION
 
 
 def round_trip_ms(ask: Callable[[], object]) -> float:
@@ -107,9 +111,10 @@ def _why(verifier: str, security: Security, error: SessionError) -> Refusal:
 
 def _refused_at_once(verifier: str, security: Security) -> Refusal | None:
     """What needs no patience to be known; gRPC would try again until time is up. None if there may be a way."""
-    if any(os.environ.get(name) for name in _PROXIES):
-        return None  # only gRPC knows how to go there
+    proxied = any(os.environ.get(name) for name in _PROXIES)
     for address in verifier.split(","):
+        if proxied and not is_loopback(host_and_port(address.strip())[0]):
+            return None  # only gRPC knows how to go there
         try:
             with connected(address.strip(), TIMEOUT_S):
                 break

@@ -90,6 +90,20 @@ def _no_password() -> str:
     raise ValueError("the key has a password")
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of HOST:PORT, where an IPv6 address has brackets, which are taken off. Raises ValueError."""
+    host, _, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare or not (port.isascii() and port.isdigit()):
+        raise ValueError(f"the verifier's address is {address!r}; it must look like HOST:PORT, or HOST:PORT,HOST:PORT")
+    if ":" in host and bare == host:
+        raise ValueError(
+            f"the verifier's address is {address!r}; an IPv6 address needs brackets, such as [::1]:50051, or else "
+            "nobody knows where it ends and the port begins"
+        )
+    return bare, int(port)
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the address."""
     if host == "localhost":

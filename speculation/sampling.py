@@ -36,7 +36,8 @@ _COLDEST = 2.0**-150  # the contract's 32 bits round it to 0, so the verifier re
 class SamplingParams:
     """How tokens are chosen and when an answer ends; the fields are those of `SamplingParams` in the contract.
 
-    Raises SamplingError on construction when a field is out of range.
+    stop: one text or several; one becomes a tuple of one. Raises SamplingError on construction when a field is out of
+    range.
     """
 
     temperature: float = 1.0
@@ -48,12 +49,14 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        # A text is a sequence of texts, too: of its letters.
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         for name, value, low, high in (
             ("temperature", self.temperature, 0.0, 100.0),
             ("top_k", self.top_k, 0, 2**31),

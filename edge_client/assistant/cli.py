@@ -94,7 +94,7 @@ def serve(
     offline = OfflineAnswers(options["offline_answers"])
     client = make_client(options | {"offline_answers": offline if offline is not OfflineAnswers.ASK else "auto"})
     name = f"[{host}]" if ":" in host else host
-    address = f"http://{name}:{listening.getsockname()[1]}"
+    address = f"http://{name}:{listening[0].getsockname()[1]}"
     serve_until_told(
         client,
         AssistantSettings(Doors(api_keys, hosts, origins), max_requests, offline=offline),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,4 +134,11 @@ def _ask_file(question: str, *others: str) -> Path | None:
 
 def _with_port(address: str) -> str:
     """Adds the usual port where there is none."""
-    return ",".join(one if ":" in one else f"{one}:{PORT}" for one in map(str.strip, address.split(",")))
+
+    def completed(one: str) -> str:
+        with contextlib.suppress(ValueError):
+            if ipaddress.ip_address(one).version == 6:
+                return f"[{one}]:{PORT}"
+        return one if ":" in one and not one.endswith("]") else f"{one}:{PORT}"
+
+    return ",".join(map(completed, map(str.strip, address.split(","))))

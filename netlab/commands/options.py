@@ -15,6 +15,8 @@ MAX_PORT = 65535
 def address(value: str) -> tuple[str, int]:
     """Split HOST:PORT at its last colon; brackets around an IPv6 address are taken off."""
     host, _, port = value.rpartition(":")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise click.BadParameter(f"{value!r}: an IPv6 address needs brackets, for example [::1]:50051.")
     if not host or not port.isdecimal() or int(port) > MAX_PORT:
         raise click.BadParameter(f"{value!r} is not of the form HOST:PORT, for example 127.0.0.1:50051.")
     return host.strip("[]"), int(port)

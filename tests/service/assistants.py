@@ -38,7 +38,7 @@ class RunningAssistant:
     """Context manager; closes the client at its end."""
 
     def __init__(self, client: EdgeClient, settings: AssistantSettings | None = None) -> None:
-        self._listening = listen("127.0.0.1", 0)
+        (self._listening,) = listen("127.0.0.1", 0)
         self.port = self._listening.getsockname()[1]
         self.host = f"127.0.0.1:{self.port}"
         app = Assistant(AsyncEdgeClient(client), settings or AssistantSettings()).app()

@@ -32,6 +32,7 @@ def test_help_names_environment_variables_and_defaults() -> None:
     [
         (["--to", "nowhere"], "'nowhere' is not of the form HOST:PORT"),
         (["--to", "h:70000"], "'h:70000' is not of the form HOST:PORT"),
+        (["--to", "::1:50051"], "'::1:50051': an IPv6 address needs brackets"),
         (["--to", "h:1", "--rtt-ms", "-1"], "-1.0 is not in the range"),
         (["--to", "h:1", "--loss", "2"], "loss is 2.0, but a link takes 0 to 0.99"),
         ([], "Missing option '--to'"),

@@ -158,6 +158,13 @@ def test_a_guess_follows_logit_bias() -> None:
     assert Guess(params, seed=1)(0, np.array([9, 4]), np.log(np.array([0.7, 0.3])))[0] == 4
 
 
+def test_one_stop_text_is_one_and_not_its_letters() -> None:
+    assert SamplingParams(stop="END").stop == ("END",)
+    assert SamplingParams(stop=["a", "b"]) == SamplingParams(stop=("a", "b"))
+    with pytest.raises(SamplingError, match="none of them empty"):
+        SamplingParams(stop="")
+
+
 def test_penalties() -> None:
     params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25, repetition_penalty=2.0, logit_bias={3: 1.5})
     logits = np.array([1.0, -1.0, 2.0, 0.0, 4.0])
