@@ -1,7 +1,7 @@
 """What the endpoints take: OpenAI's request bodies, checked, as questions for the verifier.
 
 Fields that are not known are ignored, as everywhere in this ecosystem; those that are known, would change the answer
-and cannot be had here are refused.
+and cannot be had here are refused, see `unsupported`. docs/assistant.md has a table of what is decided here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_client.assistant.errors import ApiError
+from edge_client.assistant.unsupported import not_here, refuse_unsupported
 from edge_client.types import OfflineAnswers, Prompt
 from speculation.sampling import MAX_LOGPROBS, SamplingError, SamplingParams
 
@@ -24,23 +25,16 @@ DEFAULT_MODEL = "default"  # also asks for the verifier's own
 MOST_CHOICES = 16
 COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
+Tokens = Annotated[int, Field(ge=-1, lt=1 << 32)]  # -1: as many as the context holds, as in llama.cpp
+_LEAST_TOP_P = 1e-30  # keeps the likeliest token alone; a smaller one would be 0 on its way to the verifier
+_RANDOM_SEED = -1
 _SEEDS = 1 << 64
 _SAFE_SEED_BITS = 53  # what a JSON number keeps in every language
-_NOT_HERE = {
-    "audio": "answers are text; leave out audio",
-    "web_search_options": "the verifier cannot search the web",
-    "suffix": "text can only be continued, not filled in; leave out suffix",
-    "structured_outputs": "the verifier cannot follow a grammar yet",
-    "guided_json": "the verifier cannot follow a grammar yet",
-    "guided_regex": "the verifier cannot follow a grammar yet",
-    "guided_choice": "the verifier cannot follow a grammar yet",
-    "guided_grammar": "the verifier cannot follow a grammar yet",
-    "min_tokens": "an answer has no least length here",
-    "use_beam_search": "answers are sampled; there is no beam search",
-}
 # Chat apps offer tools with every question. Who may choose may answer in words; only who must call one cannot.
 _OFFERS = {"tools": "tool_choice", "functions": "function_call"}
 _FREE = (None, "auto", "none")
+# Apps for OpenAI's models send these with every question, too.
+_LEFT_ASIDE = ("reasoning_effort", "verbosity")
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,7 @@ class Body(_Strict):
     stream_options: StreamOptions | None = None
     outrider: OutriderOptions | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, lt=1 << 32)] | None = None
+    max_tokens: Tokens | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None  # some clients say -1 for "all"
@@ -117,6 +111,8 @@ class Body(_Strict):
     stop: str | list[str] | None = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
+    echo: bool | None = None
+    add_special_tokens: bool | None = None
     response_format: ResponseFormat | None = None
 
     @abstractmethod
@@ -154,7 +150,7 @@ class Body(_Strict):
             prompts=prompts,
             params=self._params(),
             n=n,
-            seed=secrets.randbits(_SAFE_SEED_BITS) if self.seed is None else self.seed % _SEEDS,
+            seed=secrets.randbits(_SAFE_SEED_BITS) if self.seed in (None, _RANDOM_SEED) else (self.seed or 0) % _SEEDS,
             model="" if model == DEFAULT_MODEL else model,
             stream=bool(self.stream),
             include_usage=self.stream_options is not None and self.stream_options.include_usage,
@@ -169,7 +165,7 @@ class Body(_Strict):
         if self.outrider is not None and self.outrider.ride and not self.stream:
             raise _wrong("outrider", "outrider.ride is for streams; set stream to true")
         if self.response_format is not None and self.response_format.type != "text":
-            raise _not_here(
+            raise not_here(
                 "response_format",
                 f"the verifier cannot follow a grammar yet, so {self.response_format.type} cannot be promised; "
                 "leave out response_format and ask for JSON in words",
@@ -178,15 +174,15 @@ class Body(_Strict):
     def _params(self) -> SamplingParams:
         given = {
             "temperature": self.temperature,
-            "top_p": self.top_p,
+            "top_p": _LEAST_TOP_P if self.top_p is not None and 0 <= self.top_p < _LEAST_TOP_P else self.top_p,
             "top_k": None if self.top_k is None else max(0, self.top_k),
             "min_p": self.min_p,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
             "repetition_penalty": self.repetition_penalty,
             "logit_bias": _bias(self.logit_bias or {}),
-            "max_tokens": self.most_tokens,
-            "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            "max_tokens": None if self.most_tokens == -1 else self.most_tokens,
+            "stop": tuple(filter(None, (self.stop,) if isinstance(self.stop, str) else self.stop or ())),
             "stop_ids": tuple(self.stop_token_ids or ()),
             "ignore_eos": self.ignore_eos,
             "logprobs": self.alternatives,
@@ -210,15 +206,24 @@ class Message(_Strict):
     role: str
     content: str | list[TextPart] | None = None
     tool_calls: list[Any] | None = None
+    prefix: bool | None = None
+    partial: bool | None = None
 
 
 class ChatBody(Body):
     """Of /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=1 << 32)] | None = None
+    max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    def _check(self) -> None:
+        super()._check()
+        if self.echo:
+            raise not_here("echo", "messages are not echoed; leave out echo")
+        if self.add_special_tokens:
+            raise not_here("add_special_tokens", "a chat template brings its own; leave out add_special_tokens")
 
     def prompts(self) -> Sequence[Prompt]:
         return [[_said(index, message) for index, message in enumerate(self.messages)]]
@@ -239,7 +244,6 @@ class CompletionBody(Body):
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    echo: bool | None = None
     best_of: int | None = None
 
     def prompts(self) -> Sequence[Prompt]:
@@ -257,22 +261,33 @@ class CompletionBody(Body):
     def alternatives(self) -> int | None:
         return self.logprobs
 
+    def _check(self) -> None:
+        super()._check()
+        if self.best_of is not None and self.best_of > (self.n or 1):
+            raise not_here("best_of", "all choices are returned and none is left out; use n instead of best_of")
+        if self.echo and self.logprobs is not None:
+            raise not_here(
+                "echo",
+                "echo with logprobs asks for log-probabilities of the prompt, and the verifier gives those of answers "
+                "only; leave out echo or logprobs. Benchmarks that generate answers work, those that score given ones "
+                "do not",
+            )
+        if self.echo and not all(isinstance(prompt, str) for prompt in self.prompts()):
+            raise not_here("echo", "only text is echoed, not token ids; leave out echo")
+        if self.add_special_tokens is False and any(isinstance(prompt, str) for prompt in self.prompts()):
+            raise not_here(
+                "add_special_tokens", "a text gets the tokenizer's own; leave out add_special_tokens or send ids"
+            )
+
     def question(self) -> Question:
-        asked = super().question()
-        if self.best_of is not None and self.best_of > asked.n:
-            raise _not_here("best_of", "all choices are returned and none is left out; use n instead of best_of")
-        if self.echo and (self.logprobs is not None or not all(isinstance(prompt, str) for prompt in asked.prompts)):
-            raise _not_here("echo", "only text is echoed, without log-probabilities; leave out echo")
-        return dataclasses.replace(asked, echo=bool(self.echo))
+        return dataclasses.replace(super().question(), echo=bool(self.echo))
 
 
 def parse(kind: type[Body], body: object) -> Question:
     """A request's JSON as a question. Raises ApiError."""
     if not isinstance(body, Mapping):
         raise ApiError(400, "the body is no JSON object; send an object with the fields of a request", code="no_object")
-    for name, sentence in _NOT_HERE.items():
-        if body.get(name):
-            raise _not_here(name, sentence)
+    refuse_unsupported(body)
     notices = _unused(body)
     try:
         return dataclasses.replace(kind.model_validate(body).question(), notices=notices)
@@ -284,15 +299,16 @@ def parse(kind: type[Body], body: object) -> Question:
 
 
 def _unused(body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Notices of offers that are not taken. Raises ApiError for one that must be."""
-    notices = []
+    """Notices of what is left aside. Raises ApiError for an offer that must be taken."""
+    notices: list[str] = []
     for name, choice in _OFFERS.items():
         if not body.get(name):
             continue
         if body.get(choice) not in _FREE:
-            raise _not_here(name, f"the verifier cannot call {name}; leave out {choice}, and it answers in words")
+            raise not_here(name, f"the verifier cannot call {name}; leave out {choice}, and it answers in words")
         if body.get(choice) != "none":
             notices.append(f"{name} were offered; the verifier cannot call any and answers in words")
+    notices += [f"{name} is left aside: the model answers as it does" for name in _LEFT_ASIDE if body.get(name)]
     return tuple(notices)
 
 
@@ -300,15 +316,17 @@ def _said(index: int, message: Message) -> Mapping[str, str]:
     """A message as the contract has it. Raises ApiError."""
     where = f"messages.{index}"
     if message.tool_calls or message.role in ("tool", "function"):
-        raise _not_here("messages", f"{where}: the verifier cannot call tools; leave out calls and their results")
+        raise not_here("messages", f"{where}: the verifier cannot call tools; leave out calls and their results")
+    if message.prefix or message.partial:
+        raise not_here("messages", f"{where}: an answer cannot be given its beginning; leave out prefix and partial")
     role = "system" if message.role == "developer" else message.role
     content = message.content or ""
     if isinstance(content, str):
         return {"role": role, "content": content}
     for part in content:
         if part.type != "text" or part.text is None:
-            raise _not_here("messages", f"{where}: a part of type {part.type!r} cannot be read here; send text")
-    return {"role": role, "content": "".join(part.text or "" for part in content)}
+            raise not_here("messages", f"{where}: a part of type {part.type!r} cannot be read here; send text")
+    return {"role": role, "content": "\n".join(part.text or "" for part in content)}  # as vLLM and llama.cpp do
 
 
 def _bias(biases: Mapping[str, float]) -> dict[int, float]:
@@ -320,7 +338,3 @@ def _bias(biases: Mapping[str, float]) -> dict[int, float]:
 
 def _wrong(param: str | None, sentence: str) -> ApiError:
     return ApiError(400, sentence, code="invalid_value", param=param)
-
-
-def _not_here(param: str, sentence: str) -> ApiError:
-    return ApiError(422, sentence, code="unsupported_parameter", param=param)

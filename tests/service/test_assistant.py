@@ -144,6 +144,28 @@ def test_tools_that_need_not_be_used_are_left_aside_and_that_is_told(assistant: 
     assert chosen.to_dict()["metrics"]["notices"] == []
 
 
+def test_an_answer_may_be_as_long_as_the_context_and_as_sure_as_can_be() -> None:
+    with (
+        InProcessVerifier(MockEngine(context_limit=64)) as verifier,
+        RunningAssistant(EdgeClient(verifier.address)) as assistant,
+    ):
+        client = assistant.openai()
+        whole = client.chat.completions.create(model="mock", messages=HELLO, max_tokens=-1, seed=SEED, top_p=0)
+        assert whole.usage is not None
+        assert whole.usage.total_tokens == 64
+        text = client.completions.create(model="mock", prompt="hello", max_tokens=-1, seed=SEED, stop="")
+        assert text.usage is not None
+        assert text.usage.total_tokens == 64
+
+
+def test_what_is_left_aside_is_told(assistant: RunningAssistant) -> None:
+    said = assistant.openai().chat.completions.create(
+        model="mock", messages=HELLO, max_tokens=2, reasoning_effort="low", verbosity="low"
+    )
+    notices = said.to_dict()["metrics"]["notices"]
+    assert [notice.split()[0] for notice in notices] == ["reasoning_effort", "verbosity"]
+
+
 def test_several_choices_in_one_stream(assistant: RunningAssistant) -> None:
     texts = ["", ""]
     stream = assistant.openai().chat.completions.create(
@@ -163,7 +185,7 @@ def test_parts_stop_texts_and_roles(assistant: RunningAssistant) -> None:
     whole = words()
     said = assistant.openai().chat.completions.create(
         model="mock",
-        messages=[{"role": "user", "content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]}],
+        messages=[{"role": "user", "content": [{"type": "text", "text": "hello"}]}],
         seed=SEED,
         stop=[whole[5:8]],
         max_tokens=24,
@@ -216,7 +238,10 @@ def test_a_seed_of_the_assistants_own_gives_the_same_words_again(assistant: Runn
     again = assistant.chat({"seed": first["metrics"]["seed"], "temperature": 1}).json
     assert first["choices"][0]["message"] == again["choices"][0]["message"]
     assert first["metrics"]["seed"] != assistant.chat({"seed": None}).json["metrics"]["seed"]
-    assert assistant.chat({"seed": -1}).json["metrics"]["seed"] == 2**64 - 1
+    assert assistant.chat({"seed": -2}).json["metrics"]["seed"] == 2**64 - 2
+    drawn = {assistant.chat({"seed": -1}).json["metrics"]["seed"] for _ in range(2)}
+    assert len(drawn) == 2
+    assert 2**64 - 1 not in drawn
 
 
 def test_the_ride_is_told_when_asked_for(assistant: RunningAssistant) -> None:

@@ -54,7 +54,18 @@ def assistant() -> Iterator[RunningAssistant]:
     [
         ({"temperature": -1}, 400, "invalid_value", "temperature", "between 0.0 and 100.0"),
         ({"temperature": "hot"}, 400, "invalid_value", "temperature", "valid number"),
-        ({"max_tokens": 0}, 400, "invalid_value", "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": 0}, 400, "invalid_value", "max_tokens", "at least 1"),
+        ({"max_tokens": -2}, 400, "invalid_value", "max_tokens", "greater than or equal to -1"),
+        ({"top_p": -0.1}, 400, "invalid_value", "top_p", "above 0"),
+        ({"grammar": "root ::= x"}, 400, "unsupported_parameter", "grammar", "grammar is not supported here"),
+        (
+            {"messages": [*HELLO, {"role": "assistant", "content": "so", "prefix": True}]},
+            400,
+            "unsupported_parameter",
+            "messages",
+            "messages.1",
+        ),
+        ({"echo": True}, 400, "unsupported_parameter", "echo", "not echoed"),
         ({"messages": []}, 400, "invalid_value", "messages", "at least 1"),
         ({"messages": None}, 400, "invalid_value", "messages", "list"),
         ({"messages": [{"content": "hi"}]}, 400, "invalid_value", "messages", "messages.0.role"),
@@ -77,30 +88,30 @@ def assistant() -> Iterator[RunningAssistant]:
         ({"outrider": {"pace": "fast"}}, 400, "invalid_value", "outrider", "'riding' or 'streaming'"),
         ({"messages": [{"role": "user", "content": "a" * 70}]}, 400, "context_length_exceeded", None, "holds 64"),
         ({"model": "gpt-9"}, 404, "model_not_found", "model", "serves 'mock'"),
-        ({"tools": TOOLS, "tool_choice": "required"}, 422, "unsupported_parameter", "tools", "leave out tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "required"}, 400, "unsupported_parameter", "tools", "leave out tool_choice"),
         (
             {"functions": TOOLS, "function_call": {"name": "f"}},
-            422,
+            400,
             "unsupported_parameter",
             "functions",
             "cannot call functions",
         ),
-        ({"response_format": {"type": "json_object"}}, 422, "unsupported_parameter", "response_format", "grammar"),
+        ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter", "response_format", "grammar"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
-            422,
+            400,
             "unsupported_parameter",
             "response_format",
             "grammar",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
-            422,
+            400,
             "unsupported_parameter",
             "messages",
             "image_url",
         ),
-        ({"messages": [{"role": "tool", "content": "5"}]}, 422, "unsupported_parameter", "messages", "tools"),
+        ({"messages": [{"role": "tool", "content": "5"}]}, 400, "unsupported_parameter", "messages", "tools"),
         ({"messages": [{"role": "system", "content": "be"}]}, 422, "prompt_refused", None, "only user and assistant"),
         ({"padding": "x" * 5000}, 413, "request_too_large", None, "4096 bytes"),
     ],
@@ -130,6 +141,14 @@ def test_a_refusal_has_openais_shape(
         {"tools": TOOLS, "tool_choice": "auto", "parallel_tool_calls": True},
         {"functions": TOOLS},
         {"response_format": {"type": "text"}},
+        {
+            "grammar": "",
+            "repeat_penalty": 1.0,
+            "skip_special_tokens": True,
+            "chat_template_kwargs": {},
+            "min_tokens": 0,
+        },
+        {"stop": ["", ""], "modalities": ["text"], "add_special_tokens": False, "add_generation_prompt": True},
         {"user": "me", "store": False, "metadata": {}, "never_heard_of": 5, "prediction": None, "top_k": -1},
         {"temperature": None, "stop": None, "n": None, "stream": None, "logit_bias": None},
     ],
@@ -157,10 +176,16 @@ def test_a_wrong_path_is_told(assistant: RunningAssistant, method: str, path: st
     assert (reply.status, reply.error["code"]) == (status, "no_route")
 
 
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_harness_that_scores_prompts_is_told_that_it_cannot(assistant: RunningAssistant, most: int) -> None:
+    with pytest.raises(openai.BadRequestError, match="log-probabilities of the prompt"):
+        assistant.openai().completions.create(model="mock", prompt="hello", echo=True, logprobs=1, max_tokens=most)
+
+
 def test_the_package_raises_its_own_errors(assistant: RunningAssistant) -> None:
     with pytest.raises(openai.NotFoundError):
         assistant.openai().chat.completions.create(model="gpt-9", messages=HELLO)
-    with pytest.raises(openai.UnprocessableEntityError):
+    with pytest.raises(openai.BadRequestError):
         assistant.openai().chat.completions.create(
             model="mock", messages=HELLO, response_format={"type": "json_object"}
         )
