@@ -10,7 +10,7 @@ from typing import Any
 
 from edge_client.assistant.errors import ApiError
 
-_NOTHING = (None, False, "", [], {})  # 0 and 0.0 equal False
+_NOTHING: tuple[Any, ...] = (None, False, "", [], {})  # 0 and 0.0 equal False
 _GRAMMAR = "the verifier cannot follow a grammar yet"
 _TEMPLATE = "the verifier renders the model's chat template with its defaults"
 _BEGINNING = "an answer cannot be given its beginning; the last message is complete, and a new one follows it"

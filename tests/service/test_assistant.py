@@ -162,8 +162,8 @@ def test_what_is_left_aside_is_told(assistant: RunningAssistant) -> None:
     said = assistant.openai().chat.completions.create(
         model="mock", messages=HELLO, max_tokens=2, reasoning_effort="low", verbosity="low"
     )
-    notices = said.to_dict()["metrics"]["notices"]
-    assert [notice.split()[0] for notice in notices] == ["reasoning_effort", "verbosity"]
+    metrics: Any = said.to_dict()["metrics"]
+    assert [notice.split()[0] for notice in metrics["notices"]] == ["reasoning_effort", "verbosity"]
 
 
 def test_several_choices_in_one_stream(assistant: RunningAssistant) -> None:
