@@ -96,8 +96,8 @@ def test_a_drafter_of_every_family(
     drafter.rollback(0)
     drafter.feed(tokens[:-20])  # two chunks
     assert_like(len(tokens) - 21)
-    drafter.feed(tokens[7:20])
-    drafter.rollback(len(tokens) - 20)
+    drafter.feed(tokens[:20])
+    drafter.rollback(len(tokens) - 20)  # past the window of those that have one
     fresh = opened(exported(name, kind))
     fresh.feed(tokens[:-20])
     for each in (drafter, fresh):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
@@ -196,3 +197,32 @@ def test_a_drafter_may_forget_the_beginning(pace: str) -> None:
     if pace == "sync":
         assert output.metrics.target_forwards < 250
         assert again.metrics.accepted_tokens > COUNT // 3
+
+
+class ShortDrafter(MockDrafter):
+    """A model that is right as long as it knows the whole text, and holds 64 tokens of it."""
+
+    longest = fed = 0
+
+    def __init__(self) -> None:
+        super().__init__(1, SEED, accuracy=1.0)
+        self.info = dataclasses.replace(self.info, context_tokens=64)
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        super().feed(tokens)
+        self.fed += len(tokens)
+        self.longest = max(self.longest, self.length)
+
+
+def test_an_answer_of_several_contexts() -> None:
+    drafter, count = ShortDrafter(), 300
+    with (
+        InProcessVerifier(MockEngine()) as verifier,
+        EdgeClient(verifier.address, drafter, pace=PACES["sync"]) as client,
+    ):
+        output = client.generate(PROMPT, SamplingParams(max_tokens=count), seed=SEED)
+    assert output.token_ids == tuple(answer(PROMPT, SEED, count))
+    assert not output.metrics.notices
+    assert output.metrics.accepted_tokens > 0
+    assert drafter.longest == 64
+    assert drafter.fed > count  # it went on to the end
