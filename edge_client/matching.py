@@ -14,6 +14,7 @@ from edge_client.errors import SessionError
 from edge_client.vocabularies import VocabularyCache, VocabularyError
 from speculation.correspondence import Way
 
+KEPT_MATCHES = 8  # each holds two vocabularies
 Ready = Callable[[Match], None]
 
 
@@ -59,6 +60,8 @@ class Matching:
         with self._lock:
             if lasting:
                 self._known[key] = found
+                if len(self._known) > KEPT_MATCHES:
+                    del self._known[next(iter(self._known))]
                 if found.way is not Way.EQUAL:
                     self._notices.append(found.sentence)
             waiting = self._waiting.pop(key)

@@ -23,6 +23,7 @@ from speculation.vocabulary import MOST_TOKENS, Vocabulary
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 64 << 20
+MOST_FILES = 16
 _FINGERPRINT = re.compile(r"sha256:([0-9a-f]{64})")
 _SUFFIX = ".2.vocabulary"  # its number is to change with what is kept
 
@@ -48,9 +49,17 @@ class VocabularyCache:
         if file is not None:
             try:
                 replace_file(file, message.SerializeToString())
+                self._forget_old(file)
             except OSError as error:
                 log.warning("the target's vocabulary cannot be kept in %s: %s", file, error)
         return vocabulary
+
+    def _forget_old(self, new: Path) -> None:
+        """Keep the files that were written last. Raises OSError."""
+        files = sorted(self.folder.glob("*.vocabulary"), key=lambda file: file.stat().st_mtime)
+        for file in files[:-MOST_FILES]:
+            if file != new:
+                file.unlink(missing_ok=True)
 
 
 async def _collect(pieces: AsyncIterator[Any]) -> pb.GetVocabularyResponse:

@@ -35,6 +35,9 @@ LONGER_TOKENS = 256  # so many of the tokens that begin alike are looked at
 NEARLY_ALL = 0.97  # of the target's ordinary tokens: then a table of ids is enough
 
 
+_CACHED_TOKENS = 1 << 14  # so many of the target's tokens are remembered in the drafter's
+
+
 class Way(Enum):
     """How a drafter can serve a target."""
 
@@ -58,7 +61,7 @@ class Correspondence:
             self.target_of.setdefault(drafter_id, target_id)
         self.shared = sum(spelling in spelled for spelling in wanted)
         self._in_order = sorted(wanted)
-        self.drafter_tokens = lru_cache(None)(self._drafter_tokens)
+        self.drafter_tokens = lru_cache(_CACHED_TOKENS)(self._drafter_tokens)
 
     def special(self, target_id: int) -> int | None:
         """The drafter's token for a special token of the target's, if it has one."""

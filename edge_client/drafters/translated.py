@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ UNSEEN = 0.5  # a token that is not among them counts as this share of the least
 IGNORED = 1e-3  # candidates less likely than this are left out: they cost time and win next to nothing
 _AT_LEAST = 8  # candidates are looked at, however unlikely
 KEPT_ROWS = 256  # so many of the model's answers are remembered
+CACHED_TEXTS = 1 << 13  # so many answers about the text are remembered, of each kind
 FOLLOW_TOKENS = 3  # most tokens that a guess is followed beyond the text
 FOLLOW_SHARE = 0.5  # of all continuations' probability: less likely guesses are not followed
 
@@ -74,8 +76,8 @@ class TranslatedDrafter(VocabularyWrapper):
         self._held: list[int] = []  # what the model holds, which may go on past `_wanted` or differ from it
         self._rows: dict[int, list[_Likely]] = {}  # what may follow so many of the held tokens, where known
         self._agreed = 0  # so many of `_held` are known to be those of `_wanted`
-        self._first: dict[bytes, int] = {}
-        self._open: dict[tuple[bytes, tuple[int, ...]], bool] = {}
+        self._first_token = lru_cache(CACHED_TEXTS)(self._find_first_token)
+        self._has_longer = lru_cache(CACHED_TEXTS)(self._find_longer)
         super().__init__(inner, target, size)
 
     # --- the text and its words --------------------------------------------------------------------------------------
@@ -253,17 +255,12 @@ class TranslatedDrafter(VocabularyWrapper):
             return None
         return _Leaf(base, path, text, token, mass)
 
-    def _first_token(self, text: bytes) -> int:
+    def _find_first_token(self, text: bytes) -> int:
         """The first token of a text as the target would split it; -1 if it cannot write this."""
-        token = self._first.get(text)
-        if token is None:
-            ends = word_ends(text)
-            split = self._common.target.segment(text[: ends[0]]) if ends else ()
-            token = split[0] if split and split[0] < self.info.vocabulary_size else -1
-            if token >= 0 and not text.startswith(self._written[token]):
-                token = -1
-            self._first[text] = token
-        return token
+        ends = word_ends(text)
+        split = self._common.target.segment(text[: ends[0]]) if ends else ()
+        token = split[0] if split and split[0] < self.info.vocabulary_size else -1
+        return token if token >= 0 and text.startswith(self._written[token]) else -1
 
     def _followed(self, leaves: list[_Leaf], whole: float) -> list[_Leaf]:
         """Put what follows in place of the best leaf, for as long as that decides how the target would split it."""
@@ -288,14 +285,11 @@ class TranslatedDrafter(VocabularyWrapper):
             return False
         spelled = b"".join(self._spelled[token] for token in leaf.path)
         known = spelled[: len(spelled) - len(leaf.text)]  # of the text, which the path spells again
-        found = self._open.get((known, leaf.path))
-        if found is None:
-            found = self._open[known, leaf.path] = self._has_longer(known, leaf)
-        return found
+        return self._has_longer(known, leaf.text, leaf.path)
 
-    def _has_longer(self, known: bytes, leaf: _Leaf) -> bool:
+    def _find_longer(self, known: bytes, text: bytes, path: tuple[int, ...]) -> bool:
         segment, own = self._common.drafter.segment, self._common.drafter.ids
         return any(
-            known + longer not in own and segment(known + longer)[: len(leaf.path)] == leaf.path
-            for longer in self._common.longer(leaf.text)
+            known + longer not in own and segment(known + longer)[: len(path)] == path
+            for longer in self._common.longer(text)
         )

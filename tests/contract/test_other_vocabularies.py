@@ -324,3 +324,20 @@ def test_in_a_chain_the_model_is_translated_and_the_lookups_are_not() -> None:
     tokens = Segmenter(byte_level().spellings).tokens(TEXT.encode())
     chain.feed(tokens[:9])
     assert chain.candidates().ids[0] == tokens[9]
+
+
+def test_what_is_remembered_of_texts_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long conversations never see the same text again."""
+    monkeypatch.setattr("edge_client.drafters.translated.CACHED_TEXTS", 16)
+    drafter, _, target = make(Way.TRANSLATED)
+    tokens = Segmenter(target.spellings).tokens(
+        b"a restaurant of our own, or a reservation for tomorrow at seven o'clock"
+    )
+    for token in tokens:
+        drafter.feed([token])
+        drafter.candidates()
+    assert isinstance(drafter, TranslatedDrafter)
+    told = drafter._first_token.cache_info()
+    assert told.misses > told.currsize == 16
+    assert drafter._has_longer.cache_info().maxsize == 16
+    assert drafter._common.drafter_tokens.cache_info().maxsize is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from speculation.vocabulary import Vocabulary
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine
 from tests.other_vocabularies import HashDrafter, byte_level, sentencepiece
+from tests.service.raw import DEADLINE_S
 
 Pieces = list[pb.GetVocabularyResponse]
 
@@ -202,3 +204,23 @@ def test_a_client_may_be_closed_while_it_matches(answers: int, tmp_path: Path, m
         client.close()
         assert first.token_ids or first.output is not None
         assert len(client.notices) <= 1
+
+
+# --- bounds -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_of_many_targets_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabularies, "MOST_FILES", 3)
+    monkeypatch.setattr("edge_client.matching.KEPT_MATCHES", 2)
+    wire: Any = Wire([])
+    matching = Matching(wire, HashDrafter(sentencepiece()), [], VocabularyCache(tmp_path))
+    for number in range(5):
+        target = Vocabulary((*byte_level().strings, f"target{number}"), byte_level().special)
+        wire.pieces = list(vocabulary_pieces(target))
+        ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        matching.ask(told(target.fingerprint), ready.put)
+        assert ready.get(timeout=DEADLINE_S).speaking is not None
+        assert (tmp_path / (target.fingerprint.removeprefix("sha256:") + vocabularies._SUFFIX)).is_file()
+    matching.close()
+    assert len(list(tmp_path.iterdir())) == 3
+    assert len(matching._known) == 2
