@@ -300,7 +300,7 @@ class EdgeClient:
                 if wanted is not None and seat is None and part is None:
                     offer = functools.partial(self._offer, loop, wanted, settings, own_pace=own_pace)
                     self._turns.ask(who, offer)
-            self._follow(answering, link, put, who)
+            self._follow(answering, link, put, who, keeps_diary=settings.diary is not None)
         except BaseException:
             if loop is not None and loop.started:
                 loop.stop()  # and leaves the drafter
@@ -311,8 +311,10 @@ class EdgeClient:
             raise
         return answering.cancel
 
-    def _follow(self, answering: Answering, link: SessionLink, put: Put, who: object) -> None:
-        """Follow the answer on a thread of its own."""
+    def _follow(
+        self, answering: Answering, link: SessionLink, put: Put, who: object, *, keeps_diary: bool = False
+    ) -> None:
+        """Follow the answer on a thread of its own. keeps_diary: it is to be complete when the answer is."""
 
         def follow() -> None:
             last: StreamChunk | BaseException
@@ -323,6 +325,8 @@ class EdgeClient:
             link.close()
             # The drafter may be within a call, which nobody waits for; whoever asks next is offered it after.
             self._turns.leaving(who)
+            if keeps_diary and answering.loop is not None:
+                answering.loop.ended.wait(CLOSE_TIMEOUT_S)
             put(last)
 
         threading.Thread(target=follow, name="outrider-ride", daemon=True).start()

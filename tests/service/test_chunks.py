@@ -62,7 +62,8 @@ def test_a_diary_holds_what_was_sent_and_what_came_back(address: str) -> None:
     assert len(commits) == output.metrics.commits
     assert sum(commit.tokens for commit in commits) == len(output.token_ids)
     assert sum(commit.used for commit in commits) == output.metrics.accepted_tokens
-    assert sum(isinstance(event, Sent) for event in diary.events) == output.metrics.draft_messages
+    sent = sum(isinstance(event, Sent) for event in diary.events)
+    assert output.metrics.draft_messages <= sent <= output.metrics.draft_messages + 1  # the last as the answer ended
     assert commits[0].position == len(PROMPT)
 
 
