@@ -43,8 +43,8 @@ class House(Protocol):
     def make_room(self, principal: str | None = None, *, politely: bool = False) -> bool:
         """Give up a session whose device is away, of this principal if one is named; whether there was one.
 
-        politely: only if it has been away for a while. Without a name, one that holds a place of the engine. The device
-        loses no word, for it opens again from its log.
+        politely: only if it has been away for a while, or is there but silent. Without a name, one that holds a place of
+        the engine. The device loses no word, for it opens again from its log.
         """
 
 
@@ -220,7 +220,7 @@ class Admission:
         waiting, limit = self.waiting, principal.quota.max_queued
         if limit is not None and len(account.queue) >= limit:
             raise _exhausted("PRINCIPAL_QUEUE", f"no place is free, and this key has {limit} sessions waiting already")
-        # One whose device is away gives way before anybody is refused.
+        # One whose device is away or silent gives way before anybody is refused.
         made = self._house.make_room(politely=True)
         if waiting >= self._settings.max_queue and not (made or self._house.make_room()):
             queue = f", and {waiting} sessions wait for one" if waiting else ""

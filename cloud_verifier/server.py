@@ -36,6 +36,7 @@ MAX_MESSAGE_BYTES = 1 << 20
 # For how long Python lets a thread compute that another waits for. By its default of 5 ms an engine's next step begins
 # only once all words of the last one have been written.
 SWITCH_INTERVAL_S = 0.0005
+PLACES_LOOKED_AT_EVERY_S = 0.5
 KEYS_READ_EVERY_S = 1.0  # besides at every call: so soon does an answer end whose key was taken away
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VerifierService"].full_name
 
@@ -153,6 +154,7 @@ async def running(
         supervisor.start(f"the scheduler of {name}", scheduler.run())
     if authentication is not None and authentication.has_keys:
         supervisor.start("the watch over removed keys", _expel(authentication, services.values()))
+    supervisor.start("the watch over silent devices", _reclaim(services.values()))
     if metrics is not None and metrics.thread is not None:
         supervisor.watch("the server of metrics", metrics.thread)
     await server.start()
@@ -169,6 +171,14 @@ async def running(
         await supervisor.stop()
         for one in services.values():
             one.close()
+
+
+async def _reclaim(services: Collection[VerifierService]) -> None:
+    """Give places of silent devices to those that wait; cancel to stop."""
+    while True:
+        await asyncio.sleep(PLACES_LOOKED_AT_EVERY_S)
+        for service in services:
+            service.reclaim()
 
 
 async def _leave_on_failure(supervisor: Supervisor, draining: Draining) -> None:

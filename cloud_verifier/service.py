@@ -50,13 +50,17 @@ RETRY_ELSEWHERE_S = 0.1  # what a device waits that knows of one address only: a
 # Prompts are turned into tokens in three queues by their size, each with a thread, so that a short one never waits for
 # a long one. A prompt takes about 5 ms at most in the first, 80 ms in the second, and a second in the last.
 QUEUES_BYTES = (4 << 10, 64 << 10, math.inf)
+SILENT = (
+    "the device neither drafted nor read for a while, and others wait for its place; open the session again with "
+    "continue_from to go on"
+)
 GOODBYE_S = 5.0  # how long to try to tell a device why its stream ends
 
 
 @dataclass(frozen=True)
 class ServiceSettings:
     """lease_s: how long a session whose stream broke is kept. open_timeout_s: how long a stream may take to open.
-    away_s: how long a device may be away before its session gives way to one that waits for a place."""
+    away_s: how long a device may be away, or silent, before its session gives way to one that waits for a place."""
 
     lease_s: float = 60.0
     open_timeout_s: float = 10.0
@@ -144,6 +148,28 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
                 self._forget(session)
         if expelled:
             log.info("ended %d sessions of those who may not go on", expelled)
+
+    def reclaim(self) -> None:
+        """Give the places of devices that are silent to those that wait for one. To be called now and then."""
+        for _ in range(self.waiting):
+            if not self._end_silent():
+                return
+
+    def _end_silent(self) -> bool:
+        """End the session that has waited longest for its device, if that is too long; whether there was one."""
+        unread_tokens, now_s = self._scheduler.settings.unread_tokens, time.monotonic()
+        silent = [
+            (silent_s, session)
+            for session in self._sessions.values()
+            if session.attached and (silent_s := session.silent_s(unread_tokens, now_s)) >= self._settings.away_s
+        ]
+        if not silent:
+            return False
+        _, session = max(silent, key=lambda pair: pair[0])
+        session.error = VerifierError(StatusCode.ABORTED, "SILENT", SILENT)
+        self._scheduler.remove(session)
+        session.changed.set()
+        return True
 
     def _note_if_empty(self) -> None:
         if self._draining and not self.streams:
@@ -347,7 +373,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         return self._scheduler.room
 
     def make_room(self, principal: str | None = None, *, politely: bool = False) -> bool:
-        """Give up the session whose device has been away longest; see `House`."""
+        """Give up the session whose device has been away longest, or silent; see `House`."""
         least_s = time.monotonic() - (self._settings.away_s if politely else 0)
         away = [
             session
@@ -357,7 +383,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             and (session.owner == principal if principal is not None else not session.over)
         ]
         if not away:
-            return False
+            return politely and self._end_silent()
         self._forget(min(away, key=lambda session: session.detached_s))
         return True
 

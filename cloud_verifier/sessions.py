@@ -174,6 +174,12 @@ class Session:
             due_s = min(due_s, self.roused_s)
         return None if due_s == math.inf else due_s
 
+    def silent_s(self, unread_tokens: int, now_s: float) -> float:
+        """For how long it has waited for its device, to draft or to read; 0 while it has something to do."""
+        due_s = self.due_s(unread_tokens)
+        waits = not self.over and (due_s is None or due_s > now_s)
+        return now_s - self.ready_since_s if waits else 0.0
+
     def draft(
         self,
         start: int,

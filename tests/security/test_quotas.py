@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from tests.service.raw import DEADLINE_S, PROMPT, SEED, Stream, opening, until
 
 PARAMS = SamplingParams(max_tokens=12)
 WORDS = tuple(answer(PROMPT, SEED, 12))
+START = len(PROMPT)
 WAITING = opening(sampling=pb.SamplingParams(max_tokens=12), patience_ms=PATIENCE_UNLIMITED_MS)
+PATIENT = ServiceSettings(away_s=DEADLINE_S)  # with devices that are silent while others wait
 CALM = LinkSettings(stalled_s=0.2, place_timeout_s=DEADLINE_S)
 
 
@@ -32,7 +35,7 @@ def test_a_device_waits_in_the_queue_and_gets_its_place() -> None:
     """Longer than a stream may be silent, and longer than it may take to connect."""
     calm = LinkSettings(connect_timeout_s=0.4, stalled_s=0.2, place_timeout_s=DEADLINE_S)
     with (
-        InProcessVerifier(MockEngine(max_sequences=1)) as verifier,
+        InProcessVerifier(MockEngine(max_sequences=1), service=PATIENT) as verifier,
         Stream(verifier.address, WAITING) as first,
         EdgeClient(verifier.address, link=calm) as client,
         ThreadPoolExecutor(1) as pool,
@@ -51,7 +54,7 @@ def test_a_device_waits_in_the_queue_and_gets_its_place() -> None:
 
 def test_a_device_that_leaves_the_queue_leaves_it_at_once() -> None:
     with (
-        InProcessVerifier(MockEngine(max_sequences=1)) as verifier,
+        InProcessVerifier(MockEngine(max_sequences=1), service=PATIENT) as verifier,
         Stream(verifier.address, WAITING) as first,
     ):
         first.opened()
@@ -73,7 +76,7 @@ def test_a_device_that_leaves_the_queue_leaves_it_at_once() -> None:
 def test_a_device_that_waited_in_vain_says_so() -> None:
     impatient = LinkSettings(place_timeout_s=0.3)
     with (
-        InProcessVerifier(MockEngine(max_sequences=1)) as verifier,
+        InProcessVerifier(MockEngine(max_sequences=1), service=PATIENT) as verifier,
         Stream(verifier.address, WAITING) as first,
         EdgeClient(verifier.address, link=impatient) as client,
     ):
@@ -91,7 +94,7 @@ def file(tmp_path: Path) -> KeyFile:
 def verifier_with(file: KeyFile, max_queue: int = 64) -> InProcessVerifier:
     return InProcessVerifier(
         MockEngine(),
-        service=ServiceSettings(admission=AdmissionSettings(max_queue)),
+        service=ServiceSettings(away_s=DEADLINE_S, admission=AdmissionSettings(max_queue)),
         authentication=Authentication(KeyStore(file.path)),
     )
 
@@ -171,3 +174,47 @@ def test_a_session_whose_device_went_away_makes_room_for_who_waits() -> None:
             second.half_close()
             second.opened()
             assert second.rest().tokens == list(WORDS)
+
+
+def test_devices_that_are_there_but_silent_make_room_for_who_waits() -> None:
+    """Not before somebody waits, and not those that draft."""
+    with (
+        InProcessVerifier(MockEngine(max_sequences=2), service=ServiceSettings(away_s=0.3)) as verifier,
+        Stream(verifier.address, WAITING) as silent,
+        Stream(verifier.address, WAITING) as drafting,
+    ):
+        for stream in (silent, drafting):
+            stream.opened()
+        said, told = silent.tokens(1), drafting.tokens(1)
+        sessions = list(verifier.service._sessions.values())
+        until(lambda: all(s.silent_s(100, time.monotonic()) > 1.0 for s in sessions), "both are silent for long")
+        assert not any(session.over for session in sessions), "but nobody waits"
+        drafting.draft(START + 1, WORDS[1:4], START + 1)
+        told += drafting.tokens(4)
+        with Stream(verifier.address, WAITING) as newcomer:
+            newcomer.opened()
+            newcomer.half_close()
+            assert newcomer.rest().tokens == list(WORDS)
+        refusal = silent.refusal()
+        assert refusal[:2] == ("ABORTED", "SILENT")
+        assert "continue_from" in refusal.sentence
+        drafting.half_close()
+        assert told + drafting.rest().tokens == list(WORDS)
+        going_on = opening(sampling=pb.SamplingParams(max_tokens=12), continue_from=said)
+        with Stream(verifier.address, going_on) as again:
+            again.opened()
+            assert said + again.rest().tokens == list(WORDS)
+
+
+def test_a_device_that_falls_silent_while_another_waits_makes_room() -> None:
+    with (
+        InProcessVerifier(MockEngine(max_sequences=1), service=ServiceSettings(away_s=0.5)) as verifier,
+        Stream(verifier.address, WAITING) as first,
+    ):
+        first.opened()
+        first.tokens(1)
+        with Stream(verifier.address, WAITING) as second:
+            second.half_close()
+            second.opened()
+            assert second.rest().tokens == list(WORDS)
+        assert first.refusal().reason == "SILENT"
