@@ -43,8 +43,8 @@ class House(Protocol):
     def make_room(self, principal: str | None = None, *, politely: bool = False) -> bool:
         """Give up a session whose device is away, of this principal if one is named; whether there was one.
 
-        politely: only if it has been away for a while, or is there but silent. Without a name, one that holds a place of
-        the engine. The device loses no word, for it opens again from its log.
+        politely: only if it has been away for a while, or is there but silent. Without a name, one that holds a place
+        of the engine. The device loses no word, for it opens again from its log.
         """
 
 

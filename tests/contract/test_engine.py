@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from cloud_verifier.engines.base import Block, EngineFull, Sampler, SequenceId
 from cloud_verifier.engines.torch_engine import ModelError, TorchEngine, load
 from cloud_verifier.engines.torch_engine import self_test as self_test_module
+from cloud_verifier.engines.torch_engine.attention import STRICT
 from cloud_verifier.engines.torch_engine.load import wrap
 from cloud_verifier.engines.torch_engine.pool import layer_shapes, page_bytes
 from cloud_verifier.engines.torch_engine.rows import RowRule
@@ -509,6 +510,10 @@ def test_models_that_a_packed_forward_would_get_wrong_are_refused() -> None:
     small: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 48, "num_hidden_layers": 2}
     sliding = transformers.MistralConfig(**DECODER, sliding_window=64)
     softcap = transformers.Gemma2Config(**DECODER, head_dim=16, sliding_window=CONTEXT)
+    encoder = small | {"num_attention_heads": 4, "intermediate_size": 64}
+    doge = transformers.DogeConfig(
+        **DECODER, keep_window_size=CONTEXT // 2
+    )  # in short sequences there is no difference
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     alibi = transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=48, n_layer=2, n_head=4)
     for model, message in (
@@ -517,11 +522,38 @@ def test_models_that_a_packed_forward_would_get_wrong_are_refused() -> None:
         (build("llama", rope_parameters=dynamic), "longest sequence"),
         (transformers.BloomForCausalLM(alibi), "attention interface"),
         (transformers.MambaForCausalLM(transformers.MambaConfig(**small)), "attention interface"),
+        (transformers.BertLMHeadModel(transformers.BertConfig(**encoder)), "keeps no keys and values"),
+        (transformers.DogeForCausalLM(doge), "masks attention by a rule of its own"),
     ):
         with pytest.raises(ModelError, match=message):
             wrap(model, name="refused")
     short = wrap(transformers.MistralForCausalLM(sliding), name="short", context_limit=64)
     assert short.info.context_limit == 64
+
+
+@pytest.mark.parametrize(
+    ("handed", "message"),
+    [
+        ({"attention_mask": torch.zeros(1)}, "masks attention by a rule of its own"),
+        ({"sliding_window": 100}, "window of 100 tokens"),
+        ({"position_bias": torch.zeros(1)}, "uses position_bias"),
+        ({"softcap": 50.0}, "uses softcap"),
+    ],
+    ids=str,
+)
+def test_what_attention_is_handed_and_does_not_compute_is_refused(
+    monkeypatch: pytest.MonkeyPatch, handed: dict[str, Any], message: str
+) -> None:
+    """However late it would begin to matter: a trial of some tokens does not find a window of thousands."""
+    attend = AttentionInterface._global_mapping[STRICT]
+
+    def handing(module: Any, query: Any, key: Any, value: Any, mask: Any, **rest: Any) -> Any:
+        return attend(module, query, key, value, **{"attention_mask": mask, **rest, **handed})
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, STRICT, handing)
+    model = build("llama")
+    with pytest.raises(ModelError, match=message):
+        wrap(model, name="refused")
 
 
 def test_a_model_that_comes_out_otherwise_in_packed_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

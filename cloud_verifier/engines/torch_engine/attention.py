@@ -28,6 +28,7 @@ STRICT = "outrider_strict"
 PLAIN = "outrider_plain"
 STANDING = "outrider_standing"
 UNSUPPORTED = ("softcap", "s_aux", "sinks")  # score soft-capping and attention sinks: not sums that SDPA computes
+HARMLESS = ("position_ids", "cache_position")  # tensors that models hand on and attention does not look at
 
 _current: ContextVar[tuple[PagePool, Layout | Standing]] = ContextVar("outrider_forward")
 
@@ -64,12 +65,22 @@ def forward_on(pool: PagePool, layout: Layout | Standing) -> Iterator[None]:
 
 
 def _enter(
-    module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor, extra: dict[str, Any]
+    module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor, mask: object, extra: dict[str, Any]
 ) -> tuple[PagedLayer, Layout | Standing]:
-    for name in UNSUPPORTED:
-        if extra.get(name) is not None:
-            raise UnsupportedAttention(f"its attention uses {name}")
+    """What the forward that runs reads and writes. Raises UnsupportedAttention.
+
+    A mask or a window may begin to matter only after thousands of tokens, where no trial finds it. So it is enough that
+    a model hands one over: transformers itself makes no mask for our attention.
+    """
     pool, layout = _current.get()
+    if mask is not None:
+        raise UnsupportedAttention("it masks attention by a rule of its own")
+    window = extra.get("sliding_window")
+    if window is not None and window < pool.context_limit:
+        raise UnsupportedAttention(f"it attends over a window of {window} tokens, fewer than the context has")
+    for name, given in extra.items():
+        if given is not None and (name in UNSUPPORTED or isinstance(given, torch.Tensor)) and name not in HARMLESS:
+            raise UnsupportedAttention(f"its attention uses {name}")
     layer = pool.paged_layer(int(module.layer_idx))  # type: ignore[arg-type]
     for states, cached in ((key, layer.keys), (value, layer.values)):
         if (states.shape[1], states.shape[3]) != cached.shape[2:]:
@@ -149,11 +160,11 @@ def _register(
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        *_mask: torch.Tensor | None,
+        attention_mask: object = None,
         scaling: float | None = None,
         **extra: Any,
     ) -> tuple[torch.Tensor, None]:
-        layer, layout = _enter(module, key, value, extra)
+        layer, layout = _enter(module, key, value, attention_mask, extra)
         return compute(query[0], layer, layout, scaling)[None], None
 
     AttentionInterface.register(name, attention)

@@ -70,6 +70,7 @@ class TorchEngine(TargetEngine):
         self.strict = strict
         self.rows = strict_row_rules(model.device)[0] if strict else PLAIN_ROWS
         self._pool = pool
+        pool.context_limit = info.context_limit
         self._pages = Pages(pool.pages, PAGE_TOKENS, pool)
         self._sequences: dict[SequenceId, Table] = {}
         self._counts: dict[SequenceId, TokenCounts] = {}  # of those whose penalties need them

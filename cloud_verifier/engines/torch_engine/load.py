@@ -19,7 +19,7 @@ from cloud_verifier.engines.base import Block, EngineInfo, Sampler
 from cloud_verifier.engines.torch_engine.engine import TorchEngine
 from cloud_verifier.engines.torch_engine.memory import GIB, GPU_MEMORY_SHARE, MemoryTooSmall, pages_within
 from cloud_verifier.engines.torch_engine.parts import Parts, find_parts
-from cloud_verifier.engines.torch_engine.pool import PagePool, layer_shapes
+from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, layer_shapes
 from cloud_verifier.engines.torch_engine.rows import strict_row_rules
 from cloud_verifier.engines.torch_engine.self_test import self_test
 from speculation.sampling import SamplingParams
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHORTEST_CONTEXT = 16
-TRIAL_TOKENS = 24
+TRIAL_TOKENS = 80  # more than a page, and more than the smallest windows
 # The share of the logits' spread by which the packed forward may differ from the model's own. A wrong mask or a wrong
 # position makes it of the order of 1; rounding, of the order of the precision times the square root of the depth.
 TOLERANCE = {torch.float32: 0.005, torch.float16: 0.05, torch.bfloat16: 0.1}
@@ -123,9 +123,8 @@ def wrap(
     )
     model.eval()
     trial = _trial_ids(info.vocabulary_size, limit)
-    own = _own_logits(model, trial)
+    own, shapes = _own_forward(model, trial)
     try:
-        shapes = layer_shapes(model)
         parts = parts or find_parts(model, shapes, strict=strict)
         if parts is not None and parts.decoder is not None:
             parts.decoder.merge(model)
@@ -332,6 +331,25 @@ def _trial_ids(vocabulary_size: int, limit: int) -> list[list[int]]:
 @torch.inference_mode()
 def _own_logits(model: PreTrainedModel, trial: list[list[int]]) -> list[torch.Tensor]:
     return [model(input_ids=torch.tensor([ids]).to(model.device), use_cache=False).logits[0] for ids in trial]
+
+
+def _own_forward(model: PreTrainedModel, trial: list[list[int]]) -> tuple[list[torch.Tensor], list[LayerShape]]:
+    """A model's own logits of the trial, and what its layers cache. Raises ModelError if it has no such forward."""
+    kind = f'This "{model.config.model_type}" model'
+    try:
+        own, shapes = _own_logits(model, trial), layer_shapes(model)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"There is too little memory on {model.device} to try the model; stop what else uses it."
+        ) from error
+    except Exception as error:  # what a model raises that is made for something else
+        raise ModelError(f"{kind} cannot be evaluated as a causal language model: {_first_line(error)}.") from error
+    if not shapes:
+        raise ModelError(
+            f"{kind} keeps no keys and values of the tokens that it has read, so it is no causal language model (or is "
+            "not configured as one); serve a decoder, such as a Llama or a Qwen."
+        )
+    return own, shapes
 
 
 def _compare(engine: TorchEngine, trial: list[list[int]], own: list[torch.Tensor]) -> None:

@@ -29,9 +29,14 @@ class LayerShape(NamedTuple):
 
 @torch.inference_mode()
 def layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
-    """What the layers of a model cache, by trying: configurations name it in too many ways."""
+    """What the layers of a model cache, by trying: configurations name it in too many ways.
+
+    Empty if they cache nothing.
+    """
     ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
     cache = model(input_ids=ids, use_cache=True).past_key_values
+    if cache is None:
+        return []
     return [LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in cache.layers]
 
 
@@ -95,11 +100,13 @@ class PagePool(Cache):
 
     Memory that was never written to is not touched, so on a CPU it is not taken either. One page more than asked for,
     `spare_page`, belongs to nobody: steps of a fixed shape write their padding there.
-    write_index: where each row of the forward that runs now goes, page * PAGE_TOKENS + place in it, int64 [rows].
+    context_limit: of a sequence. write_index: where each row of the forward that runs now goes, page * PAGE_TOKENS +
+    place in it, int64 [rows].
     """
 
     def __init__(self, shapes: Sequence[LayerShape], pages: int, dtype: torch.dtype, device: torch.device) -> None:
         self.pages = self.spare_page = pages
+        self.context_limit = pages * PAGE_TOKENS
         self.write_index: torch.Tensor
         self._scratch: dict[tuple[str, torch.Size], torch.Tensor] = {}
         self._groups: list[torch.Tensor] = []  # [layers, pages, PAGE_TOKENS, heads, width]
