@@ -271,10 +271,10 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             raise _leaves()
         check_model(opened.model, self._served)
         principal, admission = caller.get(), self._admission
+        admission.check_rate(principal)
         size = prompt_size(opened, self._served)
         # A refusal costs as many tokens as the prompt has at least, but no more than a prompt that is not refused.
         cost = max(1, min(size.least_tokens, most_prompt_tokens(self._served, principal.quota)))
-        admission.check_rate(principal)
         try:
             check_size(size, self._served, principal.quota)
         except VerifierError:
