@@ -22,7 +22,7 @@ from edge_client.drafters.base import Drafter
 from netlab.experiments.rig import DEMO
 from netlab.race import WARM_UP, chat
 from netlab.verifier_process import VerifierProcess
-from speculation.pace import PATIENCE_UNLIMITED_MS, Action, Pace, View
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, Action, Pace, View
 from speculation.sampling import SamplingParams
 
 

@@ -26,24 +26,24 @@ from rich.table import Table
 
 from benchmarks import report
 from cloud_verifier.engines.base import Block, Choices, EngineInfo, SequenceId, TargetEngine
-from cloud_verifier.opening import Served
 from cloud_verifier.server import Address, running
+from cloud_verifier.serving.open_request import Served
 from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
-from edge_client.drafters.chain import ChainDrafter
-from edge_client.drafters.history import HistoryDrafter
-from edge_client.drafters.history_store import HistoryStore
-from edge_client.drafters.ngram import NgramDrafter
+from edge_client.drafters.lookup.chain import ChainDrafter
+from edge_client.drafters.lookup.history import HistoryDrafter
+from edge_client.drafters.lookup.history_store import HistoryStore
+from edge_client.drafters.lookup.ngram import NgramDrafter
 from netlab.experiments.drafters import Slowed
 from netlab.experiments.rig import DEMO
 from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
 from netlab.race import chat
 from netlab.verifier_process import VerifierProcess
-from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective
 from speculation.sampling import SamplingParams
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary.vocabulary import Vocabulary
 
 QUESTIONS = (
     "I'd like to book a table for two at an Italian restaurant in San Jose.",

@@ -36,9 +36,9 @@ from benchmarks import report
 from cloud_verifier.engines.base import Block, EngineFull, Sampler, SequenceId
 from cloud_verifier.engines.torch_engine import ModelError, TorchEngine
 from cloud_verifier.engines.torch_engine.engine import OutOfMemory
+from cloud_verifier.engines.torch_engine.fast_path import Parts
 from cloud_verifier.engines.torch_engine.kernels import GATHERED
 from cloud_verifier.engines.torch_engine.load import wrap
-from cloud_verifier.engines.torch_engine.parts import Parts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
 from speculation.sampling import SamplingParams
 

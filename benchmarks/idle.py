@@ -30,7 +30,7 @@ from benchmarks.load.profile import MemoryBound
 from benchmarks.load.simulated import Setting
 from benchmarks.load.verifier import LoadVerifier, VerifierSetup
 from benchmarks.load.wire import write
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 
 STREAMS_PER_CONNECTION = 50
 PONG_TIMEOUT_S = 10.0  # as gRPC's own keepalive allows
@@ -113,7 +113,7 @@ class Idle:
             await channel.close()
 
 
-def make_room(connections: int) -> None:
+def free_place(connections: int) -> None:
     """Allow as many open files as the streams' connections need. Raises click.ClickException."""
     wanted = connections + DESCRIPTORS_LEFT
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -161,7 +161,7 @@ async def idle_and_active(idle: int, active: int, setting: Setting, verifier: Lo
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(idle: int, active: int, seconds: float, json_file: Path | None) -> None:
     """Open them all, watch, and fail if a keepalive was missed."""
-    make_room(2 * (idle // STREAMS_PER_CONNECTION + active))
+    free_place(2 * (idle // STREAMS_PER_CONNECTION + active))
     setting = Setting(PROFILE, warm_ms=5000.0, watch_ms=seconds * 1e3)
     setup = VerifierSetup(described(32), PROFILE, max_sequences=2 * (idle + active))
     console = Console()

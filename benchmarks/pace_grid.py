@@ -33,9 +33,9 @@ from netlab.simulator.oracle import oracle
 from netlab.simulator.pair import heavy_headed
 from netlab.simulator.run import Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
-from speculation.adaptive import Adaptive
-from speculation.experience import Experience
-from speculation.pace import FixedLookahead, Objective, Pace, Pipelined, Streaming, Synchronous
+from speculation.pace.adaptive import Adaptive
+from speculation.pace.base import FixedLookahead, Objective, Pace, Pipelined, Streaming, Synchronous
+from speculation.pace.experience import Experience
 
 ACCEPTANCES = (0.5, 0.7, 0.85, 0.95)
 DRAFT_MS = (2, 5, 12, 40)

@@ -29,8 +29,8 @@ from netlab.simulator.pair import Answer, heavy_headed
 from netlab.simulator.run import Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
 from netlab.traces import RttTrace
-from speculation import policies
-from speculation.observed import Committed, Diary, Observed
+from speculation.pace import policies
+from speculation.pace.observed import Committed, Diary, Observed
 
 CHANGE_MS, END_MS = 6000.0, 16_000.0
 SETTLED_MS = 5000.0  # after the change

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
-from models.export.exporting import export
+from edge_client.export.exporting import export
 from netlab.assistant_process import AssistantProcess
 from netlab.experiments.rig import DEMO
 from netlab.prompts import OPENINGS

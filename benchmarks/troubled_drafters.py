@@ -29,7 +29,7 @@ from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
 from netlab.prompts import OPENINGS
 from netlab.verifier_process import VerifierProcess
-from speculation.pace import Objective
+from speculation.pace.base import Objective
 from speculation.sampling import SamplingParams
 
 BAR = 1.02

@@ -29,16 +29,16 @@ from benchmarks import report
 from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Candidates, Drafter
-from edge_client.drafters.matching import match
+from edge_client.drafters.vocabulary.strategy import match
 from models.demo.evaluate import answer
 from netlab.experiments import rig
 from netlab.experiments.drafters import Slowed
 from netlab.link_settings import LinkSettings
 from netlab.prompts import OPENINGS
 from netlab.race import chat
-from speculation.correspondence import Way
 from speculation.sampling import Guess, SamplingParams
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary.correspondence import Way
+from speculation.vocabulary.vocabulary import Vocabulary
 
 PARAMS = {"greedy": SamplingParams(temperature=0.0), "t0.8": SamplingParams(temperature=0.8)}
 LINE_TOKENS = 8

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from cloud_verifier.config import config_command, config_option
-from cloud_verifier.operation.options import Eyes, watching, watching_options
+from cloud_verifier.observability.options import ObservabilityHooks, watching, watching_options
 from cloud_verifier.security.cli import keys as keys_commands
+from outrider_cli.config import config_command, config_option
 from speculation.line import MAX_LOOKAHEAD
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
@@ -161,27 +161,27 @@ def serve(**options: Any) -> None:
         _serve(options, eyes)
 
 
-def _serve(options: dict[str, Any], eyes: Eyes) -> None:
+def _serve(options: dict[str, Any], eyes: ObservabilityHooks) -> None:
     import asyncio
     import logging
 
-    from cloud_verifier.admission import AdmissionSettings
     from cloud_verifier.engines.base import TargetEngine
     from cloud_verifier.engines.paced import PacedEngine
     from cloud_verifier.engines.torch_engine import load
     from cloud_verifier.engines.torch_engine.load import ModelError
-    from cloud_verifier.opening import Served
-    from cloud_verifier.reception import parse_models
-    from cloud_verifier.scheduler import SchedulerSettings
+    from cloud_verifier.scheduling.scheduler import SchedulerSettings
+    from cloud_verifier.scheduling.step_cost import free_positions
     from cloud_verifier.security.authentication import Authentication
     from cloud_verifier.security.keys import KeyFileError, KeyStore
     from cloud_verifier.security.principals import Quota
     from cloud_verifier.server import Address, ServerError
     from cloud_verifier.server import serve as serve_until_stopped
-    from cloud_verifier.service import ServiceSettings
-    from cloud_verifier.step_cost import free_positions
-    from cloud_verifier.text import Codec, TextError
-    from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
+    from cloud_verifier.serving.admission import AdmissionSettings
+    from cloud_verifier.serving.codec import Codec, TextError
+    from cloud_verifier.serving.model_router import parse_models
+    from cloud_verifier.serving.open_request import Served
+    from cloud_verifier.serving.service import ServiceSettings
+    from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective
 
     quota = Quota(
         options["principal_max_sessions"],

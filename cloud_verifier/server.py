@@ -18,19 +18,19 @@ from grpc_reflection.v1alpha import reflection
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
-from cloud_verifier.draining import Draining
 from cloud_verifier.engines.base import TargetEngine
-from cloud_verifier.opening import Served
-from cloud_verifier.operation.calls import Watcher, Watching
-from cloud_verifier.reception import Reception
-from cloud_verifier.scheduler import Scheduler, SchedulerSettings
+from cloud_verifier.observability.interceptor import CallInterceptor, Watcher
+from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.security.tls import ReloadedCertificate, TlsError, TlsFiles
-from cloud_verifier.service import ServiceSettings, VerifierService
+from cloud_verifier.serving.draining import Draining
+from cloud_verifier.serving.model_router import ModelRouter
+from cloud_verifier.serving.open_request import Served
+from cloud_verifier.serving.service import ServiceSettings, VerifierService
 from cloud_verifier.supervision import Supervisor
 
 if TYPE_CHECKING:
-    from cloud_verifier.operation.metrics import Metrics
+    from cloud_verifier.observability.metrics import Metrics
 
 MAX_MESSAGE_BYTES = 1 << 20
 # For how long Python lets a thread compute that another waits for. By its default of 5 ms an engine's next step begins
@@ -136,9 +136,9 @@ async def running(
         for model, scheduler in zip(models, schedulers, strict=True)
     }
     service = services[served.name]
-    front = Reception(services) if others else service
+    front = ModelRouter(services) if others else service
     server = grpc.aio.server(
-        interceptors=[Watching(watchers), authentication or Authentication()],
+        interceptors=[CallInterceptor(watchers), authentication or Authentication()],
         options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", int(address.reuse_port))],
     )
     if metrics is not None:
@@ -192,7 +192,7 @@ async def _expel(authentication: Authentication, services: Collection[VerifierSe
         await asyncio.sleep(KEYS_READ_EVERY_S)
         objection = authentication.objections()
         for service in services:
-            service.expel(objection)
+            service.end_sessions(objection)
 
 
 async def serve(

@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
-from cloud_verifier.discretion import log_failure, without_words
+from cloud_verifier.log_redaction import log_failure, without_words
 
 log = logging.getLogger(__name__)
 

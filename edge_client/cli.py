@@ -12,8 +12,7 @@ import click
 
 from edge_client.assistant.cli import serve
 from edge_client.chat.cli import chat
-from edge_client.config import config_command
-from edge_client.options import (
+from edge_client.settings.options import (
     CommandError,
     connection_options,
     device_options,
@@ -26,7 +25,8 @@ from edge_client.options import (
     take_device,
     take_security,
 )
-from edge_client.setting_up.cli import setup
+from edge_client.setup.cli import setup
+from outrider_cli.config import config_command
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -66,7 +66,7 @@ main.add_command(setup)
 def generate(prompt: str | None, message: str | None, as_json: bool, **options: Any) -> None:
     """Answer one prompt and exit. With neither --prompt nor --message, the prompt is standard input."""
     from edge_client.errors import SessionError
-    from edge_client.terminal import ask_at_terminal, noted
+    from outrider_cli.terminal import ask_at_terminal, noted
 
     if prompt is not None and message is not None:
         raise click.UsageError("give --prompt or --message, not both")
@@ -132,7 +132,7 @@ def doctor(as_json: bool, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def bench(drafter: str, threads: int, tokens: int, against: str, as_json: bool, **options: Any) -> None:
     """Measure a drafter alone: load time, prefill, ms per token and per block, rollback, memory."""
-    from edge_client import bench_report
+    from edge_client.bench import report as bench_report
     from edge_client.drafters.base import DrafterError
 
     try:
@@ -159,7 +159,7 @@ def export(model: Path, kind: str, quantize: str | None, output: Path, as_json: 
     from edge_client.drafters.runtime_build import llama_cpp_install
 
     try:
-        from models.export.exporting import export_and_check
+        from edge_client.export.exporting import export_and_check
     except ImportError as error:
         raise CommandError(f"{error}; exporting needs more: pip install '.[export]' in a clone of Outrider") from error
     try:
@@ -188,7 +188,7 @@ def history() -> None:
 @history.command("show")
 def show_history() -> None:
     """Where they are kept, and how much."""
-    from edge_client.drafters.history_store import HistoryStore
+    from edge_client.drafters.lookup.history_store import HistoryStore
 
     store = HistoryStore()
     for file in store.files():
@@ -200,7 +200,7 @@ def show_history() -> None:
 @history.command("erase")
 def erase_history() -> None:
     """Delete all of them."""
-    from edge_client.drafters.history_store import HistoryStore
+    from edge_client.drafters.lookup.history_store import HistoryStore
 
     store = HistoryStore()
     try:

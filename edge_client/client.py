@@ -16,28 +16,28 @@ from typing import Any, Self
 
 from outrider.v1 import verifier_pb2 as pb
 
-from edge_client.answering import ALONE_DEADLINE_S, Answering
-from edge_client.channel import Channel, LinkSettings
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
 from edge_client.drafters.settings import DeviceSettings
 from edge_client.errors import SessionError
-from edge_client.inbox import Errand
-from edge_client.link import SessionLink
-from edge_client.matching import Matching
-from edge_client.offline import Ask, CheckedAnswer, Consent, ReplayDrafter, compare
-from edge_client.seat import DrafterSeat
-from edge_client.security import Security
-from edge_client.session import RidingLoop
-from edge_client.turns import Turns
+from edge_client.link.channel import Channel, LinkSettings
+from edge_client.link.inbox import Callback
+from edge_client.link.security import Security
+from edge_client.link.session_link import SessionLink
+from edge_client.riding.answer import ALONE_DEADLINE_S, AnswerRun
+from edge_client.riding.drafter_lease import DrafterLease
+from edge_client.riding.drafter_queue import DrafterQueue
+from edge_client.riding.offline import Ask, CheckedAnswer, Consent, ReplayDrafter, compare
+from edge_client.riding.riding_loop import RidingLoop
+from edge_client.riding.vocabulary_cache import VocabularyCache
+from edge_client.riding.vocabulary_matching import VocabularyMatching
 from edge_client.types import OfflineAnswers, Prompt, RequestOutput, RideSettings, StreamChunk
-from edge_client.vocabularies import VocabularyCache
-from speculation import policies
-from speculation.duty import DutyCycle
-from speculation.observed import Observed
-from speculation.pace import Objective, Pace, Streaming
+from speculation.pace import policies
+from speculation.pace.base import Objective, Pace, Streaming
+from speculation.pace.duty import DutyCycle
+from speculation.pace.observed import Observed
 from speculation.sampling import SamplingParams
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +79,14 @@ class EdgeClient:
     ) -> None:
         """verifier: HOST:PORT. drafter: what `--drafter` takes, or a Drafter; None streams plainly.
 
-        pace: a policy by name, see `speculation.policies`, or what makes one pace per session; objective is for the
-        adaptive one. priority: of its sessions at a verifier that has not room for all, up to what that allows; higher
-        goes first. threads: CPU threads of the drafter. device: how its model uses the device. max_draft_duty: most
-        of the time, from 0 to 1, that it may draft. security: TLS and the API key. offline_answers: whether the drafter
-        may answer alone when the verifier cannot be reached: never, auto, or ask, which calls `ask_offline` on the
-        session's thread. Raises ValueError for a bad address, policy, share or certificate. A drafter that cannot be
-        loaded is no error: `notices` says so and answers stream plainly.
+        pace: a policy by name, see `speculation.pace.policies`, or what makes one pace per session; objective
+        is for the adaptive one. priority: of its sessions at a verifier that has not room for all, up to what
+        that allows; higher goes first. threads: CPU threads of the drafter. device: how its model uses the
+        device. max_draft_duty: most of the time, from 0 to 1, that it may draft. security: TLS and the API key.
+        offline_answers: whether the drafter may answer alone when the verifier cannot be reached: never, auto,
+        or ask, which calls `ask_offline` on the session's thread. Raises ValueError for a bad address, policy,
+        share or certificate. A drafter that cannot be loaded is no error: `notices` says so and answers stream
+        plainly.
         """
         self.notices: list[str] = []
         self._model, self._priority = model, priority
@@ -95,16 +96,18 @@ class EdgeClient:
         # Without a drafter nothing will ever be drafted: the verifier need not wait for it.
         self._pace_without_drafter = Streaming if isinstance(pace, str) else pace
         self._channel = Channel(verifier, security=security, settings=link or LinkSettings())
-        self._seat = self._load(drafter, threads, device, duty)
-        self._turns = Turns()  # at the seat
+        self._lease = self._load(drafter, threads, device, duty)
+        self._drafter_queue = DrafterQueue()  # at the lease
         if self._consent(self._offline.answers) != self._offline:
             self.notices.append("without a drafter that has a model, this device cannot answer when it is offline")
-        matched = self._seat is not None and not self._seat.speaks_any_vocabulary
-        self._matching = Matching(self._channel, self._seat.drafter, self.notices) if self._seat and matched else None
+        matched = self._lease is not None and not self._lease.speaks_any_vocabulary
+        self._matching = (
+            VocabularyMatching(self._channel, self._lease.drafter, self.notices) if self._lease and matched else None
+        )
 
     def _load(
         self, drafter: str | Path | Drafter | None, threads: int, device: DeviceSettings | None, duty: DutyCycle | None
-    ) -> DrafterSeat | None:
+    ) -> DrafterLease | None:
         settings = dataclasses.replace(device or DeviceSettings(), keeps_conversations=True)
         try:
             loaded = (
@@ -116,7 +119,7 @@ class EdgeClient:
         if loaded is None:
             return None
         self.notices += loaded.info.notices
-        return DrafterSeat(loaded, duty)
+        return DrafterLease(loaded, duty)
 
     def generate(
         self,
@@ -200,12 +203,12 @@ class EdgeClient:
     @property
     def has_drafter(self) -> bool:
         """Whether a drafter was loaded; how it fares is in the answers' metrics."""
-        return self._seat is not None
+        return self._lease is not None
 
     @property
     def can_answer_alone(self) -> bool:
         """Whether the drafter has a model that could answer without the verifier, if it may."""
-        return self._seat is not None and self._seat.drafter.speaker() is not None
+        return self._lease is not None and self._lease.drafter.speaker() is not None
 
     def model_info(self, timeout_s: float = 10.0, *, model: str = "") -> pb.GetModelInfoResponse:
         """What the verifier says of a model; by default of the client's. Raises SessionError."""
@@ -235,9 +238,9 @@ class EdgeClient:
         self._channel.close()
         if self._matching is not None:
             self._matching.close()
-        if self._seat is not None:
-            if self._turns.take(self, timeout_s=CLOSE_TIMEOUT_S):  # the last rides end
-                self._seat.drafter.close()
+        if self._lease is not None:
+            if self._drafter_queue.take(self, timeout_s=CLOSE_TIMEOUT_S):  # the last rides end
+                self._lease.drafter.close()
             else:  # freeing what a runtime is at work on would kill the process
                 log.warning("the drafter has not answered for %.0f s; its memory stays taken", CLOSE_TIMEOUT_S)
 
@@ -273,13 +276,13 @@ class EdgeClient:
         consent = self._consent(settings.offline_answers or self._offline.answers)
         if before is not None and before.held_text:  # the verifier tells it again
             before = dataclasses.replace(before, text=before.text.removesuffix(before.held_text), held_text="")
-        wanted = self._seat if settings.drafts else None
+        wanted = self._lease if settings.drafts else None
         who = object()
-        seat = wanted if wanted is not None and self._turns.take(who) else None
+        lease = wanted if wanted is not None and self._drafter_queue.take(who) else None
         link: SessionLink | None = None
         loop: RidingLoop | None = None
         try:
-            pace, own_pace = self._pace_of(settings, drafts=seat is not None or self._free_soon(wanted))
+            pace, own_pace = self._pace_of(settings, drafts=lease is not None or self._free_soon(wanted))
             request = self._open_request(prompt, params, seed, pace, wanted, settings.model or self._model)
             part = before.offline if before is not None else None
             if before is not None:
@@ -287,32 +290,32 @@ class EdgeClient:
                 request.prompt_fingerprint = before.prompt_fingerprint
             target = part.target if part is not None else before.target if before is not None else ""
             link = SessionLink(self._channel, request, target)
-            answering = Answering(prompt, params, seed, link, put, consent, self._alone, before)
-            drafting = seat
-            if seat is not None and part is not None and part.of_log:
-                drafting = DrafterSeat(ReplayDrafter(part, answering.committed_length))
+            answering = AnswerRun(prompt, params, seed, link, put, consent, self._alone, before)
+            drafting = lease
+            if lease is not None and part is not None and part.of_log:
+                drafting = DrafterLease(ReplayDrafter(part, answering.committed_length))
             if wanted is not None or not isinstance(pace, Streaming):
                 match = self._matching.ask if self._matching else None
                 loop = answering.loop = RidingLoop(
                     link, drafting, pace, params, seed, match, ride=answering.ride, answered=request.continue_from
                 )
-                loop.start(lambda: self._turns.leave(who))
-                if wanted is not None and seat is None and part is None:
+                loop.start(lambda: self._drafter_queue.leave(who))
+                if wanted is not None and lease is None and part is None:
                     offer = functools.partial(self._offer, loop, wanted, settings, own_pace=own_pace)
-                    self._turns.ask(who, offer)
+                    self._drafter_queue.ask(who, offer)
             self._follow(answering, link, put, who, keeps_diary=settings.diary is not None)
         except BaseException:
             if loop is not None and loop.started:
                 loop.stop()  # and leaves the drafter
             else:
-                self._turns.leave(who)
+                self._drafter_queue.leave(who)
             if link is not None:
                 link.close()
             raise
         return answering.cancel
 
     def _follow(
-        self, answering: Answering, link: SessionLink, put: Put, who: object, *, keeps_diary: bool = False
+        self, answering: AnswerRun, link: SessionLink, put: Put, who: object, *, keeps_diary: bool = False
     ) -> None:
         """Follow the answer on a thread of its own. keeps_diary: it is to be complete when the answer is."""
 
@@ -324,7 +327,7 @@ class EdgeClient:
                 last = error
             link.close()
             # The drafter may be within a call, which nobody waits for; whoever asks next is offered it after.
-            self._turns.leaving(who)
+            self._drafter_queue.leaving(who)
             if keeps_diary and answering.loop is not None:
                 answering.loop.ended.wait(CLOSE_TIMEOUT_S)
             put(last)
@@ -337,52 +340,52 @@ class EdgeClient:
         own = drafts or self._pace_without_drafter is not Streaming
         return (Observed(pace, settings.diary) if settings.diary is not None else pace), own
 
-    def _free_soon(self, seat: DrafterSeat | None) -> bool:
+    def _free_soon(self, lease: DrafterLease | None) -> bool:
         """Whether the drafter is as good as free: it will be offered within a moment."""
-        return seat is not None and self._turns.free_soon and seat.busy_s < SOON_S
+        return lease is not None and self._drafter_queue.free_soon and lease.busy_s < SOON_S
 
     def _consent(self, answers: OfflineAnswers) -> Consent:
         """Raises ValueError if somebody is to be asked and there is nobody."""
         return Consent(answers if self.can_answer_alone else OfflineAnswers.NEVER, self._offline.ask)
 
-    def _offer(self, loop: RidingLoop, seat: DrafterSeat, settings: RideSettings, *, own_pace: bool) -> None:
+    def _offer(self, loop: RidingLoop, lease: DrafterLease, settings: RideSettings, *, own_pace: bool) -> None:
         """Tell a session that began without the drafter that it has it now."""
         pace = None if own_pace else self._pace_of(settings, drafts=True)[0]
-        loop.inbox.put(Errand(lambda: loop.welcome(seat, pace)))
+        loop.inbox.put(Callback(lambda: loop.attach_drafter(lease, pace)))
 
     @contextlib.contextmanager
-    def _alone(self, given_up: Callable[[], bool]) -> Iterator[DrafterSeat | None]:
+    def _alone(self, given_up: Callable[[], bool]) -> Iterator[DrafterLease | None]:
         """The drafter's own model, for whoever writes without the verifier; called and left on one thread."""
         who = object()
         try:
-            with self._own_model(who, given_up) as seat:
-                yield seat
+            with self._own_model(who, given_up) as lease:
+                yield lease
         finally:
-            self._turns.leave(who)
+            self._drafter_queue.leave(who)
 
     @contextlib.contextmanager
-    def _own_model(self, who: object, given_up: Callable[[], bool]) -> Iterator[DrafterSeat | None]:
-        seat = self._seat
-        self._turns.ask(who, lambda: None)
-        while not self._turns.take(who, timeout_s=0.1):
-            if given_up() or (seat is not None and seat.busy_s > ALONE_DEADLINE_S):
+    def _own_model(self, who: object, given_up: Callable[[], bool]) -> Iterator[DrafterLease | None]:
+        lease = self._lease
+        self._drafter_queue.ask(who, lambda: None)
+        while not self._drafter_queue.take(who, timeout_s=0.1):
+            if given_up() or (lease is not None and lease.busy_s > ALONE_DEADLINE_S):
                 yield None
                 return
-        model = seat.drafter.speaker() if seat is not None else None
-        if seat is None or model is None:
+        model = lease.drafter.speaker() if lease is not None else None
+        if lease is None or model is None:
             yield None
-        elif model is seat.drafter:
-            yield seat
+        elif model is lease.drafter:
+            yield lease
         else:
-            seat.rollback(0)
+            lease.rollback(0)
             model.rollback(0)
             try:
-                yield DrafterSeat(model)
+                yield DrafterLease(model)
             finally:
                 model.rollback(0)
 
     def _open_request(
-        self, prompt: Prompt, params: SamplingParams, seed: int, pace: Pace, seat: DrafterSeat | None, model: str
+        self, prompt: Prompt, params: SamplingParams, seed: int, pace: Pace, lease: DrafterLease | None, model: str
     ) -> pb.Open:
         request = pb.Open(
             protocol_version=PROTOCOL_VERSION,
@@ -392,8 +395,8 @@ class EdgeClient:
             objective=OBJECTIVES[pace.objective],
             priority=self._priority,
             patience_ms=pace.patience_ms,
-            drafter_vocabulary_fingerprint=seat.drafter.info.vocabulary_fingerprint if seat else "",
-            want_prompt_ids=seat is not None,
+            drafter_vocabulary_fingerprint=lease.drafter.info.vocabulary_fingerprint if lease else "",
+            want_prompt_ids=lease is not None,
             want_text=True,
             incremental=True,
         )

@@ -11,9 +11,7 @@ from typing import NamedTuple
 
 from outrider.v1 import verifier_pb2 as pb
 
-from edge_client.certificate import Fault, examine_certificate, examine_own
 from edge_client.drafters.base import ANY_VOCABULARY, Drafter
-from edge_client.drafters.choosing import listed
 from edge_client.drafters.runtime_build import (
     LLAMA_CPP,
     ONNX_RUNTIME,
@@ -24,8 +22,10 @@ from edge_client.drafters.runtime_build import (
 )
 from edge_client.drafters.runtime_trial import forget_refusals
 from edge_client.drafters.settings import DeviceSettings
-from edge_client.drafters.spec import CHAIN, LOOKUPS
-from edge_client.security import Security
+from edge_client.drafters.sources.file_choice import listed
+from edge_client.drafters.sources.spec import CHAIN, LOOKUPS
+from edge_client.link.certificates import Fault, examine_certificate, examine_own
+from edge_client.link.security import Security
 
 RUNTIMES = {ONNX_RUNTIME: "ONNX drafters", LLAMA_CPP: "GGUF drafters"}
 SLOW_MS = 40.0  # per guess: no faster than most verifiers write by themselves
@@ -108,7 +108,7 @@ def _format(spec: str) -> str:
 def _providers(asked: str) -> Finding:
     """What ONNX Runtime could draft on here. Which takes how much of a model is known once it is loaded."""
     from edge_client.drafters.base import DrafterError
-    from edge_client.drafters.providers import AUTO, CPU, available_providers, parse_provider
+    from edge_client.drafters.onnx.providers import AUTO, CPU, available_providers, parse_provider
 
     try:
         there = available_providers()
@@ -127,10 +127,10 @@ def _providers(asked: str) -> Finding:
 
 def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter | None, list[Finding]]:
     """Load the drafter and time a few tokens. Whoever gets it closes it."""
-    from edge_client.bench import peak_bytes
+    from edge_client.bench.measure import peak_bytes
     from edge_client.drafters import load_drafter
     from edge_client.drafters.base import DrafterError
-    from edge_client.drafters.memory import readable
+    from edge_client.drafters.sources.memory_check import readable
 
     before_bytes = peak_bytes()
 
@@ -165,7 +165,7 @@ def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter |
 
 def _models() -> Finding:
     """What this device could draft with."""
-    from edge_client.setting_up.places import look, usual_places
+    from edge_client.setup.model_search import look, usual_places
 
     models, _ = look(usual_places())
     there = f"; models here: {listed([model.label for model in models])}" if models else ""
@@ -174,7 +174,7 @@ def _models() -> Finding:
 
 
 def _memory() -> Finding:
-    from edge_client.drafters.memory import available_bytes, readable
+    from edge_client.drafters.sources.memory_check import available_bytes, readable
 
     free_bytes = available_bytes()
     return Finding(
@@ -183,7 +183,7 @@ def _memory() -> Finding:
 
 
 def _verifier(verifier: str, model: str, drafter: Drafter | None, security: Security) -> list[Finding]:
-    from edge_client.reaching import Refusal, reach
+    from edge_client.link.reachability import Refusal, reach
 
     answer = reach(verifier, model, security)
     if isinstance(answer, Refusal):
@@ -206,13 +206,13 @@ def _round_trip(rtt_ms: float) -> Finding:
 
 
 def _vocabulary(verifier: str, drafter: Drafter, info: pb.GetModelInfoResponse, security: Security) -> Finding:
-    from edge_client.channel import Channel
-    from edge_client.matching import Matching
-    from speculation.correspondence import Way
+    from edge_client.link.channel import Channel
+    from edge_client.riding.vocabulary_matching import VocabularyMatching
+    from speculation.vocabulary.correspondence import Way
 
     channel = Channel(verifier, security=security)
     try:
-        found = Matching(channel, drafter, []).find(info)
+        found = VocabularyMatching(channel, drafter, []).find(info)
     finally:
         channel.close()
     return Finding("vocabulary", found.way is not Way.NONE, found.sentence)

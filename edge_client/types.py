@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from outrider.v1 import verifier_pb2 as pb
 
-from speculation.observed import Diary
+from speculation.pace.observed import Diary
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -40,7 +40,8 @@ class RideSettings:
     """What one answer does otherwise than its client's others.
 
     model: to ask for; empty for the client's. drafts: without them the answer streams plainly. diary: where the ride
-    is written down as it goes, see `speculation.observed`. offline_answers: whether the device may finish it alone.
+    is written down as it goes, see `speculation.pace.observed`. offline_answers: whether the device may finish it
+    alone.
     """
 
     model: str = ""

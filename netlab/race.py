@@ -12,8 +12,8 @@ from edge_client.client import EdgeClient
 from edge_client.drafters.base import Drafter
 from edge_client.types import Prompt, RequestOutput, StreamChunk
 from netlab.link_process import LinkProcess
-from speculation import policies
-from speculation.pace import Pace, Synchronous
+from speculation.pace import policies
+from speculation.pace.base import Pace, Synchronous
 from speculation.sampling import SamplingParams
 
 OnChunk = Callable[[StreamChunk], None]

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary.vocabulary import Vocabulary
 
 Message = Mapping[str, str]
 Render = Callable[[Sequence[Message]], str]

@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from cloud_verifier.draining import Draining
 from cloud_verifier.engines.base import TargetEngine
-from cloud_verifier.opening import Served
-from cloud_verifier.operation.calls import Watcher
-from cloud_verifier.operation.metrics import Metrics
-from cloud_verifier.scheduler import Scheduler, SchedulerSettings
+from cloud_verifier.observability.interceptor import Watcher
+from cloud_verifier.observability.metrics import Metrics
+from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.server import Address, running
-from cloud_verifier.service import ServiceSettings, VerifierService
+from cloud_verifier.serving.codec import TextError
+from cloud_verifier.serving.draining import Draining
+from cloud_verifier.serving.open_request import Served
+from cloud_verifier.serving.service import ServiceSettings, VerifierService
 from cloud_verifier.supervision import Supervisor
-from cloud_verifier.text import TextError
 from edge_client.drafters.base import Candidates, Drafter, DrafterError, DrafterInfo
-from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
-from speculation.vocabulary import Vocabulary
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective
+from speculation.vocabulary.vocabulary import Vocabulary
 from tests.mock_engine import VOCABULARY_SIZE, next_token
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from edge_client.drafters.base import Candidates, Drafter, DrafterError, DrafterInfo
 from models.demo.data import train_tokenizer
 from models.demo.train_vocabularies import train_other_tokenizer
-from speculation.segmenter import Segmenter
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary.segmenter import Segmenter
+from speculation.vocabulary.vocabulary import Vocabulary
 
 TEXT = (
     "I would like to book a table for two at an Italian restaurant in San Jose. The restaurants there are reserved "

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edge_client.channel import LinkSettings
 from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter
 from edge_client.errors import SessionError
+from edge_client.link.channel import LinkSettings
 from netlab.experiments.rig import DEMO
 from netlab.prompts import OPENINGS
 from speculation.sampling import SamplingParams

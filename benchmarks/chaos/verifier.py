@@ -21,9 +21,9 @@ from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.engines.base import Block, Choices, SequenceId, TargetEngine
 from cloud_verifier.engines.paced import PacedEngine
-from cloud_verifier.opening import Served
 from cloud_verifier.server import Address, Running, running
-from cloud_verifier.service import ServiceSettings, VerifierService
+from cloud_verifier.serving.open_request import Served
+from cloud_verifier.serving.service import ServiceSettings, VerifierService
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo" / "target"
 STEP_MS = 8.0  # or else answers are over before anything can befall them
@@ -114,7 +114,7 @@ def _target(name: str) -> tuple[TargetEngine, Any]:
 
         return MockEngine(max_sequences=PLACES, context_limit=CONTEXT_LIMIT), LetterCodec()
     from cloud_verifier.engines.torch_engine import load
-    from cloud_verifier.text import Codec
+    from cloud_verifier.serving.codec import Codec
 
     return load(str(DEMO), max_sequences=PLACES, threads=1), Codec(str(DEMO))
 

@@ -9,7 +9,7 @@ from outrider.v1 import verifier_pb2 as pb
 
 from benchmarks.fuzz.callers import Caller
 from cloud_verifier.errors import DOMAIN, VerifierError
-from cloud_verifier.opening import Served, prompt_ids
+from cloud_verifier.serving.open_request import Served, prompt_ids
 from tests.mock_engine import next_token
 
 DETAILS = "grpc-status-details-bin"

@@ -10,7 +10,7 @@ from outrider.v1 import verifier_pb2 as pb
 from benchmarks.fuzz.callers import NAMES, REVOCABLE
 from benchmarks.fuzz.mutations import mangle, mutate
 from benchmarks.fuzz.operations import Cut, Draft, HalfClose, Identify, Listen, Operation, Resume, Revoke, Send, Wait
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.mock_engine import VOCABULARY_SIZE
 
 LETTERS = "abcxyz"

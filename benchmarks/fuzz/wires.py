@@ -164,7 +164,7 @@ class SocketWire:
         self._sender.cancel()
 
     async def _send(self) -> None:
-        """As `edge_client.link` does, and for its reason: a write that comes too late is no error of the call's."""
+        """As `edge_client.link.session_link` does, for its reason: a write that comes too late is no error."""
         with contextlib.suppress(grpc.aio.BaseError):
             await self._call.wait_for_connection()
             while (message := await self._outbox.get()) is not None:

@@ -19,12 +19,12 @@ from benchmarks.fuzz.callers import BYSTANDER, QUOTAS, Callers
 from benchmarks.fuzz.device import Device
 from benchmarks.fuzz.operations import Draft, HalfClose, Identify, Listen, Operation, Resume, Revoke, Send, Wait
 from benchmarks.fuzz.wires import DirectWire, Handler, SocketWire, Wire
-from cloud_verifier.admission import AdmissionSettings
-from cloud_verifier.opening import Served
-from cloud_verifier.scheduler import Scheduler
+from cloud_verifier.scheduling.scheduler import Scheduler
 from cloud_verifier.server import Address, running
-from cloud_verifier.service import ServiceSettings, VerifierService
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from cloud_verifier.serving.admission import AdmissionSettings
+from cloud_verifier.serving.open_request import Served
+from cloud_verifier.serving.service import ServiceSettings, VerifierService
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import LetterCodec
 from tests.mock_engine import MockEngine
 
@@ -173,7 +173,7 @@ class World:
     def _revoke(self, name: str) -> None:
         if self._callers is not None:
             self._callers.revoke(name)
-            self._service.expel(self._callers.authentication.objections())
+            self._service.end_sessions(self._callers.authentication.objections())
 
     def _check_quotas(self) -> None:
         for name, quota in QUOTAS.items():

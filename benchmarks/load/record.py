@@ -18,7 +18,7 @@ def record(count: int, done: Callable[[int], None]) -> Sequence[Written]:
     """So many answers, all in one batch; `done` is told how many tokens of each there are."""
     from cloud_verifier.engines.base import Block, Sampler
     from cloud_verifier.engines.torch_engine import load
-    from cloud_verifier.text import Codec
+    from cloud_verifier.serving.codec import Codec
 
     codec = Codec(str(DEMO / "target"))
     engine = load(str(DEMO / "target"), strict=False, max_sequences=count)

@@ -17,9 +17,9 @@ from netlab.simulator.clock import after
 from netlab.simulator.device import Device, DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.messages import Commit, Draft
-from speculation import policies
-from speculation.observed import Committed, Diary, Observed
-from speculation.pace import Objective, Pace
+from speculation.pace import policies
+from speculation.pace.base import Objective, Pace
+from speculation.pace.observed import Committed, Diary, Observed
 
 
 def pace_of(mode: str) -> Callable[[], Pace]:

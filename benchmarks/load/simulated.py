@@ -15,7 +15,7 @@ from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.messages import Commit, Draft
 from netlab.simulator.verifier import Session, Verifier, VerifierSettings
-from speculation.pace import Pace
+from speculation.pace.base import Pace
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Setting:
         return self.warm_ms, self.warm_ms + self.watch_ms
 
     def starts_ms(self, index: int, sessions: int) -> float:
-        """Seats are taken one after the other, during the first quarter of the warm-up."""
+        """Preemption are taken one after the other, during the first quarter of the warm-up."""
         return self.warm_ms / 4 * index / sessions
 
 

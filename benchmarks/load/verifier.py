@@ -68,11 +68,11 @@ def _run(setup: VerifierSetup, pipe: Connection) -> None:
 
 
 async def _serve(setup: VerifierSetup, pipe: Connection) -> None:
-    from cloud_verifier.opening import Served
-    from cloud_verifier.scheduler import SchedulerSettings
+    from cloud_verifier.scheduling.scheduler import SchedulerSettings
     from cloud_verifier.server import SWITCH_INTERVAL_S, Address, running
-    from cloud_verifier.service import ServiceSettings
-    from cloud_verifier.text import Codec
+    from cloud_verifier.serving.codec import Codec
+    from cloud_verifier.serving.open_request import Served
+    from cloud_verifier.serving.service import ServiceSettings
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     codec = Codec(str(DEMO / "target"))

@@ -1,4 +1,4 @@
-"""Seats on a real clock and real sockets.
+"""Preemption on a real clock and real sockets.
 
 The seats' simulated world runs beside the event loop, moment for moment: what is due there is done when the clock says
 so, and what comes in from a socket happens at the present moment. Its milliseconds may be longer than real ones
@@ -22,7 +22,7 @@ from simpy import Environment
 from benchmarks.load.answers import Job
 from benchmarks.load.seat import Port
 from netlab.simulator.messages import Commit, Draft
-from speculation.pace import PATIENCE_UNLIMITED_MS, Objective, Pace
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective, Pace
 
 SEATS_PER_CONNECTION = 25
 FAREWELL_S = 10.0
@@ -204,7 +204,7 @@ class WirePort(Port):
 async def write(call: Any, request: pb.GenerateRequest) -> None:
     """Write; if the stream ends in the meantime, reading tells how.
 
-    Not by `call.write`, for the reason that `edge_client.link` gives.
+    Not by `call.write`, for the reason that `edge_client.link.session_link` gives.
     """
     with contextlib.suppress(grpc.aio.BaseError):
         await call._cython_call.send_serialized_message(request.SerializeToString())

@@ -66,14 +66,14 @@ def _run(setup: SoakSetup, pipe: Connection) -> None:
 async def _serve(setup: SoakSetup, pipe: Connection) -> None:
     from cloud_verifier.engines.paced import PacedEngine
     from cloud_verifier.engines.torch_engine import load
-    from cloud_verifier.opening import Served
-    from cloud_verifier.operation import logs
-    from cloud_verifier.operation.metrics import Metrics
+    from cloud_verifier.observability import logs
+    from cloud_verifier.observability.metrics import Metrics
     from cloud_verifier.security.authentication import Authentication
     from cloud_verifier.security.keys import KeyStore
     from cloud_verifier.server import Address, running
-    from cloud_verifier.service import ServiceSettings
-    from cloud_verifier.text import Codec
+    from cloud_verifier.serving.codec import Codec
+    from cloud_verifier.serving.open_request import Served
+    from cloud_verifier.serving.service import ServiceSettings
 
     model = str(DEMO / "target")
     engine = load(model, threads=1, max_sequences=PLACES, context_limit=CONTEXT_TOKENS, kv_cache_gib=KV_GIB)

@@ -21,12 +21,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edge_client.assistant import page
+from edge_client.assistant.access import AccessControl, AccessSettings, read_body
+from edge_client.assistant.answer_events import AnswerEvents, echoed
 from edge_client.assistant.choices import News, Patient, answers, in_order
 from edge_client.assistant.disconnect import ClientGone, unless_gone
 from edge_client.assistant.errors import ApiError, from_session
 from edge_client.assistant.event_stream import DONE, KEEP_ALIVE_S, EventStream, comment, event
-from edge_client.assistant.gauges import Gauges
-from edge_client.assistant.guard import Doors, Guard, read_body
+from edge_client.assistant.metrics import AssistantMetrics
 from edge_client.assistant.offline import HEADER, OfflineAnswersGiven, consent, told
 from edge_client.assistant.request_log import RequestLog
 from edge_client.assistant.requests import (
@@ -38,22 +39,21 @@ from edge_client.assistant.requests import (
     Question,
     parse,
 )
-from edge_client.assistant.shapes import ChatShape, CompletionShape, Shape
-from edge_client.assistant.telling import Telling, echoed
+from edge_client.assistant.responses import ChatShape, CompletionShape, Shape
 from edge_client.assistant.upstream import Upstream
 from edge_client.client import AsyncEdgeClient
 from edge_client.errors import SessionError
-from edge_client.offline import UNREACHABLE
+from edge_client.riding.offline import UNREACHABLE
+from edge_client.riding.vocabulary_cache import VocabularyError
 from edge_client.types import OfflineAnswers, RequestOutput
-from edge_client.vocabularies import VocabularyError
 
 
 @dataclass(frozen=True)
 class AssistantSettings:
-    """doors: who may ask. max_requests: answered at a time. keep_alive_s: silence on a stream before a comment.
+    """access: who may ask. max_requests: answered at a time. keep_alive_s: silence on a stream before a comment.
     page: folder of the page's files. offline: whether the device may finish answers alone; ask: those that say so."""
 
-    doors: Doors = field(default_factory=Doors)
+    access: AccessSettings = field(default_factory=AccessSettings)
     max_requests: int = 64
     keep_alive_s: float = KEEP_ALIVE_S
     page: Path = page.FOLDER
@@ -73,16 +73,16 @@ class Assistant:
     def __init__(self, client: AsyncEdgeClient, settings: AssistantSettings) -> None:
         self._client, self._settings = client, settings
         self._upstream = Upstream(client, settings.model_info_timeout_s)
-        self._gauges = Gauges()
+        self._gauges = AssistantMetrics()
         self._offline_answers = OfflineAnswersGiven()
         self._running = 0
 
     def app(self) -> Starlette:
         """The ASGI application."""
-        doors = self._settings.doors
+        access = self._settings.access
         cors = Middleware(
             CORSMiddleware,
-            allow_origins=doors.origins,
+            allow_origins=access.origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # OpenAI's JavaScript package sends a dozen of its own, x-stainless-*
             expose_headers=["X-Request-Id", "Retry-After", HEADER],
@@ -104,8 +104,8 @@ class Assistant:
             ],
             middleware=[
                 Middleware(RequestLog),
-                *([cors] if doors.origins else []),
-                Middleware(Guard, doors=doors),
+                *([cors] if access.origins else []),
+                Middleware(AccessControl, access=access),
             ],
             exception_handlers={
                 ApiError: self._refuse,
@@ -130,7 +130,7 @@ class Assistant:
         return await self._answer(request, CompletionBody, CompletionShape)
 
     async def _answer(self, request: Request, kind: type[Body], shape_kind: type[Shape]) -> Response:
-        question = parse(kind, _json(await read_body(request, self._settings.doors.max_bytes)))
+        question = parse(kind, _json(await read_body(request, self._settings.access.max_bytes)))
         needs = AsyncExitStack()
         try:
             needs.enter_context(self._place())
@@ -187,7 +187,7 @@ class Assistant:
     async def _events(
         self, question: Question, shape: Shape, first: News | None, patient: Patient[News]
     ) -> AsyncGenerator[bytes, None]:
-        telling = Telling(question, shape)
+        telling = AnswerEvents(question, shape)
         news = first
         try:
             while True:
@@ -211,7 +211,7 @@ class Assistant:
 
     async def _check(self, request: Request) -> Response:
         """Have the verifier check what the device wrote alone."""
-        body = await read_body(request, self._settings.doors.max_bytes)
+        body = await read_body(request, self._settings.access.max_bytes)
         question, choice, output = self._offline_answers.find(_json(body))
         prompt = question.prompts[choice // question.n]
         try:
@@ -264,7 +264,7 @@ class Assistant:
                 name = self._upstream.default_name + OFFLINE_SUFFIX
                 return JSONResponse({"status": "ready", "model": name, "drafter": True})
             refusal = _refusal(error)
-            if self._settings.doors.trusts(request.headers):
+            if self._settings.access.trusts(request.headers):
                 raise refusal from error
             sentence = WITHOUT_KEY[_state(error)]
             raise ApiError(refusal.status, sentence, code=refusal.code, retry_after_s=refusal.retry_after_s) from error
@@ -276,7 +276,7 @@ class Assistant:
         try:
             (info, *_) = await self._upstream.models()
         except SessionError as error:
-            reason = {"reason": str(error)} if self._settings.doors.trusts(request.headers) else {}
+            reason = {"reason": str(error)} if self._settings.access.trusts(request.headers) else {}
             return JSONResponse(told | {"verifier": _state(error)} | reason)
         return JSONResponse(told | {"verifier": "reachable", "model": info.model})
 

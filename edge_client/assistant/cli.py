@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edge_client.options import (
+from edge_client.settings.options import (
     CommandError,
     connection_options,
     device_options,
@@ -69,11 +69,11 @@ def serve(
 ) -> None:
     """Answer chat apps on this device: an OpenAI-compatible server. See docs/assistant.md."""
     try:
+        from edge_client.assistant.access import AccessSettings, allowed_hosts
         from edge_client.assistant.app import AssistantSettings
-        from edge_client.assistant.guard import Doors, allowed_hosts
         from edge_client.assistant.serving import ServingError, listen
         from edge_client.assistant.serving import serve as serve_until_told
-        from edge_client.security import is_loopback
+        from edge_client.link.security import is_loopback
     except ModuleNotFoundError as error:
         raise CommandError(f"{error}; serving needs more: pip install 'outrider[serve]'") from error
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -97,7 +97,7 @@ def serve(
     address = f"http://{name}:{listening[0].getsockname()[1]}"
     serve_until_told(
         client,
-        AssistantSettings(Doors(api_keys, hosts, origins), max_requests, offline=offline),
+        AssistantSettings(AccessSettings(api_keys, hosts, origins), max_requests, offline=offline),
         listening,
         lambda: click.echo(
             f"serving answers from {options['verifier']} at {address}/v1  (to chat here: {address}/; Ctrl-C ends)"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from edge_client.assistant.errors import ApiError
 from edge_client.assistant.requests import Question
-from edge_client.offline import CheckedAnswer
+from edge_client.riding.offline import CheckedAnswer
 from edge_client.types import OfflineAnswers, RequestOutput
 
 HEADER = "X-Outrider-Offline"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_client.types import StreamChunk
-from speculation.observed import Committed, Diary, Sent
+from speculation.pace.observed import Committed, Diary, Sent
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.assistant.requests import DEFAULT_MODEL
-from edge_client.assistant.spelling import Spelling
+from edge_client.assistant.token_strings import TokenStrings
 from edge_client.client import AsyncEdgeClient
 
 SHARED_S = 1.0
@@ -28,7 +28,7 @@ class Upstream:
         self.known: Sequence[pb.GetModelInfoResponse] = ()
         self._told_s = 0.0
         self._asking: asyncio.Task[Sequence[pb.GetModelInfoResponse]] | None = None
-        self._spellings: OrderedDict[str, Spelling] = OrderedDict()
+        self._spellings: OrderedDict[str, TokenStrings] = OrderedDict()
 
     @property
     def default_name(self) -> str:
@@ -54,11 +54,11 @@ class Upstream:
         finally:
             self._told_s = time.monotonic()
 
-    async def spelling(self, model: pb.GetModelInfoResponse) -> Spelling:
+    async def spelling(self, model: pb.GetModelInfoResponse) -> TokenStrings:
         """Of this model's tokens. Raises SessionError, and VocabularyError."""
         spelling = self._spellings.get(model.vocabulary_fingerprint)
         if spelling is None:
-            spelling = Spelling(await self._client.vocabulary(model))
+            spelling = TokenStrings(await self._client.vocabulary(model))
             self._spellings[model.vocabulary_fingerprint] = spelling
             if len(self._spellings) > MOST_SPELLINGS:
                 self._spellings.popitem(last=False)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from edge_client.chat.conversation import Asked, Conversation, ConversationError
 from edge_client.chat.interrupt import heeding
-from edge_client.chat.painting import Painter, figures
 from edge_client.chat.progress import Progress
+from edge_client.chat.rendering import Renderer, figures
 from edge_client.client import EdgeClient
 from edge_client.errors import SessionError
-from edge_client.offline import compare
+from edge_client.riding.offline import compare
 from edge_client.types import OfflineAnswers, RequestMetrics, RequestOutput, RideSettings
 
 AGAIN = "Ctrl-C once more, or Ctrl-D, ends the chat"
@@ -30,7 +30,7 @@ class Chat:
         self,
         client: EdgeClient,
         conversation: Conversation,
-        painter: Painter,
+        painter: Renderer,
         offline_answers: OfflineAnswers,
     ) -> None:
         self._client, self.conversation, self._painter = client, conversation, painter

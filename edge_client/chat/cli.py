@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edge_client.options import (
+from edge_client.settings.options import (
     CommandError,
     connection_options,
     device_options,
@@ -36,14 +36,14 @@ def chat(system: str, **options: Any) -> None:
 
     from edge_client.chat.app import Chat
     from edge_client.chat.conversation import Conversation
-    from edge_client.chat.painting import Painter, figures
-    from edge_client.terminal import ask_at_terminal, read_line
+    from edge_client.chat.rendering import Renderer, figures
     from edge_client.types import OfflineAnswers
+    from outrider_cli.terminal import ask_at_terminal, read_line
 
-    painter = Painter(Console(highlight=False), Console(stderr=True, highlight=False))
+    painter = Renderer(Console(highlight=False), Console(stderr=True, highlight=False))
     talking = sys.stdin.isatty() and sys.stdout.isatty()
     try:
-        from edge_client.chat.reading import editor
+        from edge_client.chat.line_editor import editor
     except ModuleNotFoundError as error:
         if talking:
             raise CommandError(f"{error}; chatting needs more: pip install 'outrider[chat]'") from error

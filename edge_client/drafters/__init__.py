@@ -9,9 +9,9 @@ import dataclasses
 from pathlib import Path
 
 from edge_client.drafters.base import Drafter, DrafterError
-from edge_client.drafters.choosing import choose
 from edge_client.drafters.settings import DeviceSettings
-from edge_client.drafters.spec import CHAIN, LOOKUPS, HubModel, LocalModel, NamedDrafter, Part, parse
+from edge_client.drafters.sources.file_choice import choose
+from edge_client.drafters.sources.spec import CHAIN, LOOKUPS, HubModel, LocalModel, NamedDrafter, Part, parse
 
 _DEMO = Path(__file__).resolve().parents[2] / "models" / "demo" / "drafter-onnx"
 
@@ -19,7 +19,7 @@ _DEMO = Path(__file__).resolve().parents[2] / "models" / "demo" / "drafter-onnx"
 def load_drafter(
     spec: str | Path | None, *, threads: int = 1, settings: DeviceSettings | None = None
 ) -> Drafter | None:
-    """Load what `spec` names: see `edge_client.drafters.spec`. None and "none" give None: no drafting.
+    """Load what `spec` names: see `edge_client.drafters.sources.spec`. None and "none" give None: no drafting.
 
     threads: for the runtime. settings: how the model uses the device. Raises DrafterError with what is accepted.
     """
@@ -38,17 +38,17 @@ def load_drafter(
     opened = [_lookup(part) for part in lookups]
     if len(opened) == 1 and model is None:
         return opened[0]
-    from edge_client.drafters.chain import ChainDrafter
+    from edge_client.drafters.lookup.chain import ChainDrafter
 
     return ChainDrafter(opened, model)
 
 
 def _lookup(part: NamedDrafter) -> Drafter:
     if part.name == "ngram":
-        from edge_client.drafters.ngram import NgramDrafter
+        from edge_client.drafters.lookup.ngram import NgramDrafter
 
         return NgramDrafter()
-    from edge_client.drafters.history import HistoryDrafter
+    from edge_client.drafters.lookup.history import HistoryDrafter
 
     return HistoryDrafter()
 
@@ -58,7 +58,7 @@ def _load(part: Part, threads: int, settings: DeviceSettings) -> Drafter:
         case LocalModel(path):
             return _load_model(path, threads, settings)
         case HubModel():
-            from edge_client.drafters.hub import fetch
+            from edge_client.drafters.sources.hub import fetch
 
             file = fetch(part, offline=settings.offline)
             drafter = _load_model(file, threads, settings)
@@ -76,10 +76,10 @@ def _load_model(path: Path, threads: int, settings: DeviceSettings) -> Drafter:
         files = [file.relative_to(path).as_posix() for pattern in patterns for file in path.glob(pattern)]
         path /= choose(files, None, f"the folder {path}", local=True)
     if path.suffix == ".onnx":
-        from edge_client.drafters.onnx import open_onnx
+        from edge_client.drafters.onnx.drafter import open_onnx
 
         return open_onnx(path, threads=threads, settings=settings)
-    from edge_client.drafters.llama_cpp import LlamaCppDrafter
+    from edge_client.drafters.llama_cpp.drafter import LlamaCppDrafter
 
     return LlamaCppDrafter(path, threads=threads, settings=settings)
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from speculation.sampling import PowerSum
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from edge_client.drafters.model_text import ModelText

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.drafters.base import Candidates, Drafter, DrafterError, DrafterInfo
-from edge_client.drafters.remembered import LEAST_TOKENS, Conversations, Kept, common
+from edge_client.drafters.kv_store import LEAST_TOKENS, Conversations, Kept, common
 from edge_client.drafters.top_candidates import top_candidates
 
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from edge_client.drafters.base import DrafterError
 from speculation.prompt import ControlNames, Message, opening_tokens, turn_end
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -254,10 +254,10 @@ def _open(task: dict[str, Any]) -> Drafter:
         flash_attention=FlashAttention(told["flash_attention"]),
     )
     if task["runtime"] == LLAMA_CPP:
-        from edge_client.drafters.llama_cpp import LlamaCppDrafter
+        from edge_client.drafters.llama_cpp.drafter import LlamaCppDrafter
 
         return LlamaCppDrafter(task["file"], threads=task["threads"], settings=settings)
-    from edge_client.drafters.onnx import OnnxDrafter
+    from edge_client.drafters.onnx.drafter import OnnxDrafter
 
     return OnnxDrafter(task["file"], threads=task["threads"], settings=settings)
 

@@ -40,7 +40,7 @@ class DeviceSettings:
     memory_limit_bytes: most that weights and key-value cache may take together; default what is free. offline: never
     ask the hub, take what is in its cache. keeps_conversations: put aside what was evaluated for one conversation when
     another comes, in memory that is left. For llama.cpp: gpu_layers (-1 for all), weights, kv_type, flash_attention.
-    For ONNX Runtime: provider, as `edge_client.drafters.providers` reads it.
+    For ONNX Runtime: provider, as `edge_client.drafters.onnx.providers` reads it.
     """
 
     context_tokens: int | None = None

@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edge_client.export.agreement import sequences
+from edge_client.export.exporting import FORMATS, check, export, size_bytes
 from models.demo.data import DEV_FILES, load_dialogues, render
 from models.demo.dialogues import DIALOGUES
-from models.export.agreement import sequences
-from models.export.exporting import FORMATS, check, export, size_bytes
 
 ENOUGH_DIALOGUES = 20
 

@@ -54,7 +54,7 @@ def agree(json_file: Path | None, step_ms: float, **options: Any) -> None:
         raise click.UsageError(f"{error}.") from error
     with needs("demo", "lab"):
         from cloud_verifier.engines.torch_engine.load import ModelError  # late: torch takes seconds
-        from cloud_verifier.text import TextError
+        from cloud_verifier.serving.codec import TextError
 
     try:
         measured, rows = _run(console, settings, step_ms)

@@ -61,7 +61,7 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
     from netlab.link_process import LinkProcessError
     from netlab.prompts import openings
     from netlab.verifier_process import VerifierProcessError
-    from speculation import policies
+    from speculation.pace import policies
 
     console = Console()
     context = click.get_current_context()

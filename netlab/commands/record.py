@@ -54,7 +54,7 @@ def record(target: str, drafter: str, prompts: Path, threads: int, out: Path, **
 
     from cloud_verifier.engines.torch_engine import load
     from cloud_verifier.engines.torch_engine.load import ModelError
-    from cloud_verifier.text import Codec, TextError
+    from cloud_verifier.serving.codec import Codec, TextError
 
     logging.disable_progress_bar()
     try:

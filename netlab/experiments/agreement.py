@@ -27,9 +27,9 @@ from netlab.simulator.pair import MARGIN_TOKENS, Answer
 from netlab.simulator.record import RecordSettings, record_answer
 from netlab.simulator.run import Result, Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
-from speculation import policies
-from speculation.observed import Committed, Diary, Drafted, Event, Observed
-from speculation.pace import Pace
+from speculation.pace import policies
+from speculation.pace.base import Pace
+from speculation.pace.observed import Committed, Diary, Drafted, Event, Observed
 from speculation.sampling import SamplingParams
 
 POLICIES = ("streaming", "sync:8", "server-led", "adaptive")
@@ -83,7 +83,7 @@ def record(settings: AgreementSettings) -> list[Recorded]:
     Raises DrafterError, ModelError, TextError.
     """
     from cloud_verifier.engines.torch_engine.load import load  # late: torch takes seconds
-    from cloud_verifier.text import Codec
+    from cloud_verifier.serving.codec import Codec
 
     folder = str(folder_of(Path(settings.target)))
     codec = Codec(folder)

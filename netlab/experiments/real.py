@@ -16,9 +16,9 @@ from netlab.experiments.rig import Rig
 from netlab.experiments.rows import Origin, Row
 from netlab.prompts import OPENINGS
 from netlab.race import Lane, chat
-from speculation import policies
-from speculation.observed import Diary, Observed
-from speculation.pace import Pace
+from speculation.pace import policies
+from speculation.pace.base import Pace
+from speculation.pace.observed import Diary, Observed
 from speculation.sampling import SamplingParams
 
 STREAMING = "streaming"

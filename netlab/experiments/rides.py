@@ -16,8 +16,8 @@ from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.run import Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
-from speculation.observed import Diary, Observed
-from speculation.pace import Pace
+from speculation.pace.base import Pace
+from speculation.pace.observed import Diary, Observed
 from speculation.sampling import SamplingParams
 
 

@@ -19,8 +19,8 @@ from netlab.simulator.link import Link
 from netlab.simulator.pair import Answer, Pair
 from netlab.simulator.run import Result, Rider, simulate_in_groups
 from netlab.simulator.verifier import StepTime, VerifierSettings
-from speculation.observed import Diary, Observed
-from speculation.pace import Pace, Streaming
+from speculation.pace.base import Pace, Streaming
+from speculation.pace.observed import Diary, Observed
 
 
 def check(grid: Grid) -> None:

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from netlab.experiments import style
-from speculation.observed import Committed, Diary, Drafted, Event, Sent
+from speculation.pace.observed import Committed, Diary, Drafted, Event, Sent
 
 FORMAT, VERSION = "outrider-timeline", 1
 KINDS: dict[str, type[Event]] = {"drafted": Drafted, "sent": Sent, "committed": Committed}

@@ -1,4 +1,4 @@
-"""The device's side: the riding loop of `edge_client.session`, with a described pair in the place of a drafter.
+"""The device's side: `edge_client.riding.riding_loop`, with a described pair in the place of a drafter.
 
 The order of things is the real loop's: before every action the inbox is emptied; a commit reaches the line first and
 then the pace; a draft cannot be interrupted within a token; guesses count from when they are drawn.
@@ -16,8 +16,8 @@ from netlab.simulator.clock import Bell
 from netlab.simulator.messages import Commit, Draft
 from netlab.simulator.pair import Answer
 from speculation.line import DeviceLine
-from speculation.pace import Action, News, Pace, View
-from speculation.reading import PieceSize
+from speculation.pace.base import Action, News, Pace, View
+from speculation.pace.piece_size import PieceSize
 
 IDLE_FLUSHES = 1000  # more of these in a row without a moment passing, and the pace hangs
 
@@ -44,7 +44,7 @@ class DeviceSettings:
 
 
 class Device:
-    """One session's device; `run` is its SimPy process. Counters are those of `edge_client.commit_reader.Ride`."""
+    """One session's device; `run` is its SimPy process. Counters are those of `commit_reader.Ride`."""
 
     def __init__(
         self,

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from netlab.simulator import rivals
-from speculation.adaptive import Adaptive
-from speculation.experience import Experience
-from speculation.pace import BoundedLookahead, FixedLookahead, Objective, Pace, Pipelined, Streaming, Synchronous
-from speculation.policies import PolicyError
-from speculation.stopping import OptimalRounds
+from speculation.pace.adaptive import Adaptive
+from speculation.pace.base import BoundedLookahead, FixedLookahead, Objective, Pace, Pipelined, Streaming, Synchronous
+from speculation.pace.experience import Experience
+from speculation.pace.policies import PolicyError
+from speculation.pace.stopping import OptimalRounds
 
 ORACLE = "oracle"
 SYNC_TOKENS = range(1, 17)

@@ -20,7 +20,7 @@ from netlab.simulator.recording import RecordedAnswer
 from speculation.sampling import Guess, SamplingParams
 
 if TYPE_CHECKING:
-    from cloud_verifier.text import Codec  # it brings transformers along
+    from cloud_verifier.serving.codec import Codec  # it brings transformers along
 
 
 class PromptsError(ValueError):

@@ -12,7 +12,7 @@ import math
 from abc import abstractmethod
 from typing import ClassVar
 
-from speculation.pace import PATIENCE_UNLIMITED_MS, Action, News, Pace, View
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, Action, News, Pace, View
 
 
 class Rounds(Pace):

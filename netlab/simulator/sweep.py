@@ -19,7 +19,7 @@ from netlab.simulator.pair import Answer, Pair
 from netlab.simulator.policies import ORACLE, Policy
 from netlab.simulator.run import Played, Result, Rider, simulate_in_groups
 from netlab.simulator.verifier import StepTime, VerifierSettings
-from speculation.pace import Pace, Streaming
+from speculation.pace.base import Pace, Streaming
 
 MOST_MS = 120_000.0
 APART_MS = 7919.0  # answers begin at places of traces and outages that lie so far apart

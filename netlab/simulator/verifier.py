@@ -1,7 +1,7 @@
 """The verifier's side: sessions with the product's line and acceptance rule, and the scheduler's steps.
 
-The rules are those of `cloud_verifier.scheduler` and `cloud_verifier.sessions`, without an engine: every session that
-is due takes part in the next step, as far as its token budget reaches; a session is due when it has something to
+The rules are those of `cloud_verifier.scheduling` (scheduler, session), without an engine: every session that is due
+takes part in the next step, as far as its token budget reaches; a session is due when it has something to
 verify, when it was nudged, or when its patience is over; a prompt is read in chunks and its last chunk gives the first
 token. Who gets how much of a step, how patient a session is and how many guesses its device should have are the
 product's own code. What a step costs is a function of how many sessions and how many positions it has.
@@ -16,16 +16,16 @@ from typing import NamedTuple
 
 from simpy import Environment, Event
 
-from cloud_verifier.budget import Want, allocate
-from cloud_verifier.draft_budget import DraftBudget
-from cloud_verifier.load import Load
-from cloud_verifier.patience import Patience
+from cloud_verifier.scheduling.draft_budget import DraftBudget
+from cloud_verifier.scheduling.load import Load
+from cloud_verifier.scheduling.patience import Patience
+from cloud_verifier.scheduling.token_budget import Want, allocate
 from netlab.simulator.clock import Bell, after
 from netlab.simulator.messages import Commit, Draft
 from speculation.acceptance import shared_noise
-from speculation.estimators import Calibration
 from speculation.line import Outcome, VerifierLine
-from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective
+from speculation.pace.estimators import Calibration
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Session:
     """One answer in the making.
 
     truth: the tokens that the target writes after the prompt. patience_ms: what the device asks for, None if it leaves
-    it to the verifier. tell: takes each commit. Counters are as in `cloud_verifier.sessions.Statistics`.
+    it to the verifier. tell: takes each commit. Counters are as in `cloud_verifier.scheduling.session.Statistics`.
     """
 
     def __init__(

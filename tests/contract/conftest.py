@@ -11,11 +11,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 from edge_client.drafters.base import Drafter
-from edge_client.drafters.llama_cpp import LlamaCppDrafter
-from edge_client.drafters.onnx import OnnxDrafter
+from edge_client.drafters.llama_cpp.drafter import LlamaCppDrafter
+from edge_client.drafters.onnx.drafter import OnnxDrafter
 from edge_client.drafters.settings import DeviceSettings
-from models.export.gguf_file import export_gguf
-from models.export.onnx_builder import export_onnx
+from edge_client.export.gguf_file import export_gguf
+from edge_client.export.onnx_builder import export_onnx
 from tests.contract.tiny_models import save_growing_onnx, save_transformers
 
 

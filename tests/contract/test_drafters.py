@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from edge_client.drafters.base import Candidates, Drafter, DrafterError
+from edge_client.drafters.kv_store import common
 from edge_client.drafters.language_model import LanguageModelDrafter
-from edge_client.drafters.remembered import common
-from speculation.vocabulary import fingerprint
+from speculation.vocabulary.vocabulary import fingerprint
 from tests.contract.conftest import Case
 from tests.contract.tiny_models import CONTEXT_TOKENS
 

@@ -18,7 +18,7 @@ from cloud_verifier.engines.torch_engine import self_test as self_test_module
 from cloud_verifier.engines.torch_engine.attention import STRICT
 from cloud_verifier.engines.torch_engine.load import wrap
 from cloud_verifier.engines.torch_engine.pool import layer_shapes, page_bytes
-from cloud_verifier.engines.torch_engine.rows import RowRule
+from cloud_verifier.engines.torch_engine.row_rules import RowRule
 from cloud_verifier.engines.torch_engine.self_test import self_test
 from speculation.sampling import SamplingParams
 

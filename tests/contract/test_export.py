@@ -18,11 +18,11 @@ from transformers import AutoTokenizer
 
 from edge_client.cli import main
 from edge_client.drafters import load_drafter
+from edge_client.export.agreement import sequences
+from edge_client.export.exporting import check, export, size_bytes
+from edge_client.export.gguf_file import export_gguf
 from models.demo.data import render
 from models.demo.dialogues import DIALOGUES
-from models.export.agreement import sequences
-from models.export.exporting import check, export, size_bytes
-from models.export.gguf_file import export_gguf
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

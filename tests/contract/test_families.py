@@ -1,4 +1,4 @@
-"""Every family in both formats: exported by `models.export`, loaded as a device does, and held against transformers."""
+"""Every family in both formats: exported, loaded as a device does, and held against transformers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cloud_verifier.engines.torch_engine import load as load_target
-from cloud_verifier.text import Codec
+from cloud_verifier.serving.codec import Codec
 from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
-from models.export.exporting import check, export
+from edge_client.export.exporting import check, export
 from speculation.sampling import SamplingParams
-from speculation.vocabulary import fingerprint
+from speculation.vocabulary.vocabulary import fingerprint
 from tests.contract.families import CONTEXT_TOKENS, FAMILIES, TEXTS, save_family
 from tests.harness import InProcessVerifier
 

@@ -17,16 +17,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from cloud_verifier.engines.base import Block, Sampler
 from cloud_verifier.engines.torch_engine import TorchEngine
 from cloud_verifier.engines.torch_engine.engine import OutOfMemory
+from cloud_verifier.engines.torch_engine.fast_path import TRIAL_TOLERANCE, Parts, disagreement, find_parts
 from cloud_verifier.engines.torch_engine.graphs import MOST_SHAPES, Result, Steps
 from cloud_verifier.engines.torch_engine.kernels import FLASH, GATHERED, Kernel, gathered
 from cloud_verifier.engines.torch_engine.layout import Segment
 from cloud_verifier.engines.torch_engine.load import wrap
 from cloud_verifier.engines.torch_engine.noise import RowNoise
-from cloud_verifier.engines.torch_engine.parts import TRIAL_TOLERANCE, Parts, disagreement, find_parts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape
-from cloud_verifier.engines.torch_engine.rows import RowRule
+from cloud_verifier.engines.torch_engine.row_rules import RowRule
 from cloud_verifier.engines.torch_engine.sampler import choose, draw, rows_of
-from cloud_verifier.engines.torch_engine.standing import Inputs, Shape, StandingLayout, fill, shape_of
+from cloud_verifier.engines.torch_engine.static_inputs import Inputs, Shape, StaticLayout, fill, shape_of
 from speculation.sampling import SamplingParams
 
 VOCABULARY, CONTEXT = 211, 260
@@ -300,7 +300,7 @@ def test_flash_attention_is_called_as_torch_declares_it(split_pages: int | None)
         buffer = torch.empty(sum(shape.sections.values()), dtype=torch.int64, device="cuda")
         query = torch.empty(shape.rows, 8, 64, dtype=torch.bfloat16, device="cuda")
         keys, values = (torch.empty(10, PAGE_TOKENS, 2, 64, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-        out = FLASH.attend(query, keys, values, StandingLayout(Inputs(shape, buffer)), None, split_pages)
+        out = FLASH.attend(query, keys, values, StaticLayout(Inputs(shape, buffer)), None, split_pages)
     assert (out.shape, out.dtype, out.device.type) == (query.shape, torch.bfloat16, "cuda")
 
 

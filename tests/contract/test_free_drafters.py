@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import ANY_VOCABULARY, Candidates, Drafter, DrafterError
-from edge_client.drafters.chain import MAX_LAG_TOKENS, ChainDrafter
-from edge_client.drafters.history import HistoryDrafter
-from edge_client.drafters.history_store import HistoryStore
-from edge_client.drafters.ngram import NgramDrafter
+from edge_client.drafters.lookup.chain import MAX_LAG_TOKENS, ChainDrafter
+from edge_client.drafters.lookup.history import HistoryDrafter
+from edge_client.drafters.lookup.history_store import HistoryStore
+from edge_client.drafters.lookup.ngram import NgramDrafter
 from edge_client.drafters.settings import DeviceSettings
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"

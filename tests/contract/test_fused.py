@@ -22,13 +22,13 @@ from transformers.models.qwen3 import Qwen3ForCausalLM
 
 from cloud_verifier.engines.base import Block, EngineInfo, Sampler
 from cloud_verifier.engines.torch_engine import TorchEngine, sampler
+from cloud_verifier.engines.torch_engine.fast_path import TRIAL_TOLERANCE, disagreement, draws_alike, fused_parts
 from cloud_verifier.engines.torch_engine.kernels import gathered
 from cloud_verifier.engines.torch_engine.layout import Segment
 from cloud_verifier.engines.torch_engine.load import wrap
-from cloud_verifier.engines.torch_engine.parts import TRIAL_TOLERANCE, disagreement, draws_alike, fused_parts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape, PagePool, layer_shapes
-from cloud_verifier.engines.torch_engine.rows import RowRule
-from cloud_verifier.engines.torch_engine.standing import Inputs, StandingLayout, fill, shape_of
+from cloud_verifier.engines.torch_engine.row_rules import RowRule
+from cloud_verifier.engines.torch_engine.static_inputs import Inputs, StaticLayout, fill, shape_of
 from speculation.sampling import SamplingParams
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64 here")
@@ -44,10 +44,10 @@ SPARE, PAGES = 9, 10
 HALVES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 
 
-def standing(segments: list[Segment], *, steady: bool) -> StandingLayout:
+def layout_of(segments: list[Segment], *, steady: bool) -> StaticLayout:
     count = sum(segment.rows for segment in segments)
     shape = shape_of(segments, 0, False, RowRule(1, 64), 4, strict=False, steady=steady)
-    return StandingLayout(Inputs(shape, fill(shape, segments, [0] * count, [], [], SPARE, False)))
+    return StaticLayout(Inputs(shape, fill(shape, segments, [0] * count, [], [], SPARE, False)))
 
 
 def pool(heads: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,9 +64,9 @@ def test_attention_is_what_its_definition_says(heads: int, key_heads: int, width
     keys, values = pool(key_heads, width, dtype)
     count = sum(segment.rows for segment in SEGMENTS)
     query = torch.randn(64, heads, width, dtype=dtype)
-    expected = gathered(query, keys, values, standing(SEGMENTS, steady=False), 0.3, None)[:count]
+    expected = gathered(query, keys, values, layout_of(SEGMENTS, steady=False), 0.3, None)[:count]
     for split_pages in (None, 1, 4):
-        got = fused(query, keys, values, standing(SEGMENTS, steady=True), 0.3, split_pages)
+        got = fused(query, keys, values, layout_of(SEGMENTS, steady=True), 0.3, split_pages)
         torch.testing.assert_close(got[:count], expected, atol=2e-3 if dtype == torch.float16 else 1e-5, rtol=1e-3)
         assert not got[count:].any(), "rows of no sequence are 0"
 
@@ -88,16 +88,16 @@ def test_a_row_has_the_same_bits_in_any_company_and_cut() -> None:
     keys, values = pool(2, 16, torch.float32)
     query = torch.randn(64, 4, 16)
     for split_pages in (1, 2):
-        together = fused(query, keys, values, standing(SEGMENTS, steady=True), None, split_pages)
+        together = fused(query, keys, values, layout_of(SEGMENTS, steady=True), None, split_pages)
         row = 0
         for segment in SEGMENTS:
-            rows, layout = query[row : row + segment.rows], standing([segment], steady=True)
+            rows, layout = query[row : row + segment.rows], layout_of([segment], steady=True)
             padded = torch.zeros(layout.inputs.shape.rows, 4, 16)
             padded[: segment.rows] = rows
             alone = fused(padded, keys, values, layout, None, split_pages)
             assert torch.equal(alone[: segment.rows], together[row : row + segment.rows])
             last = Segment(segment.pages, segment.start + segment.rows - 1, 1)
-            singly = fused(rows[-1:].repeat(8, 1, 1), keys, values, standing([last], steady=True), None, split_pages)
+            singly = fused(rows[-1:].repeat(8, 1, 1), keys, values, layout_of([last], steady=True), None, split_pages)
             assert torch.equal(singly[0], together[row + segment.rows - 1])
             row += segment.rows
 
@@ -106,7 +106,7 @@ def test_what_lies_beyond_a_sequence_is_not_seen() -> None:
     torch.manual_seed(0)
     keys, values = pool(2, 16, torch.float32)
     query = torch.randn(8, 4, 16)
-    layout = standing([Segment([3, 1], 60, 3)], steady=True)
+    layout = layout_of([Segment([3, 1], 60, 3)], steady=True)
     clean = fused(query, keys, values, layout, None, 1)
     keys[3, 63:], keys[1], values[1] = 1e4, 1e4, torch.nan
     assert torch.equal(fused(query, keys, values, layout, None, 1)[:3], clean[:3])

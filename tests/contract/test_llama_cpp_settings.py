@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_client.drafters import llama_cpp_past, memory
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.llama_cpp import LlamaCppDrafter
-from edge_client.drafters.llama_cpp_past import States
+from edge_client.drafters.llama_cpp import rollback
+from edge_client.drafters.llama_cpp.drafter import LlamaCppDrafter
+from edge_client.drafters.llama_cpp.rollback import StateRollback
 from edge_client.drafters.settings import DeviceSettings, FlashAttention, KvType, Weights
+from edge_client.drafters.sources import memory_check
 from tests.contract.tiny_models import CONTEXT_TOKENS, save_hybrid_gguf, save_recurrent_gguf
 
 Made = Callable[[str], Path]
@@ -78,7 +79,7 @@ def test_layers_for_a_gpu_that_is_not_there_leave_a_notice(made: Made) -> None:
 
 
 def test_a_model_that_does_not_fit_is_not_loaded(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 100_000)
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: 100_000)
     with pytest.raises(DrafterError, match=r"gguf-f32\.gguf does not fit into memory"):
         LlamaCppDrafter(made("gguf-f32"))
 
@@ -137,8 +138,8 @@ def test_far_back_it_evaluates_again(stateful: Path, drafter: LlamaCppDrafter) -
     drafter.feed(tokens[:300])
     for token in tokens[300:400]:
         drafter.feed([token])
-    assert isinstance(drafter._past, States)
-    assert len(drafter._past._states) == llama_cpp_past._MOST_STATES
+    assert isinstance(drafter._past, StateRollback)
+    assert len(drafter._past._states) == rollback._MOST_STATES
     for length in (399, 320, 290, 100, 1, 0):
         drafter.rollback(length)
         drafter.feed([7])
@@ -154,8 +155,8 @@ Steps = st.lists(st.one_of(st.lists(st.integers(0, 31), min_size=1, max_size=9),
 @given(steps=Steps, most=st.integers(2, 5))
 def test_any_way_there_is_the_same_place(stateful: Path, steps: list[list[int] | float], most: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llama_cpp_past, "_MOST_STATES", most)
-        patch.setattr(llama_cpp_past, "_MILESTONE_TOKENS", 8)
+        patch.setattr(rollback, "_MOST_STATES", most)
+        patch.setattr(rollback, "_MILESTONE_TOKENS", 8)
         drafter, held = LlamaCppDrafter(stateful), list[int]()
         for step in steps:
             if isinstance(step, list):

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.llama_cpp import LlamaCppDrafter
-from edge_client.drafters.llama_cpp_past import Positions
-from edge_client.drafters.onnx import OnnxDrafter
+from edge_client.drafters.llama_cpp.drafter import LlamaCppDrafter
+from edge_client.drafters.llama_cpp.rollback import PositionRollback
+from edge_client.drafters.onnx.drafter import OnnxDrafter
 from edge_client.drafters.settings import DeviceSettings
 from tests.contract.tiny_models import CONTEXT_TOKENS, save_recurrent_gguf
 
@@ -88,7 +88,7 @@ def test_without_huggingface_hub_says_what_to_install(monkeypatch: pytest.Monkey
 
 def test_naming_drafters_imports_no_runtime() -> None:
     code = (
-        "import sys, edge_client.drafters, edge_client.drafters.onnx, edge_client.drafters.llama_cpp\n"
+        "import sys, edge_client.drafters, edge_client.drafters.onnx.drafter, edge_client.drafters.llama_cpp.drafter\n"
         "print(*{'onnxruntime', 'llama_cpp', 'torch', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -221,10 +221,12 @@ def test_gguf_that_was_cut_off(made: Made, tmp_path: Path) -> None:
 
 def test_gguf_that_cannot_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_recurrent_gguf(tmp_path / "mamba.gguf")
-    monkeypatch.setattr("edge_client.drafters.llama_cpp.States", Positions)  # a state is no row of positions
+    monkeypatch.setattr(
+        "edge_client.drafters.llama_cpp.drafter.StateRollback", PositionRollback
+    )  # a state is no row of positions
     with pytest.raises(DrafterError, match=r"cannot drop its last tokens \(llama\.cpp refused to roll back"):
         LlamaCppDrafter(tmp_path / "mamba.gguf")
-    monkeypatch.setattr(Positions, "drop", lambda _self, _length: None)
+    monkeypatch.setattr(PositionRollback, "drop", lambda _self, _length: None)
     with pytest.raises(DrafterError, match=r"cannot drop its last tokens \(.*llama_decode gave"):
         LlamaCppDrafter(tmp_path / "mamba.gguf")
 

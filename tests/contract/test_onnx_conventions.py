@@ -14,10 +14,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_client.drafters import providers
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.onnx import OnnxDrafter, open_onnx
-from edge_client.drafters.providers import Provider, open_session, parse_provider
+from edge_client.drafters.onnx import providers
+from edge_client.drafters.onnx.drafter import OnnxDrafter, open_onnx
+from edge_client.drafters.onnx.providers import Provider, open_session, parse_provider
 from edge_client.drafters.settings import DeviceSettings
 from tests.contract.tiny_models import CONTEXT_TOKENS
 
@@ -335,8 +335,8 @@ def test_auto_measures_and_keeps_the_fastest(made: Made, monkeypatch: pytest.Mon
         tried.append(drafter)
         return speeds[list(speeds)[len(tried) - 1]]
 
-    monkeypatch.setattr("edge_client.drafters.onnx.available_providers", lambda: ["cpu", "xnnpack", "coreml"])
-    monkeypatch.setattr("edge_client.drafters.onnx._ms_per_token", measured)
+    monkeypatch.setattr("edge_client.drafters.onnx.drafter.available_providers", lambda: ["cpu", "xnnpack", "coreml"])
+    monkeypatch.setattr("edge_client.drafters.onnx.drafter._ms_per_token", measured)
     drafter = open_onnx(made("onnx-fp32"), threads=1, settings=DeviceSettings(provider="auto"))
     assert len(tried) == 3
     assert drafter is tried[1]
@@ -358,7 +358,7 @@ def test_auto_on_a_plain_build_is_the_cpu(made: Made) -> None:
 def test_a_cache_in_the_accelerators_memory_is_the_same_cache(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path that a GPU takes, with the CPU's memory in its place."""
     plain = OnnxDrafter(made("onnx-fp32"))
-    monkeypatch.setattr("edge_client.drafters.onnx._PLACES", {"cpu": "cpu"})
+    monkeypatch.setattr("edge_client.drafters.onnx.drafter._PLACES", {"cpu": "cpu"})
     placed = OnnxDrafter(made("onnx-fp32"))
     for drafter in (plain, placed):
         drafter.feed(list(range(30)))

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_client.drafters.base import Drafter, DrafterError
-from edge_client.drafters.chain import ChainDrafter
-from edge_client.drafters.matching import match
-from edge_client.drafters.ngram import NgramDrafter
-from edge_client.drafters.translated import TranslatedDrafter
-from edge_client.seat import DrafterSeat
-from speculation.correspondence import Way
-from speculation.segmenter import Segmenter
-from speculation.vocabulary import Vocabulary
+from edge_client.drafters.lookup.chain import ChainDrafter
+from edge_client.drafters.lookup.ngram import NgramDrafter
+from edge_client.drafters.vocabulary.strategy import match
+from edge_client.drafters.vocabulary.translated import TranslatedDrafter
+from edge_client.riding.drafter_lease import DrafterLease
+from speculation.vocabulary.correspondence import Way
+from speculation.vocabulary.segmenter import Segmenter
+from speculation.vocabulary.vocabulary import Vocabulary
 from tests.other_vocabularies import TEXT, HashDrafter, ListDrafter, ParrotDrafter, byte_level, sentencepiece
 
 PADDING = 7
@@ -85,17 +85,17 @@ def test_a_drafter_exchanged_for_another_target_knows_nothing_of_the_last(
         return ChainDrafter([NgramDrafter()], model) if chained else model
 
     own = make()
-    seat = DrafterSeat(own)
+    lease = DrafterLease(own)
     for which, tokens in visits:
         target = TARGETS[which]()
         found = match(own, target, len(target.strings) + PADDING)
         assert found.speaking is not None
-        seat.exchange(found.speaking)
-        seat.feed(tokens)
+        lease.exchange(found.speaking)
+        lease.feed(tokens)
         fresh = speaking(make(), target)
         fresh.feed(tokens)
-        assert seat.drafter.length == fresh.length == len(seat.tokens)
-        ids, log_probs, _ = seat.drafter.candidates()
+        assert lease.drafter.length == fresh.length == len(lease.tokens)
+        ids, log_probs, _ = lease.drafter.candidates()
         same_ids, same_log_probs, _ = fresh.candidates()
         assert ids.tolist() == same_ids.tolist()
         assert log_probs.tolist() == same_log_probs.tolist()
@@ -328,7 +328,7 @@ def test_in_a_chain_the_model_is_translated_and_the_lookups_are_not() -> None:
 
 def test_what_is_remembered_of_texts_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long conversations never see the same text again."""
-    monkeypatch.setattr("edge_client.drafters.translated.CACHED_TEXTS", 16)
+    monkeypatch.setattr("edge_client.drafters.vocabulary.translated.CACHED_TEXTS", 16)
     drafter, _, target = make(Way.TRANSLATED)
     tokens = Segmenter(target.spellings).tokens(
         b"a restaurant of our own, or a reservation for tomorrow at seven o'clock"

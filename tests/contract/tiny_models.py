@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from edge_client.export.onnx_traced import export_traced
 from models.demo.data import train_tokenizer
 from models.demo.dialogues import DIALOGUES
-from models.export.onnx_traced import export_traced
 
 CONTEXT_TOKENS = 640  # more than two chunks of 256
 UNUSED_IDS = 21  # embedding rows past the tokenizer's last token, as many published models have

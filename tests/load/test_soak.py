@@ -15,7 +15,7 @@ from benchmarks.soak.churn import FATES, Churn, Device, Question, questions
 from benchmarks.soak.verifier import Reading
 from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.security.keys import KeyFile, KeyStore
-from cloud_verifier.service import ServiceSettings
+from cloud_verifier.serving.service import ServiceSettings
 from tests.harness import InProcessVerifier
 from tests.mock_engine import MockEngine
 from tests.service.raw import until

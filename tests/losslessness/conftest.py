@@ -17,8 +17,8 @@ from netlab.experiments.troubled import Trouble, Troubled
 from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
 from netlab.verifier_process import VerifierProcess
-from speculation.adaptive import Adaptive
-from speculation.pace import BoundedLookahead, Pace, Streaming, Synchronous
+from speculation.pace.adaptive import Adaptive
+from speculation.pace.base import BoundedLookahead, Pace, Streaming, Synchronous
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 PACES: dict[str, Callable[[], Pace]] = {
@@ -114,7 +114,7 @@ def bench() -> Iterator[Bench]:
             yield subject
         finally:
             for client in subject.clients.values():
-                if client._seat is not None and isinstance(client._seat.drafter, Troubled):
-                    client._seat.drafter.released.set()
+                if client._lease is not None and isinstance(client._lease.drafter, Troubled):
+                    client._lease.drafter.released.set()
                 client.close()
             subject.verifier.stop()

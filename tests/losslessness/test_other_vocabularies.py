@@ -16,12 +16,12 @@ import platformdirs
 import pytest
 
 from edge_client.client import EdgeClient
-from edge_client.vocabularies import VocabularyCache
-from models.export.gguf_file import export_gguf
+from edge_client.export.gguf_file import export_gguf
+from edge_client.riding.vocabulary_cache import VocabularyCache
 from netlab.verifier_process import VerifierProcess
-from speculation.correspondence import Way
-from speculation.pace import Synchronous
+from speculation.pace.base import Synchronous
 from speculation.sampling import SamplingParams
+from speculation.vocabulary.correspondence import Way
 from tests.losslessness.conftest import DEMO, start_verifier
 
 SEED = 20

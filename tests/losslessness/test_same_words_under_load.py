@@ -12,7 +12,7 @@ from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.client import EdgeClient
 from netlab.verifier_process import VerifierProcess
-from speculation.pace import (
+from speculation.pace.base import (
     PATIENCE_UNLIMITED_MS,
     Action,
     BoundedLookahead,

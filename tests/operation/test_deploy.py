@@ -19,10 +19,10 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloud_verifier.cli import main
-from cloud_verifier.config import resolve
 from edge_client.cli import main as edge_main
 from edge_client.client import EdgeClient
 from netlab.verifier_process import VerifierProcess
+from outrider_cli.config import resolve
 from speculation.sampling import SamplingParams
 from tests.service.raw import DEADLINE_S, until
 

@@ -17,11 +17,11 @@ from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from cloud_verifier.operation import logs
-from cloud_verifier.operation.calls import Call
-from cloud_verifier.operation.metrics import Metrics
-from cloud_verifier.operation.traces import Traces
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from cloud_verifier.observability import logs
+from cloud_verifier.observability.interceptor import Call
+from cloud_verifier.observability.metrics import Metrics
+from cloud_verifier.observability.traces import Traces
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier
 from tests.mock_engine import MockEngine, answer
 from tests.service.raw import DEADLINE_S, PROMPT, SEED, Stream, opening, until

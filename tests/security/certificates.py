@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import trustme
 
-from edge_client.security import Security
+from edge_client.link.security import Security
 
 
 class Pair(NamedTuple):

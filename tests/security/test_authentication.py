@@ -17,8 +17,8 @@ from cloud_verifier.security.keys import ID_DIGITS, KeyFile, KeyStore, hash_of
 from cloud_verifier.server import Address
 from edge_client.client import EdgeClient, SamplingParams
 from edge_client.errors import SessionError
-from edge_client.security import Security
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from edge_client.link.security import Security
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier
 from tests.mock_engine import MockEngine, answer
 from tests.security.certificates import Authority, Pair

@@ -8,12 +8,12 @@ import weakref
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier import sessions
-from cloud_verifier.scheduler import SchedulerSettings
-from cloud_verifier.service import ServiceSettings
-from cloud_verifier.sessions import Session
-from cloud_verifier.stream import StreamSettings
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from cloud_verifier.scheduling import session as session_module
+from cloud_verifier.scheduling.scheduler import SchedulerSettings
+from cloud_verifier.scheduling.session import Session
+from cloud_verifier.serving.service import ServiceSettings
+from cloud_verifier.serving.stream import StreamSettings
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine, answer
 from tests.service.engines import WordyEngine
@@ -55,7 +55,7 @@ def test_a_stream_that_nobody_reads_is_ended_and_its_session_can_be_resumed() ->
 
 def test_a_session_that_nobody_reads_does_not_outlive_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the call itself is there until its connection ends: its end waits behind what the device does not read."""
-    monkeypatch.setattr("cloud_verifier.reading.CALLS_END_WITHIN_S", 0.3)
+    monkeypatch.setattr("cloud_verifier.serving.stream_reader.CALLS_END_WITHIN_S", 0.3)
     settings = ServiceSettings(lease_s=0.1, stream=StreamSettings(write_timeout_s=0.3))
     long = opening(sampling=pb.SamplingParams(max_tokens=8_000, logprobs=20))
     with (
@@ -102,7 +102,7 @@ def test_drafts_beyond_the_lookahead_are_dropped_and_counted() -> None:
 
 
 def test_text_that_went_out_long_ago_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "KEPT_TOKENS", 8)
+    monkeypatch.setattr(session_module, "KEPT_TOKENS", 8)
     count = 400
     asked = opening(
         sampling=pb.SamplingParams(max_tokens=count, logprobs=0), want_text=True, patience_ms=PATIENCE_UNLIMITED_MS

@@ -11,11 +11,11 @@ import pytest
 from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.server import Address, ServerError
-from edge_client.channel import LinkSettings
 from edge_client.client import EdgeClient, SamplingParams
 from edge_client.errors import SessionError
-from edge_client.security import Security
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from edge_client.link.channel import LinkSettings
+from edge_client.link.security import Security
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier
 from tests.mock_engine import MockEngine, answer
 from tests.security.certificates import Authority, Pair

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cloud_verifier.service import ServiceSettings
-from cloud_verifier.text import TextError
+from cloud_verifier.serving.codec import TextError
+from cloud_verifier.serving.service import ServiceSettings
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine
 from tests.service.raw import Bystander

@@ -12,8 +12,8 @@ from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
 from edge_client.errors import SessionError
-from edge_client.security import Security
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from edge_client.link.security import Security
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.mock_engine import answer
 
 DEADLINE_S = 30  # generous: only a test that would fail anyway waits for it

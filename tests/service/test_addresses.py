@@ -9,9 +9,9 @@ import pytest
 
 from edge_client.assistant.serving import ServingError, listen
 from edge_client.client import EdgeClient, SamplingParams
-from edge_client.reaching import Reached, Refusal, Wanted, reach
-from edge_client.security import Security, host_and_port
-from edge_client.setting_up.connecting import _with_port
+from edge_client.link.reachability import Reached, Refusal, Wanted, reach
+from edge_client.link.security import Security, host_and_port
+from edge_client.setup.connection import _with_port
 from tests.harness import InProcessVerifier
 from tests.mock_engine import MockEngine
 from tests.service.raw import PROMPT, SEED

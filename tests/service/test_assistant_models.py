@@ -14,8 +14,8 @@ import pytest
 
 from cloud_verifier.server import Address
 from edge_client.assistant.app import AssistantSettings
-from edge_client.channel import LinkSettings
 from edge_client.client import EdgeClient
+from edge_client.link.channel import LinkSettings
 from edge_client.types import OfflineAnswers
 from tests.harness import InProcessVerifier
 from tests.mock_engine import MockEngine

@@ -13,7 +13,7 @@ from edge_client.assistant import upstream
 from edge_client.assistant.app import AssistantSettings
 from edge_client.client import EdgeClient
 from edge_client.types import OfflineAnswers
-from speculation.pace import Synchronous
+from speculation.pace.base import Synchronous
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import answer
 from tests.service.assistants import RunningAssistant, events, question

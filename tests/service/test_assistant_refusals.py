@@ -14,16 +14,16 @@ import openai
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.admission import AdmissionSettings
 from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.security.keys import KeyFile, KeyStore
-from cloud_verifier.service import ServiceSettings
+from cloud_verifier.serving.admission import AdmissionSettings
+from cloud_verifier.serving.service import ServiceSettings
 from edge_client.assistant import upstream
+from edge_client.assistant.access import AccessSettings, allowed_hosts
 from edge_client.assistant.app import AssistantSettings
-from edge_client.assistant.guard import Doors, allowed_hosts
-from edge_client.channel import LinkSettings
 from edge_client.client import AsyncEdgeClient, EdgeClient
 from edge_client.errors import SessionError
+from edge_client.link.channel import LinkSettings
 from tests.harness import InProcessVerifier
 from tests.mock_engine import MockEngine
 from tests.service.assistants import RunningAssistant, question
@@ -41,7 +41,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 @pytest.fixture(scope="module")
 def assistant() -> Iterator[RunningAssistant]:
     engine = MockEngine(context_limit=64)
-    settings = AssistantSettings(Doors(max_bytes=4096))
+    settings = AssistantSettings(AccessSettings(max_bytes=4096))
     with (
         InProcessVerifier(engine, QuotingCodec()) as verifier,
         RunningAssistant(EdgeClient(verifier.address), settings) as running,
@@ -192,10 +192,10 @@ def test_the_package_raises_its_own_errors(assistant: RunningAssistant) -> None:
 
 
 def test_a_key_is_asked_for() -> None:
-    doors = Doors(api_keys=("first", "second"))
+    access = AccessSettings(api_keys=("first", "second"))
     with (
         InProcessVerifier(MockEngine()) as verifier,
-        RunningAssistant(EdgeClient(verifier.address), AssistantSettings(doors)) as assistant,
+        RunningAssistant(EdgeClient(verifier.address), AssistantSettings(access)) as assistant,
     ):
         assert assistant.openai(api_key="second").models.list().data[0].id == "mock"
         with pytest.raises(openai.AuthenticationError):
@@ -234,12 +234,12 @@ def test_a_key_is_asked_for() -> None:
     ],
 )
 def test_pages_from_elsewhere_are_kept_out(headers: dict[str, str], status: int) -> None:
-    doors = Doors(
+    access = AccessSettings(
         hosts=allowed_hosts("127.0.0.1", ["Mine.example."], has_keys=False), origins=("https://allowed.example",)
     )
     with (
         InProcessVerifier(MockEngine()) as verifier,
-        RunningAssistant(EdgeClient(verifier.address), AssistantSettings(doors)) as assistant,
+        RunningAssistant(EdgeClient(verifier.address), AssistantSettings(access)) as assistant,
     ):
         assert assistant.ask("GET", "/v1/models", **headers).status == status
 
@@ -264,13 +264,13 @@ def test_pages_from_elsewhere_are_kept_out(headers: dict[str, str], status: int)
 def test_names_are_checked_wherever_the_server_listens(
     listens_on: str, more: tuple[str, ...], has_keys: bool, host: str, serves: bool
 ) -> None:
-    assert Doors(hosts=allowed_hosts(listens_on, more, has_keys=has_keys)).serves(host) is serves
+    assert AccessSettings(hosts=allowed_hosts(listens_on, more, has_keys=has_keys)).serves(host) is serves
 
 
 def test_openais_javascript_package_gets_its_preflight() -> None:
-    doors = Doors(origins=("https://allowed.example",))
+    access = AccessSettings(origins=("https://allowed.example",))
     names = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-retry-count,x-stainless-timeout"
-    with RunningAssistant(EdgeClient("127.0.0.1:1"), AssistantSettings(doors)) as assistant:
+    with RunningAssistant(EdgeClient("127.0.0.1:1"), AssistantSettings(access)) as assistant:
         asking = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": names}
         preflight = assistant.ask("OPTIONS", "/v1/chat/completions", Origin="https://allowed.example", **asking)
         assert preflight.status == 200
@@ -281,10 +281,10 @@ def test_openais_javascript_package_gets_its_preflight() -> None:
 
 
 def test_an_allowed_page_may_read_the_answer() -> None:
-    doors = Doors(origins=("https://allowed.example",))
+    access = AccessSettings(origins=("https://allowed.example",))
     with (
         InProcessVerifier(MockEngine()) as verifier,
-        RunningAssistant(EdgeClient(verifier.address), AssistantSettings(doors)) as assistant,
+        RunningAssistant(EdgeClient(verifier.address), AssistantSettings(access)) as assistant,
     ):
         asking = {"Origin": "https://allowed.example", "Access_Control_Request_Method": "POST"}
         preflight = assistant.ask("OPTIONS", "/v1/chat/completions", **asking)
@@ -347,7 +347,7 @@ def test_a_verifier_that_is_not_there_is_told() -> None:
 
 def test_why_the_verifier_does_not_answer_is_for_those_with_a_key() -> None:
     client = EdgeClient("127.0.0.1:1", link=LinkSettings(connect_timeout_s=0.2))
-    settings = AssistantSettings(Doors(api_keys=("key",)), model_info_timeout_s=0.3)
+    settings = AssistantSettings(AccessSettings(api_keys=("key",)), model_info_timeout_s=0.3)
     with RunningAssistant(client, settings) as assistant:
         assert assistant.ask("GET", "/status").json == {"verifier": "unreachable", "drafter": False}
         ready = assistant.ask("GET", "/ready")

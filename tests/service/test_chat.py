@@ -18,11 +18,11 @@ import pytest
 from pexpect import fdpexpect
 from rich.console import Console
 
-from edge_client.channel import LinkSettings
 from edge_client.chat.app import Chat
 from edge_client.chat.conversation import Conversation, ConversationError
-from edge_client.chat.painting import Painter
+from edge_client.chat.rendering import Renderer
 from edge_client.client import EdgeClient, SamplingParams
+from edge_client.link.channel import LinkSettings
 from edge_client.types import OfflineAnswers
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine, answer
@@ -46,7 +46,7 @@ class Talk:
 
     def __init__(self, client: EdgeClient, answers: OfflineAnswers = OfflineAnswers.NEVER, **console: Any) -> None:
         self.screen, self.beside = io.StringIO(), io.StringIO()
-        painter = Painter(Console(file=self.screen, width=200, **console), Console(file=self.beside, width=200))
+        painter = Renderer(Console(file=self.screen, width=200, **console), Console(file=self.beside, width=200))
         self.conversation = Conversation(PARAMS, SEED)
         self._chat = Chat(client, self.conversation, painter, answers)
 
@@ -188,7 +188,7 @@ def test_colours_say_who_wrote_and_no_color_takes_them_away(
 
 def test_what_could_move_the_cursor_is_left_out() -> None:
     file = io.StringIO()
-    painter = Painter(Console(file=file), Console(file=file))
+    painter = Renderer(Console(file=file), Console(file=file))
     painter.write("a\x1b]0;title\x07b\x9b2Jc d\r\ne [bold]f[/bold]")
     assert file.getvalue() == "a]0;titleb2Jc d\ne [bold]f[/bold]"
 

@@ -15,13 +15,13 @@ import pytest
 from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.server import Address
-from edge_client.channel import LinkSettings
 from edge_client.client import AsyncEdgeClient, EdgeClient, RequestOutput, SamplingParams
 from edge_client.drafters.base import Candidates, Drafter
 from edge_client.errors import SessionError
+from edge_client.link.channel import LinkSettings
 from netlab.link import LinkSettings as RoadSettings
-from speculation.adaptive import Adaptive
-from speculation.pace import Action, BoundedLookahead, Pace, Streaming, Synchronous, View
+from speculation.pace.adaptive import Adaptive
+from speculation.pace.base import Action, BoundedLookahead, Pace, Streaming, Synchronous, View
 from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
 from tests.mock_engine import MockEngine, answer
 from tests.service.engines import GatedEngine

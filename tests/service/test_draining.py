@@ -14,7 +14,7 @@ from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.server import Address
 from edge_client.client import EdgeClient, SamplingParams
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier
 from tests.mock_engine import MockEngine, answer
 from tests.service.engines import GatedEngine

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import EOS, MockEngine, answer, next_token
 from tests.service.raw import PROMPT, Rest, Stream, opening

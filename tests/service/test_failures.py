@@ -10,7 +10,7 @@ import pytest
 
 from edge_client.client import AsyncEdgeClient, EdgeClient, SamplingParams
 from edge_client.errors import SessionError
-from edge_client.link import MOST_FAILURES
+from edge_client.link.session_link import MOST_FAILURES
 from tests.harness import InProcessVerifier, MockDrafter
 from tests.mock_engine import MockEngine, answer
 from tests.service.engines import FailingEngine

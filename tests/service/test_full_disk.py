@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_client.chat.reading import KeptHistory
+from edge_client.chat.line_editor import KeptHistory
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine, answer
 from tests.service.raw import DEADLINE_S, SEED

@@ -17,8 +17,8 @@ from benchmarks.fuzz.operations import Identify, Operation, Resume, Send, Wait, 
 from benchmarks.fuzz.shrink import shrink
 from benchmarks.fuzz.world import WarpedLoop, world
 from cloud_verifier.security.principals import Principal
-from cloud_verifier.service import VerifierService
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from cloud_verifier.serving.service import VerifierService
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
 SEED = 2

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.sessions import Session
+from cloud_verifier.scheduling.session import Session
 from edge_client.client import EdgeClient, SamplingParams
 from edge_client.drafters.model_text import SpelledText
 from edge_client.types import RequestOutput, StreamChunk
@@ -92,7 +92,7 @@ def test_an_answer_that_had_ended_goes_on(codec: type[LetterCodec], stop: tuple[
 
 def test_a_verifier_that_tells_what_it_held_back_is_not_heard_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """As verifiers did once when an answer was cancelled."""
-    from cloud_verifier import stream
+    from cloud_verifier.serving import stream
 
     finished = stream._finished
 

@@ -13,7 +13,7 @@ import pytest
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier
 from tests.mock_engine import answer
 from tests.service.raw import DEADLINE_S, PROMPT, SEED, Refusal, Stream, opening

@@ -14,13 +14,13 @@ import grpc
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
+from cloud_verifier.scheduling.session import Session
 from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.security.principals import Quota
-from cloud_verifier.service import ServiceSettings, VerifierService
-from cloud_verifier.sessions import Session
+from cloud_verifier.serving.service import ServiceSettings, VerifierService
 from edge_client.client import AsyncEdgeClient, EdgeClient, SamplingParams
 from edge_client.errors import SessionError
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier, MockDrafter
 from tests.mock_engine import MockEngine, answer
 from tests.service.links import Road
@@ -195,7 +195,7 @@ class Reads:
 
 
 def test_no_read_is_given_up_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For gRPC loses memory by each that is; see `cloud_verifier.reading`."""
+    """For gRPC loses memory by each that is; see `cloud_verifier.serving.stream_reader`."""
     reads = Reads(monkeypatch)
     engine = MockEngine(max_sequences=64)
     engine.poison = 0
@@ -282,7 +282,7 @@ def test_a_client_keeps_no_threads_and_no_tasks() -> None:
                     assert output.metrics.reconnects == 0, "its last draft came too late, which is no broken stream"
             until(lambda: ours() == 1, "all rides end")
             until(lambda: link_tasks(client) <= before, "all tasks end")
-            assert not client._turns.taken
+            assert not client._drafter_queue.taken
         until(lambda: verifier.service.sessions == 0, "the verifier has forgotten all")
     assert ours() == 0
 

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.opening import prompt_fingerprint
-from cloud_verifier.reading import MAX_OPEN_BYTES, MIN_PIECE_BYTES
 from cloud_verifier.server import Address
-from cloud_verifier.stream import PROMPT_PIECE_TOKENS
-from edge_client.channel import LinkSettings
+from cloud_verifier.serving.open_request import prompt_fingerprint
+from cloud_verifier.serving.stream import PROMPT_PIECE_TOKENS
+from cloud_verifier.serving.stream_reader import MAX_OPEN_BYTES, MIN_PIECE_BYTES
 from edge_client.client import EdgeClient, SamplingParams
 from edge_client.drafters.base import Candidates
 from edge_client.errors import SessionError
-from edge_client.link import WHOLE_OPEN_BYTES
-from edge_client.opening_patience import OpeningPatience
+from edge_client.link.channel import LinkSettings
+from edge_client.link.retry_policy import OpenRetryPolicy
+from edge_client.link.session_link import WHOLE_OPEN_BYTES
 from netlab.link import LinkSettings as RoadSettings
-from speculation.pace import Synchronous
+from speculation.pace.base import Synchronous
 from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
 from tests.mock_engine import MockEngine, answer
 from tests.service.engines import GatedEngine, WordyEngine
@@ -69,7 +69,7 @@ def test_a_prompt_that_takes_longer_than_any_time_limit_is_opened() -> None:
 
 def test_the_time_counts_from_the_last_byte_that_is_new() -> None:
     async def deadlines() -> list[float]:
-        patience, found = OpeningPatience(LinkSettings(connect_timeout_s=50, place_timeout_s=50), again=False), []
+        patience, found = OpenRetryPolicy(LinkSettings(connect_timeout_s=50, place_timeout_s=50), again=False), []
         async with patience.deadline:
             for received in (0, 8192, 8192, 4096, 0, 16384):
                 await asyncio.sleep(0.002)
@@ -219,7 +219,7 @@ def _prompt_ids(stream: Stream, count: int) -> list[int]:
 def test_a_device_that_takes_no_pieces_gets_its_answer_without_ids_that_fit_no_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cloud_verifier.service.MAX_OPENED_BYTES", 2000)
+    monkeypatch.setattr("cloud_verifier.serving.service.MAX_OPENED_BYTES", 2000)
     wanted = opening(prompt_ids=None, text=LONG, want_prompt_ids=True, sampling=pb.SamplingParams(max_tokens=3))
     with InProcessVerifier(WordyEngine()) as verifier, Stream(verifier.address, wanted) as stream:
         opened = stream.opened()

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.scheduler import SchedulerSettings
-from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
+from cloud_verifier.scheduling.scheduler import SchedulerSettings
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective
 from tests.harness import InProcessVerifier
 from tests.mock_engine import VOCABULARY_SIZE, MockEngine, answer
 from tests.service.engines import GatedEngine

@@ -10,10 +10,10 @@ import grpc
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.opening import Served
-from cloud_verifier.scheduler import Scheduler
-from cloud_verifier.service import ServiceSettings, VerifierService
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from cloud_verifier.scheduling.scheduler import Scheduler
+from cloud_verifier.serving.open_request import Served
+from cloud_verifier.serving.service import ServiceSettings, VerifierService
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import LetterCodec
 from tests.mock_engine import MockEngine, answer
 from tests.service.raw import DEADLINE_S, PROMPT, SEED, opening
@@ -206,8 +206,8 @@ async def device_asleep_for_hours(bench: Bench) -> None:
     (session,) = bench.service._sessions.values()
     session.echo.received_s -= 5000
     session.ready_since_s -= 5000
-    session.roused_s -= 5000
-    session.nudged = True
+    session.work_since_s -= 5000
+    session.token_requested = True
     bench.scheduler.wake()
     await until(lambda: len(hand.tokens) == 2)
     commit = hand.written[-1].commit

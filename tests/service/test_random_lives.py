@@ -14,8 +14,8 @@ import grpc
 from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.engines.base import Block, Choices
-from cloud_verifier.scheduler import SchedulerSettings
-from cloud_verifier.service import ServiceSettings
+from cloud_verifier.scheduling.scheduler import SchedulerSettings
+from cloud_verifier.serving.service import ServiceSettings
 from edge_client.errors import SessionError
 from tests.harness import InProcessVerifier
 from tests.mock_engine import PagedMockEngine, answer
@@ -97,7 +97,7 @@ def test_answers_are_right_and_nothing_is_left() -> None:
         with ThreadPoolExecutor(LIVES) as pool:
             ended = sum(pool.map(lambda seed: Life(verifier.address, seed).live(), range(LIVES)))
         assert ended == LIVES * ANSWERS
-        assert verifier.scheduler.figures.preemptions > 0  # there was less memory than wanted
+        assert verifier.scheduler.counters.preemptions > 0  # there was less memory than wanted
         deadline_s = time.monotonic() + 20
         while (engine.sequences or verifier.service.sessions) and time.monotonic() < deadline_s:
             time.sleep(0.05)  # leases end

@@ -18,7 +18,7 @@ from edge_client.child_process import IN_CHILD, Ended
 from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter, runtime_build, runtime_trial
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.providers import available_providers
+from edge_client.drafters.onnx.providers import available_providers
 from edge_client.drafters.runtime_build import LLAMA_CPP, ONNX_RUNTIME
 from edge_client.drafters.runtime_trial import Trial, check_runtime
 from edge_client.drafters.settings import DeviceSettings

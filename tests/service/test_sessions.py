@@ -11,11 +11,11 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.admission import AdmissionSettings
-from cloud_verifier.scheduler import SchedulerSettings
-from cloud_verifier.service import ServiceSettings
-from cloud_verifier.sessions import Session
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from cloud_verifier.scheduling.scheduler import SchedulerSettings
+from cloud_verifier.scheduling.session import Session
+from cloud_verifier.serving.admission import AdmissionSettings
+from cloud_verifier.serving.service import ServiceSettings
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import EOS, MockEngine, answer, next_token
 from tests.service.engines import FaultyEngine, GatedEngine, WordyEngine

@@ -15,13 +15,13 @@ from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.security.keys import KeyFile, KeyStore
 from cloud_verifier.server import Address
 from edge_client.cli import main
-from edge_client.drafters import hub
-from edge_client.drafters.spec import HubModel
-from edge_client.reaching import Refusal, Wanted
-from edge_client.security import Security
-from edge_client.setting_up import choosing, connecting
-from edge_client.setting_up.families import FAMILIES
-from models.export.gguf_file import export_gguf
+from edge_client.drafters.sources import hub
+from edge_client.drafters.sources.spec import HubModel
+from edge_client.export.gguf_file import export_gguf
+from edge_client.link.reachability import Refusal, Wanted
+from edge_client.link.security import Security
+from edge_client.setup import connection, drafter_choice
+from edge_client.setup.hub_suggestions import FAMILIES
 from netlab.verifier_process import VerifierProcess
 from tests.contract.tiny_models import save_transformers
 from tests.harness import InProcessVerifier, LetterCodec
@@ -290,11 +290,11 @@ def test_a_typed_key_is_shown_to_no_other_address(
         shown.append((verifier, security.api_key))
         return Refusal(next(wants), "no")
 
-    monkeypatch.setattr(connecting, "reach", reach)
+    monkeypatch.setattr(connection, "reach", reach)
     said = iter(["typed", "two:2", "of two"])
     monkeypatch.setattr("click.prompt", lambda *_, **__: next(said))
-    given = connecting.Way("one:1", "", Security(api_key="given"), tmp_path / "given")
-    way, _ = connecting.connect(given, tmp_path / "kept", asking=True, any_address=any_address)
+    given = connection.Way("one:1", "", Security(api_key="given"), tmp_path / "given")
+    way, _ = connection.connect(given, tmp_path / "kept", asking=True, any_address=any_address)
     assert shown == [
         ("one:1", "given"),
         ("one:1", "typed"),
@@ -355,8 +355,8 @@ def on_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return DEMO / "drafter.gguf"
 
     monkeypatch.setattr(hub, "fetch", fetch)
-    monkeypatch.setattr("edge_client.setting_up.families.download_bytes", lambda _model: 398_000_000)
-    monkeypatch.setattr(choosing, "family_of", lambda _model, _tokens: FAMILIES[1])
+    monkeypatch.setattr("edge_client.setup.hub_suggestions.download_bytes", lambda _model: 398_000_000)
+    monkeypatch.setattr(drafter_choice, "family_of", lambda _model, _tokens: FAMILIES[1])
     return downloaded
 
 

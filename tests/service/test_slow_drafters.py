@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from edge_client import answering, client
-from edge_client.channel import LinkSettings
+from edge_client import client
 from edge_client.client import EdgeClient
 from edge_client.drafters.base import Candidates
 from edge_client.errors import SessionError
+from edge_client.link.channel import LinkSettings
+from edge_client.riding import answer as answer_module
 from edge_client.types import OfflineAnswers, RideSettings
-from speculation.pace import Action, Pace, View
+from speculation.pace.base import Action, Pace, View
 from speculation.sampling import SamplingParams
 from tests.harness import InProcessVerifier, MockDrafter
 from tests.mock_engine import MockEngine, answer
@@ -85,10 +86,10 @@ def test_words_do_not_wait_for_a_call_into_the_drafter(gated: Gated) -> None:
         output = edge.generate(PROMPT, PARAMS, seed=SEED)
         assert list(output.token_ids) == WORDS
         if gated.within.is_set():  # still: it is not given to the next answer, which does not wait for it either
-            assert edge._turns.taken
+            assert edge._drafter_queue.taken
             assert list(edge.generate(PROMPT, PARAMS, seed=SEED).token_ids) == WORDS
         gated.gate.set()
-        until(lambda: not edge._turns.taken, "the call comes back and the drafter is free")
+        until(lambda: not edge._drafter_queue.taken, "the call comes back and the drafter is free")
         assert edge.generate(PROMPT, PARAMS, seed=SEED).metrics.drafted_tokens > 0
 
 
@@ -103,7 +104,7 @@ def test_close_does_not_wait_for_ever(gated: Gated, monkeypatch: pytest.MonkeyPa
         edge.close()
         assert not closed, "what a runtime is at work on is not freed"
         with EdgeClient(verifier.address, MockDrafter(1, SEED, 1.0)) as other:
-            monkeypatch.setattr(other._seat.drafter, "close", lambda: closed.append(True))  # type: ignore[union-attr]
+            monkeypatch.setattr(other._lease.drafter, "close", lambda: closed.append(True))  # type: ignore[union-attr]
     assert closed
 
 
@@ -112,7 +113,7 @@ def test_a_verifier_does_not_wait_for_a_drafter_that_hangs(
     gated: Gated, patience_ms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told after as long as it was to wait for once, or when the call is given up, whichever comes first."""
-    monkeypatch.setattr(answering, "CALL_DEADLINE_S", 0.3 if patience_ms > 1000 else 60.0)
+    monkeypatch.setattr(answer_module, "CALL_DEADLINE_S", 0.3 if patience_ms > 1000 else 60.0)
     pace = Patient(patience_ms)
     with InProcessVerifier(MockEngine()) as verifier, EdgeClient(verifier.address, gated, pace=lambda: pace) as edge:
         output = edge.generate(PROMPT, PARAMS, seed=SEED)
@@ -147,7 +148,7 @@ def test_a_thread_that_cannot_be_started_leaks_nothing(name: str, monkeypatch: p
             for _ in range(3):
                 with pytest.raises(RuntimeError, match="can't start"):
                     edge.generate(PROMPT, SamplingParams(max_tokens=1000), seed=SEED)
-        until(lambda: not verifier.service.sessions and not edge._turns.taken, "everything is given back")
+        until(lambda: not verifier.service.sessions and not edge._drafter_queue.taken, "everything is given back")
         output = edge.generate(PROMPT, PARAMS, seed=SEED)
         assert list(output.token_ids) == WORDS
         assert output.metrics.drafted_tokens
@@ -160,7 +161,7 @@ def test_nothing_is_opened_for_an_answer_that_is_refused_at_once() -> None:
         with pytest.raises(ValueError, match="somebody to ask"):
             edge.generate("hello", SamplingParams(max_tokens=4000), ride=ask)
         assert not edge._channel._links
-        assert not edge._turns.taken
+        assert not edge._drafter_queue.taken
 
 
 def test_a_cancel_while_the_session_is_opened_frees_the_drafter_and_opens_nothing_again() -> None:
@@ -173,7 +174,7 @@ def test_a_cancel_while_the_session_is_opened_frees_the_drafter_and_opens_nothin
         cancel = edge._start(PROMPT, PARAMS, SEED, ends.append)
         until(lambda: len(verifier.opens) == 1, "the verifier has the stream")
         cancel()
-        until(lambda: not edge._turns.taken, "the drafter is free at once")
+        until(lambda: not edge._drafter_queue.taken, "the drafter is free at once")
         assert not any(isinstance(end, SessionError) for end in ends)
         until(lambda: any(isinstance(end, SessionError) for end in ends), "the answer ends")
         assert len(verifier.opens) == 1

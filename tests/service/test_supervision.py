@@ -14,13 +14,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.engines.base import Block, Choices, EngineDead, Memory, SequenceId
-from cloud_verifier.opening import Served
-from cloud_verifier.operation.calls import Call
-from cloud_verifier.operation.metrics import Metrics
+from cloud_verifier.observability.interceptor import Call
+from cloud_verifier.observability.metrics import Metrics
 from cloud_verifier.server import Address, ServerError, serve
+from cloud_verifier.serving.open_request import Served
 from cloud_verifier.supervision import Supervisor
 from edge_client.client import EdgeClient, SamplingParams
-from speculation.pace import PATIENCE_UNLIMITED_MS
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine, answer
 from tests.service.raw import DEADLINE_S, PROMPT, SEED, Stream, opening, until

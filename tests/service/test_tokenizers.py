@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cloud_verifier.text import Codec
+from cloud_verifier.serving.codec import Codec
 from edge_client.drafters.model_text import ModelText
-from edge_client.drafters.onnx_text import read_text
+from edge_client.drafters.onnx.text import read_text
 from speculation.answer_text import TokenStream
 from tests.tokenizers_of_all_kinds import KINDS, SPECIAL, TEXTS, byte_level, saved
 

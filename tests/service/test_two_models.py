@@ -12,10 +12,10 @@ import pytest
 
 from edge_client.client import EdgeClient, RequestOutput, SamplingParams
 from edge_client.drafters.base import Drafter
-from edge_client.drafters.chain import ChainDrafter
-from edge_client.drafters.ngram import NgramDrafter
+from edge_client.drafters.lookup.chain import ChainDrafter
+from edge_client.drafters.lookup.ngram import NgramDrafter
 from edge_client.types import RideSettings, StreamChunk
-from speculation.pace import Synchronous
+from speculation.pace.base import Synchronous
 from tests.mock_engine import answer
 from tests.service.raw import PROMPT, SEED, until
 from tests.service.two_models import LettersDrafter, TwoModels, reversed_ids
@@ -77,7 +77,9 @@ def test_a_session_goes_by_the_drafter_it_gets_and_not_by_the_one_that_was_there
     with EdgeClient(verifier.address, LettersDrafter(SEED), pace=lambda: Synchronous(4)) as client:
         verifier.other.allow(1000)
         rest(ask(client, "other", 400))
-        until(lambda: client._seat is not None and client._seat.end > 0, "the drafter is matched with the other model")
+        until(
+            lambda: client._lease is not None and client._lease.end > 0, "the drafter is matched with the other model"
+        )
         verifier.other.forbid()
         # Opened one after the other: one that drafts, one that will exchange the drafter, one that gets it after that.
         with closing(ask(client, "other", 3000)) as first, closing(ask(client, "mock", 200)) as second:

@@ -14,17 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.opening import VOCABULARY_PIECE_BYTES, vocabulary_pieces
-from edge_client import vocabularies
-from edge_client.channel import Channel
+from cloud_verifier.serving.open_request import VOCABULARY_PIECE_BYTES, vocabulary_pieces
 from edge_client.client import EdgeClient
 from edge_client.drafters.base import Drafter
 from edge_client.errors import SessionError
-from edge_client.matching import Matching
-from edge_client.vocabularies import VocabularyCache, VocabularyError
-from speculation.correspondence import Way
+from edge_client.link.channel import Channel
+from edge_client.riding import vocabulary_cache
+from edge_client.riding.vocabulary_cache import VocabularyCache, VocabularyError
+from edge_client.riding.vocabulary_matching import VocabularyMatching
 from speculation.sampling import SamplingParams
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary.correspondence import Way
+from speculation.vocabulary.vocabulary import Vocabulary
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine
 from tests.other_vocabularies import HashDrafter, byte_level, sentencepiece
@@ -83,7 +83,7 @@ def test_a_model_that_is_not_served_has_none() -> None:
     with InProcessVerifier(MockEngine(), BytesCodec()) as verifier:
         channel = Channel(verifier.address)
         with pytest.raises(SessionError, match="not served"):
-            channel.vocabulary("another", vocabularies._collect)
+            channel.vocabulary("another", vocabulary_cache._collect)
         channel.close()
 
 
@@ -94,7 +94,7 @@ def test_a_verifier_that_has_none_costs_only_the_drafts(tmp_path: Path) -> None:
     codec.vocabulary = None
     with InProcessVerifier(MockEngine(), codec) as verifier:
         channel = Channel(verifier.address)
-        matching = Matching(channel, drafter, notices, VocabularyCache(tmp_path))
+        matching = VocabularyMatching(channel, drafter, notices, VocabularyCache(tmp_path))
         found = matching.find(channel.model_info())
         channel.close()
         matching.close()
@@ -145,11 +145,11 @@ def test_what_is_wrong_is_refused_and_not_kept(pieces: Pieces, sentence: str, tm
 
 
 def test_too_much_is_refused_before_it_has_all_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabularies, "MOST_TOKENS", 100)
+    monkeypatch.setattr(vocabulary_cache, "MOST_TOKENS", 100)
     many = [pb.GetVocabularyResponse(start=60 * i, tokens=[b"x"] * 60) for i in range(3)]
     with pytest.raises(VocabularyError, match="more than 100 tokens"):
         get(many, tmp_path)
-    monkeypatch.setattr(vocabularies, "MOST_BYTES", 1000)
+    monkeypatch.setattr(vocabulary_cache, "MOST_BYTES", 1000)
     with pytest.raises(VocabularyError, match="more than"):
         get([pb.GetVocabularyResponse(tokens=[b"x" * 2000])], tmp_path)
 
@@ -210,17 +210,17 @@ def test_a_client_may_be_closed_while_it_matches(answers: int, tmp_path: Path, m
 
 
 def test_what_is_kept_of_many_targets_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabularies, "MOST_FILES", 3)
-    monkeypatch.setattr("edge_client.matching.KEPT_MATCHES", 2)
+    monkeypatch.setattr(vocabulary_cache, "MOST_FILES", 3)
+    monkeypatch.setattr("edge_client.riding.vocabulary_matching.KEPT_MATCHES", 2)
     wire: Any = Wire([])
-    matching = Matching(wire, HashDrafter(sentencepiece()), [], VocabularyCache(tmp_path))
+    matching = VocabularyMatching(wire, HashDrafter(sentencepiece()), [], VocabularyCache(tmp_path))
     for number in range(5):
         target = Vocabulary((*byte_level().strings, f"target{number}"), byte_level().special)
         wire.pieces = list(vocabulary_pieces(target))
         ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
         matching.ask(told(target.fingerprint), ready.put)
         assert ready.get(timeout=DEADLINE_S).speaking is not None
-        assert (tmp_path / (target.fingerprint.removeprefix("sha256:") + vocabularies._SUFFIX)).is_file()
+        assert (tmp_path / (target.fingerprint.removeprefix("sha256:") + vocabulary_cache._SUFFIX)).is_file()
     matching.close()
     assert len(list(tmp_path.iterdir())) == 3
     assert len(matching._known) == 2

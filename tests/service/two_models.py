@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from cloud_verifier.engines.base import Block, Choices, Logprobs
-from cloud_verifier.opening import Served
-from speculation.vocabulary import Vocabulary
+from cloud_verifier.serving.open_request import Served
+from speculation.vocabulary.vocabulary import Vocabulary
 from tests.harness import InProcessVerifier, LetterCodec, LetterStream, MockDrafter
 from tests.mock_engine import next_token
 from tests.service.engines import GatedEngine

@@ -1,9 +1,9 @@
 """Decisions of the adaptive pace, one at a time. How good they are together is measured in the simulator."""
 
-from speculation.adaptive import Adaptive
-from speculation.experience import Experience
 from speculation.line import Outcome
-from speculation.pace import Action, News, Objective
+from speculation.pace.adaptive import Adaptive
+from speculation.pace.base import Action, News, Objective
+from speculation.pace.experience import Experience
 from tests.unit.views import view
 
 

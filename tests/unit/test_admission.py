@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from grpc import StatusCode
 
-from cloud_verifier.admission import Admission, AdmissionSettings, Place
-from cloud_verifier.bucket import TokenBucket
 from cloud_verifier.errors import VerifierError
 from cloud_verifier.security.principals import Principal, Quota
+from cloud_verifier.serving.admission import Admission, AdmissionSettings, Place
+from cloud_verifier.serving.token_bucket import TokenBucket
 
 
 class MockHouse:
@@ -25,7 +25,7 @@ class MockHouse:
     def room(self) -> int:
         return self.places - self.entered
 
-    def make_room(self, principal: str | None = None, *, politely: bool = False) -> bool:
+    def free_place(self, principal: str | None = None, *, politely: bool = False) -> bool:
         gone = [name for name in self.away if principal in (None, name) and not politely]
         if gone:
             self.away.remove(gone[0])

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from edge_client.bare import bare_loop
-from edge_client.bench import hold, measure, prompt
+from edge_client.bench.bare_runtime import bare_loop
+from edge_client.bench.measure import hold, measure, prompt
 from edge_client.cli import main
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.history_store import HistoryStore
-from edge_client.drafters.ngram import NgramDrafter
+from edge_client.drafters.lookup.history_store import HistoryStore
+from edge_client.drafters.lookup.ngram import NgramDrafter
 from edge_client.drafters.settings import DeviceSettings
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from edge_client.drafters import choosing
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.choosing import choose, companions, quantization
+from edge_client.drafters.sources import file_choice
+from edge_client.drafters.sources.file_choice import choose, companions, quantization
 
 GGUF = [f"SmolLM2-135M-Instruct-{quant}.gguf" for quant in ("Q4_K_M", "Q8_0", "IQ3_XS", "f16")]
 ONNX = [f"onnx/model{suffix}.onnx" for suffix in ("", "_bnb4", "_fp16", "_int8", "_q4", "_q4f16", "_quantized")]
@@ -29,7 +29,7 @@ PIECES = [f"big-q8_0-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
 
 @pytest.fixture(autouse=True)
 def both_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "_installed", lambda _module: True)
+    monkeypatch.setattr(file_choice, "_installed", lambda _module: True)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_the_file_that_is_meant(files: list[str], wanted: str | None, chosen: st
 
 
 def test_what_this_device_can_run_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "_installed", lambda module: module == "onnxruntime")
+    monkeypatch.setattr(file_choice, "_installed", lambda module: module == "onnxruntime")
     assert choose([*ONNX, *GGUF], None, "the place") == "onnx/model_q4.onnx"
     assert choose([*ONNX, *GGUF], "q8_0", "the place") == GGUF[1]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from edge_client.assistant.shapes import CompletionShape
-from edge_client.assistant.spelling import Spelling
+from edge_client.assistant.responses import CompletionShape
+from edge_client.assistant.token_strings import TokenStrings
 from edge_client.types import TokenLogprob
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary.vocabulary import Vocabulary
 from tests.other_vocabularies import byte_level
 
 
 def offsets(vocabulary: Vocabulary, tokens: list[int], cut: int) -> list[int]:
     """Told in two pieces, as a stream is."""
-    shape = CompletionShape("m", include_usage=False, spelling=Spelling(vocabulary))
+    shape = CompletionShape("m", include_usage=False, spelling=TokenStrings(vocabulary))
     parts = [shape.part(0, "", [TokenLogprob(token, -1.0) for token in some]) for some in (tokens[:cut], tokens[cut:])]
     logprobs = [part["choices"][0]["logprobs"] or {"text_offset": []} for part in parts]
     return [offset for told in logprobs for offset in told["text_offset"]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from speculation.correspondence import Correspondence, Way
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary.correspondence import Correspondence, Way
+from speculation.vocabulary.vocabulary import Vocabulary
 from tests.other_vocabularies import TEXT, byte_level, sentencepiece
 
 LETTERS = tuple(chr(code) for code in range(0x21, 0x7F))

@@ -12,7 +12,7 @@ from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.server import Address
 from edge_client import doctor
-from edge_client.drafters import providers
+from edge_client.drafters.onnx import providers
 from edge_client.drafters.settings import DeviceSettings
 from tests.harness import InProcessVerifier
 from tests.mock_engine import MockEngine

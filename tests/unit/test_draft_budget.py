@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_verifier.draft_budget import DraftBudget
+from cloud_verifier.scheduling.draft_budget import DraftBudget
 
 
 def test_an_idle_verifier_wants_all_it_can_get() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation.duty import DutyCycle
+from speculation.pace.duty import DutyCycle
 
 
 @settings(derandomize=True)

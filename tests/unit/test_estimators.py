@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from speculation.estimators import Calibration, TransferTime, Window
 from speculation.line import Outcome
+from speculation.pace.estimators import Calibration, TransferTime, Window
 
 
 def test_a_window_knows_only_its_prior_until_it_is_told() -> None:

@@ -15,9 +15,9 @@ from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.pair import independent
 from netlab.simulator.run import Result, Rider, simulate
-from speculation.adaptive import Adaptive
-from speculation.observed import Committed, Diary, Drafted, Observed, Sent
-from speculation.pace import Pace, Synchronous
+from speculation.pace.adaptive import Adaptive
+from speculation.pace.base import Pace, Synchronous
+from speculation.pace.observed import Committed, Diary, Drafted, Observed, Sent
 
 
 def test_garbage_is_the_same_at_the_same_position_and_keeps_the_contract() -> None:

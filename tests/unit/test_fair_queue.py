@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cloud_verifier.fair_queue import FairQueue
+from cloud_verifier.serving.fair_queue import FairQueue
 
 DEADLINE_S = 30
 

@@ -8,9 +8,9 @@ import gguf
 import numpy as np
 import pytest
 
-from edge_client.drafters import memory
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.gguf_header import read_header
+from edge_client.drafters.llama_cpp.gguf_header import read_header
+from edge_client.drafters.sources import memory_check
 
 
 @pytest.fixture
@@ -66,25 +66,25 @@ def test_absurd_counts_are_no_allocation(tmp_path: Path) -> None:
 
 
 def test_memory_that_is_not_there_is_refused_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda: 2_000_000_000)
-    memory.check_memory("m", 1_500_000_000, 400_000_000)
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: 2_000_000_000)
+    memory_check.check_memory("m", 1_500_000_000, 400_000_000)
     with pytest.raises(
         DrafterError, match=r"about 1\.5 GB for its weights and a .*cache of 600 MB, and 2\.0 GB are free"
     ):
-        memory.check_memory("m", 1_500_000_000, 600_000_000)
-    monkeypatch.setattr(memory, "available_bytes", lambda: None)
-    memory.check_memory("m", 1 << 60, 0)
+        memory_check.check_memory("m", 1_500_000_000, 600_000_000)
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: None)
+    memory_check.check_memory("m", 1 << 60, 0)
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory_check, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory_check, "_MEMINFO", tmp_path / "meminfo")
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
-    assert memory.available_bytes() == 5000 * 1024
-    (tmp_path / "memory.max").write_text("3000000\n")
-    (tmp_path / "memory.current").write_text("1000000\n")
-    assert memory.available_bytes() == 2_000_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.available_bytes() == 5000 * 1024
+    assert memory_check.available_bytes() == 5000 * 1024
+    (tmp_path / "memory_check.max").write_text("3000000\n")
+    (tmp_path / "memory_check.current").write_text("1000000\n")
+    assert memory_check.available_bytes() == 2_000_000
+    (tmp_path / "memory_check.max").write_text("max\n")
+    assert memory_check.available_bytes() == 5000 * 1024
     (tmp_path / "meminfo").unlink()
-    assert (memory.available_bytes() or 1) > 0
+    assert (memory_check.available_bytes() or 1) > 0

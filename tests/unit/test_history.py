@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.chain import ChainDrafter
-from edge_client.drafters.history import HistoryDrafter
-from edge_client.drafters.history_store import HistoryStore, Loaded
+from edge_client.drafters.lookup.chain import ChainDrafter
+from edge_client.drafters.lookup.history import HistoryDrafter
+from edge_client.drafters.lookup.history_store import HistoryStore, Loaded
 
 LETTERS, DIGITS = "sha256:aa", "sha256:bb"
 ANSWER = [5, 6, 7, 8, 9, 10, 11, 12]

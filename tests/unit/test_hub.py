@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub import errors
 from huggingface_hub.utils._paths import filter_repo_objects
 
-from edge_client.drafters import hub, memory
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.spec import HubModel
+from edge_client.drafters.sources import hub, memory_check
+from edge_client.drafters.sources.spec import HubModel
 
 FILES = {
     "config.json": 10,
@@ -133,7 +133,7 @@ def test_a_broken_download_says_that_it_can_go_on(fake: FakeHub, monkeypatch: py
 
 
 def test_too_large_is_said_before_anything_is_fetched(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (hub, memory):
+    for module in (hub, memory_check):
         monkeypatch.setattr(module, "available_bytes", lambda: 1000)
     with pytest.raises(DrafterError, match=r"does not fit.*these would fit: x-.*gguf \(0 MB\), onnx/model_q4\.onnx"):
         hub.fetch(HubModel(MODEL, choice="model.onnx"))

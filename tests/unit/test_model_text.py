@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cloud_verifier.text import Codec
+from cloud_verifier.serving.codec import Codec
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
+from edge_client.drafters.lookup.ngram import NgramDrafter
 from edge_client.drafters.model_text import ModelText, SpelledText, template_of
-from edge_client.drafters.ngram import NgramDrafter
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary.vocabulary import Vocabulary
 from tests.speaking import letter_text
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"

@@ -1,6 +1,6 @@
 import pytest
 
-from speculation.pace import PATIENCE_UNLIMITED_MS, Action, BoundedLookahead, Streaming, Synchronous
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, Action, BoundedLookahead, Streaming, Synchronous
 from tests.unit.views import view
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_verifier.load import Load
-from cloud_verifier.patience import Patience
-from cloud_verifier.turnaround import Turnaround
-from speculation.pace import PATIENCE_UNLIMITED_MS, Objective
+from cloud_verifier.scheduling.load import Load
+from cloud_verifier.scheduling.patience import Patience
+from cloud_verifier.scheduling.turnaround import Turnaround
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective
 
 # -- turnaround -------------------------------------------------------------------------------------------------------
 

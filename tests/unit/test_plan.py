@@ -8,8 +8,8 @@ from netlab.simulator.link import Link
 from netlab.simulator.pair import independent
 from netlab.simulator.run import Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
-from speculation.pace import BoundedLookahead, Pace, Pipelined
-from speculation.plan import Conditions, Plans, survival_curve
+from speculation.pace.base import BoundedLookahead, Pace, Pipelined
+from speculation.pace.plan import Conditions, Plans, survival_curve
 
 
 def conditions(alpha: float, draft_ms: float, step_ms: float, rtt_ms: float) -> Conditions:

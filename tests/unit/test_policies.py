@@ -1,9 +1,9 @@
 import pytest
 
-from speculation import policies
-from speculation.adaptive import Adaptive
 from speculation.line import Outcome
-from speculation.pace import (
+from speculation.pace import policies
+from speculation.pace.adaptive import Adaptive
+from speculation.pace.base import (
     PATIENCE_UNLIMITED_MS,
     Action,
     FixedLookahead,
@@ -12,7 +12,7 @@ from speculation.pace import (
     Pipelined,
     Synchronous,
 )
-from speculation.stopping import OptimalRounds
+from speculation.pace.stopping import OptimalRounds
 from tests.unit.views import view
 
 

@@ -14,7 +14,7 @@ from netlab.simulator.link import Link
 from netlab.simulator.oracle import oracle
 from netlab.simulator.run import Rider, simulate
 from netlab.traces import RateTrace, RttTrace
-from speculation.pace import Streaming
+from speculation.pace.base import Streaming
 
 ROUNDING_MS = 1e-3
 EXPECTED = {"lan", "wifi", "5g", "lte", "3g", "wan", "satellite-leo", "satellite-geo", "satellite", "subway", "cafe"}

@@ -1,5 +1,5 @@
 from speculation.line import Outcome
-from speculation.rest import MAX_REST_TOKENS, Rest
+from speculation.pace.rest import MAX_REST_TOKENS, Rest
 
 WRONG, RIGHT = Outcome(0, 0.9, False), Outcome(0, 0.9, True)
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from cloud_verifier.engines.base import Sampler
-from cloud_verifier.patience import Patience
-from cloud_verifier.scheduler import Scheduler, SchedulerSettings
-from cloud_verifier.sessions import Session
+from cloud_verifier.scheduling.patience import Patience
+from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
+from cloud_verifier.scheduling.session import Session
 from speculation.answer_text import AnswerText
 from speculation.line import VerifierLine
 from speculation.sampling import SamplingParams
@@ -122,7 +122,7 @@ def test_with_more_sessions_than_positions_nobody_starves(step_tokens: int) -> N
 
 def test_every_position_is_counted_by_its_kind() -> None:
     bench = Bench(sessions=2, step_tokens=20, prompts=(4,))
-    figures = bench.scheduler.figures
+    figures = bench.scheduler.counters
     bench.step()
     assert (figures.steps, figures.prompt_positions, figures.pending_positions) == (1, 8, 0)
     bench.draft(0, 6, 0.9)
@@ -138,7 +138,7 @@ def test_every_position_is_counted_by_its_kind() -> None:
 def test_an_engine_without_pages_has_none_in_the_figures() -> None:
     bench = Bench(sessions=2, step_tokens=20)
     bench.step()
-    figures = bench.scheduler.figures
+    figures = bench.scheduler.counters
     assert (figures.pages_total, figures.prefix_query_tokens, figures.prefix_hit_tokens, figures.preemptions) == (
         0,
     ) * 4

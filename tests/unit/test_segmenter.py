@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from models.demo.data import train_tokenizer
 from models.demo.train_vocabularies import train_other_tokenizer
-from speculation.segmenter import LONGEST_WORD_BYTES, Segmenter, characters, unfinished, word_ends
-from speculation.vocabulary import Vocabulary
+from speculation.vocabulary.segmenter import LONGEST_WORD_BYTES, Segmenter, characters, unfinished, word_ends
+from speculation.vocabulary.vocabulary import Vocabulary
 from tests.other_vocabularies import DIALOGUES, TEXT, byte_level, sentencepiece
 
 VOCABULARIES = [byte_level, sentencepiece]

@@ -7,7 +7,7 @@ from typing import Any
 
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.opening import Served, new_session
+from cloud_verifier.serving.open_request import Served, new_session
 from tests.harness import LetterCodec
 from tests.mock_engine import MockEngine
 

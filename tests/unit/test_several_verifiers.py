@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from cloud_verifier.budget import Want
+from cloud_verifier.scheduling.token_budget import Want
 from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.pair import Answer, heavy_headed, independent
 from netlab.simulator.run import Assignment, Played, Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
-from speculation.pace import BoundedLookahead, Objective, Streaming
+from speculation.pace.base import BoundedLookahead, Objective, Streaming
 
 STEP = StepTime(30)
 

@@ -14,7 +14,7 @@ from netlab.simulator.pair import Answer, heavy_headed, independent
 from netlab.simulator.rivals import DraftAhead
 from netlab.simulator.run import Result, Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
-from speculation.pace import (
+from speculation.pace.base import (
     PATIENCE_UNLIMITED_MS,
     Action,
     BoundedLookahead,

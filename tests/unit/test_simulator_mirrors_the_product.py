@@ -13,24 +13,24 @@ import pytest
 from outrider.v1 import verifier_pb2 as pb
 from simpy import Environment, Event
 
-from cloud_verifier import sessions
 from cloud_verifier.engines.base import Sampler
-from cloud_verifier.patience import Patience
-from cloud_verifier.scheduler import Scheduler, SchedulerSettings
-from edge_client import session as riding
+from cloud_verifier.scheduling.patience import Patience
+from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
+from cloud_verifier.scheduling.session import Session as RealSession
 from edge_client.drafters.base import Candidates, Drafter, DrafterInfo
-from edge_client.inbox import Heard, Stop
-from edge_client.seat import DrafterSeat
+from edge_client.link.inbox import Heard, Stop
+from edge_client.riding import riding_loop as riding
+from edge_client.riding.drafter_lease import DrafterLease
 from netlab.simulator.device import Device, DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.messages import Commit, Draft
 from netlab.simulator.pair import MARGIN_TOKENS, Answer
 from netlab.simulator.run import PROMPT_TOKENS, Rider, _Ride, simulate
 from netlab.simulator.verifier import Session, StepTime, Verifier, VerifierSettings
-from speculation.adaptive import Adaptive
 from speculation.answer_text import AnswerText
 from speculation.line import VerifierLine
-from speculation.pace import PATIENCE_UNLIMITED_MS, BoundedLookahead, Objective, Pace, Synchronous
+from speculation.pace.adaptive import Adaptive
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, BoundedLookahead, Objective, Pace, Synchronous
 from speculation.sampling import SamplingParams
 from tests.mock_engine import MockEngine
 from tests.mock_engine import answer as target_answer
@@ -150,8 +150,8 @@ def test_the_riding_loop_sends_what_the_simulated_device_sends(
         arrivals.append((at_ms, Heard(pb.GenerateResponse(commit=message), at_ms, rtt_ms)))
     arrivals.append((heard[-1][0], Stop()))
     link: Any = FakeLink(clock, Inbox(clock, arrivals))
-    seat = DrafterSeat(DescribedDrafter(clock, answer, truth))
-    loop = riding.RidingLoop(link, seat, make(), SamplingParams(temperature=0.0), 1)
+    lease = DrafterLease(DescribedDrafter(clock, answer, truth))
+    loop = riding.RidingLoop(link, lease, make(), SamplingParams(temperature=0.0), 1)
     loop.inbox = link.inbox
     loop.run()
 
@@ -174,8 +174,8 @@ class NoText:
         return ""
 
 
-def real_session(prompt: Sequence[int], seed: int, tokens: int, patience: Patience, ready_s: float) -> sessions.Session:
-    return sessions.Session(
+def real_session(prompt: Sequence[int], seed: int, tokens: int, patience: Patience, ready_s: float) -> RealSession:
+    return RealSession(
         session_id="x",
         sampler=Sampler(SamplingParams(), seed, len(prompt)),
         line=VerifierLine(list(prompt)),
@@ -269,7 +269,7 @@ def play_simulated(seed: int, settings: VerifierSettings) -> tuple[Script, list[
     return script, ours
 
 
-def play_real(script: Script, settings: VerifierSettings) -> tuple[list[Told], list[sessions.Session]]:
+def play_real(script: Script, settings: VerifierSettings) -> tuple[list[Told], list[RealSession]]:
     """The same drafts at the same times against the product's scheduler, its clock in our hands."""
     now_ms = 0.0
     engine = MockEngine()

@@ -18,8 +18,8 @@ from netlab.simulator.rivals import (
     UcbStop,
 )
 from speculation.line import Outcome
-from speculation.pace import PATIENCE_UNLIMITED_MS, Action, News, View
-from speculation.policies import PolicyError
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, Action, News, View
+from speculation.pace.policies import PolicyError
 
 
 def view(depth: int = 0, unsent: int | None = None, *, in_flight: bool = False, can_draft: bool = True) -> View:

@@ -8,7 +8,7 @@ import pytest
 
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.spec import HubModel, LocalModel, NamedDrafter, parse
+from edge_client.drafters.sources.spec import HubModel, LocalModel, NamedDrafter, parse
 
 
 @pytest.mark.parametrize("spec", [None, "none", ""])

@@ -1,4 +1,4 @@
-from speculation.step_clock import StepClock
+from speculation.pace.step_clock import StepClock
 
 RTT_MS, STEP_MS = 40.0, 30.0
 

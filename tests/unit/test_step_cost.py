@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from cloud_verifier.engines.base import Block, Choices
-from cloud_verifier.step_cost import MOST, free_positions
+from cloud_verifier.scheduling.step_cost import MOST, free_positions
 from tests.mock_engine import MockEngine
 
 

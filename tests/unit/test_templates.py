@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cloud_verifier.text import Codec
+from cloud_verifier.serving.codec import Codec
 from edge_client.drafters.model_text import ModelText
 from tests.tokenizers_of_all_kinds import byte_level, saved
 

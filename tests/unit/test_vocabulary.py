@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from models.demo.data import train_tokenizer
 from models.demo.dialogues import DIALOGUES
-from speculation.vocabulary import Vocabulary, fingerprint, token_strings
+from speculation.vocabulary.vocabulary import Vocabulary, fingerprint, token_strings
 
 Strings = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=8)
 

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from cloud_verifier.write_timeout import WriteTimeout
+from cloud_verifier.serving.write_timeout import WriteTimeout
 
 NEVER = 3600.0
 

@@ -1,6 +1,6 @@
 """A view as most tests of paces want it."""
 
-from speculation.pace import View
+from speculation.pace.base import View
 
 
 def view(**changes: object) -> View:

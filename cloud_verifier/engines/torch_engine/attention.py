@@ -3,7 +3,7 @@
 `plain` is the definition: each segment's rows against the positions of their sequence up to their own.
 `strict` is the one to use: the same sums, but in tiles of one fixed shape, so that a row's result is bitwise
 the same in any company and in any cut into blocks, and with far fewer calls.
-`standing` is for GPUs: one kernel (`kernels`) over buffers that stay where they are.
+`static` is for GPUs: one kernel (`kernels`) over buffers that stay where they are.
 
 transformers does not hand extra arguments through every model, so the forward that runs is found in a context variable.
 """
@@ -22,21 +22,21 @@ from transformers import AttentionInterface
 from cloud_verifier.engines.torch_engine.kernels import Kernel
 from cloud_verifier.engines.torch_engine.layout import TILE_ROWS, Layout, TileBatch
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagedLayer, PagePool
-from cloud_verifier.engines.torch_engine.standing import StandingLayout
+from cloud_verifier.engines.torch_engine.static_inputs import StaticLayout
 
 STRICT = "outrider_strict"
 PLAIN = "outrider_plain"
-STANDING = "outrider_standing"
+STATIC = "outrider_standing"
 UNSUPPORTED = ("softcap", "s_aux", "sinks")  # score soft-capping and attention sinks: not sums that SDPA computes
 HARMLESS = ("position_ids", "cache_position")  # tensors that models hand on and attention does not look at
 
-_current: ContextVar[tuple[PagePool, Layout | Standing]] = ContextVar("outrider_forward")
+_current: ContextVar[tuple[PagePool, Layout | StaticAttention]] = ContextVar("outrider_forward")
 
 
-class Standing(NamedTuple):
+class StaticAttention(NamedTuple):
     """What a forward in a fixed shape uses. split_pages: see `kernels.Attend`; None if not strict."""
 
-    layout: StandingLayout
+    layout: StaticLayout
     kernel: Kernel
     split_pages: int | None
 
@@ -51,10 +51,10 @@ class UnsupportedAttention(Exception):
 
 
 @contextmanager
-def forward_on(pool: PagePool, layout: Layout | Standing) -> Iterator[None]:
+def forward_on(pool: PagePool, layout: Layout | StaticAttention) -> Iterator[None]:
     """Within it, models set to one of our attentions write to this pool and read from it by this layout.
 
-    A `Layout` is for STRICT and PLAIN, a `Standing` for STANDING.
+    A `Layout` is for STRICT and PLAIN, a `StaticAttention` for STATIC.
     """
     pool.write_index = layout.write_index
     token = _current.set((pool, layout))
@@ -66,7 +66,7 @@ def forward_on(pool: PagePool, layout: Layout | Standing) -> Iterator[None]:
 
 def _enter(
     module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor, mask: object, extra: dict[str, Any]
-) -> tuple[PagedLayer, Layout | Standing]:
+) -> tuple[PagedLayer, Layout | StaticAttention]:
     """What the forward that runs reads and writes. Raises UnsupportedAttention.
 
     A mask or a window may begin to matter only after thousands of tokens, where no trial finds it. So it is enough that
@@ -88,7 +88,9 @@ def _enter(
     return layer, layout
 
 
-def plain(query: torch.Tensor, layer: PagedLayer, layout: Layout | Standing, scale: float | None) -> torch.Tensor:
+def plain(
+    query: torch.Tensor, layer: PagedLayer, layout: Layout | StaticAttention, scale: float | None
+) -> torch.Tensor:
     """query: [heads, rows, width]; returns [rows, heads, value width]. New keys and values are in the pool already."""
     assert isinstance(layout, Layout)
     heads, rows, _ = query.shape
@@ -107,7 +109,9 @@ def plain(query: torch.Tensor, layer: PagedLayer, layout: Layout | Standing, sca
     return out
 
 
-def strict(query: torch.Tensor, layer: PagedLayer, layout: Layout | Standing, scale: float | None) -> torch.Tensor:
+def strict(
+    query: torch.Tensor, layer: PagedLayer, layout: Layout | StaticAttention, scale: float | None
+) -> torch.Tensor:
     """Shapes as in `plain`."""
     assert isinstance(layout, Layout)
     (heads, rows, width), kv_heads = query.shape, layer.keys.shape[2]
@@ -131,9 +135,11 @@ def strict(query: torch.Tensor, layer: PagedLayer, layout: Layout | Standing, sc
     return out.view(rows, heads, -1)
 
 
-def standing(query: torch.Tensor, layer: PagedLayer, layout: Layout | Standing, scale: float | None) -> torch.Tensor:
+def static(
+    query: torch.Tensor, layer: PagedLayer, layout: Layout | StaticAttention, scale: float | None
+) -> torch.Tensor:
     """Shapes as in `plain`."""
-    assert isinstance(layout, Standing)
+    assert isinstance(layout, StaticAttention)
     rows = query.transpose(0, 1)
     return layout.kernel.attend(rows, layer.keys, layer.values, layout.layout, scale, layout.split_pages)
 
@@ -151,7 +157,7 @@ def _seen(layer: PagedLayer, batch: TileBatch) -> list[torch.Tensor]:
 
 
 def _register(
-    name: str, compute: Callable[[torch.Tensor, PagedLayer, Layout | Standing, float | None], torch.Tensor]
+    name: str, compute: Callable[[torch.Tensor, PagedLayer, Layout | StaticAttention, float | None], torch.Tensor]
 ) -> None:
     """Let transformers call it: query [1, heads, rows, width] in, [1, rows, heads, value width] out."""
 
@@ -172,4 +178,4 @@ def _register(
 
 _register(PLAIN, plain)
 _register(STRICT, strict)
-_register(STANDING, standing)
+_register(STATIC, static)

@@ -30,14 +30,14 @@ from cloud_verifier.engines.base import (
 )
 from cloud_verifier.engines.pages import Pages, Table
 from cloud_verifier.engines.torch_engine.activations import steady
-from cloud_verifier.engines.torch_engine.attention import PLAIN, STANDING, STRICT, forward_on
+from cloud_verifier.engines.torch_engine.attention import PLAIN, STATIC, STRICT, forward_on
 from cloud_verifier.engines.torch_engine.fast import FastForward
+from cloud_verifier.engines.torch_engine.fast_path import Parts
 from cloud_verifier.engines.torch_engine.graphs import Result
 from cloud_verifier.engines.torch_engine.layout import Layout, Segment
-from cloud_verifier.engines.torch_engine.parts import Parts
 from cloud_verifier.engines.torch_engine.penalties import Past, TokenCounts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool
-from cloud_verifier.engines.torch_engine.rows import PLAIN_ROWS, RowRule, strict_row_rules, summing_as
+from cloud_verifier.engines.torch_engine.row_rules import PLAIN_ROWS, RowRule, strict_row_rules, summing_as
 from cloud_verifier.engines.torch_engine.sampler import Row, choose, logprobs, rows_of
 from cloud_verifier.engines.torch_engine.upload import upload
 
@@ -79,7 +79,7 @@ class TorchEngine(TargetEngine):
         self.fast: FastForward | None = None
         if parts is not None:
             self.fast = FastForward(model, pool, info.context_limit, parts, strict=strict, cuda_graphs=cuda_graphs)
-        model.set_attn_implementation(STANDING if self.fast is not None else STRICT if strict else PLAIN)
+        model.set_attn_implementation(STATIC if self.fast is not None else STRICT if strict else PLAIN)
         if strict and model.device.type == "cpu":
             steady(model)
 

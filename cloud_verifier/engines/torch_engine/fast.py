@@ -1,8 +1,8 @@
 """The forward for GPUs: a few fixed shapes, one copy in, one kernel for attention, tokens drawn on the device.
 
 It computes what the engine's own packed forward computes, and stands beside it to be tested against it. What goes to
-the device for a step is one buffer (`standing.fill`), what comes back is the chosen tokens; nothing in between waits
-for the host, so all of it can be one CUDA graph (`graphs`).
+the device for a step is one buffer (`static_inputs.fill`), what comes back is the chosen tokens. Nothing in between
+waits for the host, so all of it can be one CUDA graph (`graphs`).
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from cloud_verifier.engines.torch_engine.attention import Standing, forward_on
+from cloud_verifier.engines.torch_engine.attention import StaticAttention, forward_on
+from cloud_verifier.engines.torch_engine.fast_path import Parts
 from cloud_verifier.engines.torch_engine.graphs import Result, Steps
 from cloud_verifier.engines.torch_engine.layout import Segment
-from cloud_verifier.engines.torch_engine.parts import Parts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool
-from cloud_verifier.engines.torch_engine.rows import RowRule
+from cloud_verifier.engines.torch_engine.row_rules import RowRule
 from cloud_verifier.engines.torch_engine.sampler import Row
-from cloud_verifier.engines.torch_engine.standing import Inputs, StandingLayout, fill, shape_of
+from cloud_verifier.engines.torch_engine.static_inputs import Inputs, StaticLayout, fill, shape_of
 
 STRICT_SPLIT_PAGES = 8
 MOST_STRICT_SPLITS = 64  # they take memory
 
 
 class FastForward:
-    """One forward after another over the pool's pages, for a model whose attention is STANDING."""
+    """One forward after another over the pool's pages, for a model whose attention is STATIC."""
 
     def __init__(
         self,
@@ -74,16 +74,16 @@ class FastForward:
         return Result(result.logits[: len(wanted)], result.drawn[: len(wanted)])
 
     def _run(self, inputs: Inputs) -> Result:
-        standing = Standing(StandingLayout(inputs), self.parts.kernel, self.split_pages)
-        logits = self._layer_by_layer(inputs, standing) if self._decoder is None else self._decoder(inputs, standing)
+        static = StaticAttention(StaticLayout(inputs), self.parts.kernel, self.split_pages)
+        logits = self._layer_by_layer(inputs, static) if self._decoder is None else self._decoder(inputs, static)
         if not inputs.shape.sampled:
             return Result(logits, logits.argmax(-1))
         return Result(logits, self.parts.draw(logits, inputs.seeds, inputs.at, inputs.temperatures))
 
-    def _layer_by_layer(self, inputs: Inputs, standing: Standing) -> torch.Tensor:
+    def _layer_by_layer(self, inputs: Inputs, static: StaticAttention) -> torch.Tensor:
         """As transformers has the model."""
         only = {"logits_to_keep": inputs.keep} if self._takes_rows else {}
-        with forward_on(self._pool, standing):
+        with forward_on(self._pool, static):
             out = self._model(
                 input_ids=inputs.ids[None],
                 position_ids=inputs.positions[None],

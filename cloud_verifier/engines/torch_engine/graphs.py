@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from cloud_verifier.engines.torch_engine.standing import Inputs, Shape
+from cloud_verifier.engines.torch_engine.static_inputs import Inputs, Shape
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ Function = Callable[[Inputs], Result]
 
 
 class Steps:
-    """One function of standing inputs, in all the shapes that come."""
+    """One function of static inputs, in all the shapes that come."""
 
     def __init__(self, function: Function, device: torch.device, *, graphs: bool) -> None:
         """graphs: capture on CUDA; elsewhere there is nothing to capture."""
@@ -43,7 +43,7 @@ class Steps:
         self._graphs = graphs and device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._graphs else None
         self._side = torch.cuda.Stream(device) if self._graphs else None  # graphs that share memory share a stream
-        self._shapes: OrderedDict[Shape, _Standing] = OrderedDict()
+        self._shapes: OrderedDict[Shape, _CapturedStep] = OrderedDict()
         self._results: Result | None = None  # the largest so far: smaller shapes use its beginning
         self.graph_bytes = 0
 
@@ -53,24 +53,24 @@ class Steps:
         return list(self._shapes)
 
     def __call__(self, shape: Shape, packed: torch.Tensor) -> Result:
-        """The function's result on these numbers (see `standing.fill`); good until the next call."""
-        standing = self._shapes.get(shape)
-        if standing is None:
+        """The function's result on these numbers (see `static_inputs.fill`); good until the next call."""
+        static = self._shapes.get(shape)
+        if static is None:
             buffer = torch.empty_like(packed, device=self._device)
-            standing = self._shapes[shape] = _Standing(Inputs(shape, buffer))
+            static = self._shapes[shape] = _CapturedStep(Inputs(shape, buffer))
             if len(self._shapes) > MOST_SHAPES:
                 self._shapes.popitem(last=False)
         self._shapes.move_to_end(shape)
-        standing.inputs.buffer.copy_(packed, non_blocking=True)
-        standing.uses += 1
-        if self._graphs and standing.uses == CAPTURED_AT_USE and shape.rows <= GRAPH_ROWS:
-            self._capture(standing)
-        if standing.graph is not None and standing.result is not None:
-            standing.graph.replay()
-            return standing.result
-        return self._function(standing.inputs)
+        static.inputs.buffer.copy_(packed, non_blocking=True)
+        static.uses += 1
+        if self._graphs and static.uses == CAPTURED_AT_USE and shape.rows <= GRAPH_ROWS:
+            self._capture(static)
+        if static.graph is not None and static.result is not None:
+            static.graph.replay()
+            return static.result
+        return self._function(static.inputs)
 
-    def _capture(self, standing: _Standing) -> None:
+    def _capture(self, static: _CapturedStep) -> None:
         """Capture one shape; where that fails, capture nothing any more: steps go on without graphs."""
         free = torch.cuda.mem_get_info(self._device)[0]
         graph = torch.cuda.CUDAGraph()
@@ -81,13 +81,13 @@ class Steps:
             # Entered outside of the capture: one that fails does not always leave its stream by itself.
             with torch.cuda.stream(side):
                 for _ in range(WARM_UPS):
-                    result = self._function(standing.inputs)
+                    result = self._function(static.inputs)
                 kept = self._kept(result)
                 del result
                 # Other threads of the process may use the device meanwhile, for another model, say.
                 with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
                     # Where a graph leaves its result itself, no other graph may work: so not there.
-                    for place, part in zip(kept, self._function(standing.inputs), strict=True):
+                    for place, part in zip(kept, self._function(static.inputs), strict=True):
                         place.copy_(part)
         except RuntimeError as error:  # memory that ran out, or something that a capture does not allow
             self._graphs = False
@@ -102,7 +102,7 @@ class Steps:
             here.wait_stream(
                 side
             )  # what was queued there, of a failure too, still reads inputs that the next step writes
-        standing.graph, standing.result = graph, kept
+        static.graph, static.result = graph, kept
         self.graph_bytes += max(0, free - torch.cuda.mem_get_info(self._device)[0])
 
     def _kept(self, result: Result) -> Result:
@@ -113,7 +113,7 @@ class Steps:
         return Result(self._results.logits[:rows], self._results.drawn[:rows])
 
 
-class _Standing:
+class _CapturedStep:
     """One shape: its inputs, and what was captured of it."""
 
     def __init__(self, inputs: Inputs) -> None:

@@ -16,11 +16,11 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
-from cloud_verifier.engines.torch_engine.standing import StandingLayout
+from cloud_verifier.engines.torch_engine.static_inputs import StaticLayout
 
 # query [rows, heads, width], keys and values [pages, PAGE_TOKENS, heads, width], layout, scale, and in strict mode how
 # many pages are summed up in one piece. Returns [rows, heads, value width].
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, StandingLayout, float | None, int | None], torch.Tensor]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, StaticLayout, float | None, int | None], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def gathered(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    layout: StandingLayout,
+    layout: StaticLayout,
     scale: float | None,
     _split_pages: int | None,
 ) -> torch.Tensor:
@@ -61,7 +61,7 @@ def varlen(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    layout: StandingLayout,
+    layout: StaticLayout,
     scale: float | None,
     split_pages: int | None,
 ) -> torch.Tensor:

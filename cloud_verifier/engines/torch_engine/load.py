@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from cloud_verifier.engines.base import Block, EngineInfo, Sampler
 from cloud_verifier.engines.torch_engine.engine import TorchEngine
+from cloud_verifier.engines.torch_engine.fast_path import Parts, find_parts
 from cloud_verifier.engines.torch_engine.memory import GIB, GPU_MEMORY_SHARE, MemoryTooSmall, pages_within
-from cloud_verifier.engines.torch_engine.parts import Parts, find_parts
 from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, layer_shapes
-from cloud_verifier.engines.torch_engine.rows import strict_row_rules
+from cloud_verifier.engines.torch_engine.row_rules import strict_row_rules
 from cloud_verifier.engines.torch_engine.self_test import self_test
 from speculation.sampling import SamplingParams
 

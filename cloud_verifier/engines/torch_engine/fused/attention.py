@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
-from cloud_verifier.engines.torch_engine.standing import StandingLayout
+from cloud_verifier.engines.torch_engine.static_inputs import StaticLayout
 
 TILE = 64  # query rows times the heads that share a key head
 COMBINED = 16  # splits that are added up at a time
@@ -165,7 +165,7 @@ def fused(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    layout: StandingLayout,
+    layout: StaticLayout,
     scale: float | None,
     split_pages: int | None,
 ) -> torch.Tensor:

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from cloud_verifier.engines.torch_engine.attention import Standing
+from cloud_verifier.engines.torch_engine.attention import StaticAttention
 from cloud_verifier.engines.torch_engine.fused.layers import add_norm, gate, rotate_and_write
 from cloud_verifier.engines.torch_engine.pool import PagePool
-from cloud_verifier.engines.torch_engine.standing import Inputs
+from cloud_verifier.engines.torch_engine.static_inputs import Inputs
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -38,7 +38,7 @@ def why_not(model: PreTrainedModel) -> str | None:
 
 
 class FusedDecoder:
-    """Logits of standing inputs, as the model's own forward gives them up to rounding."""
+    """Logits of static inputs, as the model's own forward gives them up to rounding."""
 
     @staticmethod
     def merge(model: PreTrainedModel) -> None:
@@ -58,7 +58,7 @@ class FusedDecoder:
         self._pool = pool
         self._layers = [_Layer(layer) for layer in self._core.layers]
 
-    def __call__(self, inputs: Inputs, standing: Standing) -> torch.Tensor:
+    def __call__(self, inputs: Inputs, static: StaticAttention) -> torch.Tensor:
         """Logits at `inputs.keep`, [choices, V]. The pool's pages are read and written."""
         core = self._core
         residual = core.embed_tokens(inputs.ids)
@@ -71,9 +71,7 @@ class FusedDecoder:
             query = rotate_and_write(
                 projected, cosines, sines, layer.head_norms, layer.head_epsilon, inputs.places, paged.keys, paged.values
             )
-            seen = standing.kernel.attend(
-                query, paged.keys, paged.values, standing.layout, layer.scale, standing.split_pages
-            )
+            seen = static.kernel.attend(query, paged.keys, paged.values, static.layout, layer.scale, static.split_pages)
             states = layer.leave(seen.flatten(1))
             both = linear(add_norm(states, residual, after.weight, after.variance_epsilon), *layer.gates)
             states = layer.down(gate(both))

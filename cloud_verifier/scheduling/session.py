@@ -1,0 +1,258 @@
+"""A session: one answer in the making. State, and the rules by which a step's result becomes log; no I/O, no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cloud_verifier.engines.base import Choices, Logprobs, Sampler, SequenceId
+from cloud_verifier.errors import VerifierError
+from cloud_verifier.scheduling.draft_budget import DraftBudget
+from cloud_verifier.scheduling.patience import Patience
+from speculation.acceptance import Rule, shared_noise
+from speculation.answer_text import AnswerText
+from speculation.line import Outcome, VerifierLine
+from speculation.pace.base import PATIENCE_UNLIMITED_MS
+from speculation.pace.estimators import Calibration
+
+UNKNOWN_LOGPROBS = Logprobs(math.nan, (), ())
+KEPT_TOKENS = 4096  # how far back a device that resumes may have to be told again
+
+
+class FinishReason(Enum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass
+class Statistics:
+    """What a session cost and gained; the fields are those of `SessionStatistics` in the contract."""
+
+    verified_tokens: int = 0
+    accepted_tokens: int = 0
+    target_forwards: int = 0
+    fills: int = 0
+    forward_us: int = 0
+    resumes: int = 0
+    trimmed_tokens: int = 0
+    waited_us: int = 0
+    slowed_messages: int = 0
+
+
+@dataclass
+class Echo:
+    """The device's latest clock reading, and when it came (seconds, monotonic)."""
+
+    sent_at_us: int = 0
+    received_s: float = 0.0
+
+
+@dataclass
+class LastStep:
+    """How the session's latest engine step went."""
+
+    queue_us: int = 0
+    forward_us: int = 0
+    batch_size: int = 0
+
+
+@dataclass(eq=False)
+class Session:
+    """One answer.
+
+    owner: name of the principal that opened it. line holds the log. drafted[i], logprobs[i] and text.pieces[i] belong
+    to answer token i. cached: tokens that the engine holds; sequence is None before the first step and after the last.
+    sent: log length that went out on the present stream. attachment counts streams, so that an old stream notices that
+    a new one took over. half_closed: the present stream will bring no more drafts, so there is nothing to be patient
+    for. cut_short: part of the line was dropped, as past the lookahead, and the device takes it for sent and may
+    wait. detached_s: when its last stream left. ready_since_s: when its latest step ended; work_since_s: since when it
+    has something to do that needs no patience. calibration: what this device's confidence is worth, by what the log
+    said in the end. priority: higher goes first. has_written: it has written something since it got its sequence.
+    evicted: it then lost that to another; its log is read again once it has something to do. found: tokens of the
+    prompt that the engine had when the session first got its sequence. prompt_fingerprint: as in the contract.
+    """
+
+    session_id: str
+    sampler: Sampler
+    line: VerifierLine
+    text: AnswerText
+    stop_ids: frozenset[int]
+    max_length: int
+    max_lookahead: int
+    patience: Patience
+    ready_since_s: float
+    rule: Rule = shared_noise
+    owner: str = ""
+    want_text: bool = False
+    prompt_fingerprint: int = 0
+    priority: int = 0
+    has_written: bool = False
+    evicted: bool = False
+    sequence: SequenceId | None = None
+    cached: int = 0
+    found: int | None = None
+    drafted: list[bool] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)
+    token_requested: bool = False
+    cut_short: bool = False
+    finish: FinishReason | None = None
+    error: VerifierError | None = None
+    sent: int = 0
+    attachment: int = 0
+    attached: bool = True
+    half_closed: bool = False
+    detached_s: float = 0.0
+    echo: Echo = field(default_factory=Echo)
+    last_step: LastStep = field(default_factory=LastStep)
+    statistics: Statistics = field(default_factory=Statistics)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    calibration: Calibration = field(default_factory=Calibration)
+    draft_budget: DraftBudget = field(init=False)
+    work_since_s: float = field(init=False)
+    arrived_s: float = field(init=False)
+    _gone: int = 0
+
+    def __post_init__(self) -> None:
+        """A session starts with all it may have."""
+        self.draft_budget = DraftBudget(self.max_lookahead)
+        self.work_since_s = self.arrived_s = self.ready_since_s
+
+    @property
+    def prompt_length(self) -> int:
+        """Position of the first answered token."""
+        return self.sampler.prompt_length
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will be written."""
+        return self.finish is not None or self.error is not None
+
+    @property
+    def answer(self) -> list[int]:
+        """Answer tokens."""
+        return self.line.log[self.prompt_length :]
+
+    @property
+    def reading(self) -> bool:
+        """Whether part of the prompt (or of what the answer continues from) is still to be evaluated."""
+        length = self.line.length
+        return length - self.cached > 1 or length == self.sampler.prompt_length
+
+    @property
+    def oldest(self) -> int:
+        """Length of the log from which it can be told again."""
+        return self.prompt_length + self._gone
+
+    def drop_sent_text(self) -> None:
+        """Drop the text and log-probabilities of tokens that went out long ago; the tokens stay."""
+        gone = max(self._gone, self.sent - self.prompt_length - KEPT_TOKENS)
+        for index in range(self._gone, gone):
+            self.text.pieces[index] = ""
+            if self.logprobs:
+                self.logprobs[index] = UNKNOWN_LOGPROBS
+        self._gone = gone
+
+    def due_s(self, unread_tokens: int) -> float | None:
+        """Since or from when this session may take part in a step (seconds, monotonic); None if only a message can
+        change that.
+
+        A session that nobody reads writes on for a while, so that a device that was away finds its words ready.
+        """
+        if self.over or self.line.length - self.sent >= unread_tokens:
+            return None
+        if (self.reading and not self.evicted) or self.half_closed or self.cut_short:
+            return self.ready_since_s
+        patience_ms = self.patience.ms
+        due_s = math.inf if patience_ms == PATIENCE_UNLIMITED_MS else self.ready_since_s + patience_ms / 1000
+        if self.line.guesses or self.token_requested:
+            due_s = min(due_s, self.work_since_s)
+        return None if due_s == math.inf else due_s
+
+    def silent_s(self, unread_tokens: int, now_s: float) -> float:
+        """For how long it has waited for its device, to draft or to read; 0 while it has something to do."""
+        due_s = self.due_s(unread_tokens)
+        waits = not self.over and (due_s is None or due_s > now_s)
+        return now_s - self.ready_since_s if waits else 0.0
+
+    def draft(
+        self,
+        start: int,
+        tokens: Sequence[int],
+        known_length: int,
+        confidences: Sequence[float],
+        now_s: float,
+        *,
+        asks: bool = True,
+    ) -> None:
+        """Take a draft. asks: whether one without tokens asks for a token of the verifier's own. Guesses past the
+        lookahead are dropped.
+
+        Raises LineError if it claims to know what is not written yet.
+        """
+        idle = not (self.line.guesses or self.token_requested)
+        self.line.draft(start, tokens, known_length, self.max_lookahead, confidences)
+        self.cut_short = self.line.ends_before(start + len(tokens))
+        if tokens:
+            self.draft_budget.heard(self.line.length - known_length)
+            self.patience.turnaround.came(known_length, now_s * 1e3)
+        elif asks and known_length == self.line.length:
+            self.token_requested = True
+        if idle:
+            self.work_since_s = now_s
+
+    def probability(self, index: int) -> float:
+        """Of a guess being right, if all before it on the line are."""
+        return self.calibration.probability(self.line.confidences[index], self.line.depths[index])
+
+    def guesses(self) -> list[int]:
+        """The guesses worth evaluating now: never past the end of the answer."""
+        line = self.line
+        return line.guesses[: max(0, self.max_length - line.length - 1)]
+
+    def replay(self, tokens: Sequence[int]) -> None:
+        """Take over answer tokens from an earlier life of the session (`continue_from`)."""
+        written, _ = self._write(tokens, 0)
+        if self.sampler.params.logprobs is not None:
+            self.logprobs += [UNKNOWN_LOGPROBS] * written  # known to the device from that life
+
+    def take(self, guesses: Sequence[int], choices: Choices) -> None:
+        """Turn a step's choices into log. guesses: the evaluated ones, len(choices.tokens) - 1."""
+        self.token_requested, self.has_written = False, True
+        accepted = self.rule(guesses, choices.tokens)
+        written, right = self._write(choices.tokens[: accepted + 1], accepted)
+        self.logprobs += choices.logprobs[:written]
+        self.patience.wrote(written, right)
+        self.cached = min(self.cached, self.line.length - 1)
+        stats = self.statistics
+        stats.target_forwards += 1
+        stats.verified_tokens += len(guesses)
+        stats.accepted_tokens += min(accepted, written)
+        stats.fills += not guesses
+
+    def _write(self, tokens: Sequence[int], accepted: int) -> tuple[int, int]:
+        """Write tokens, of which the first `accepted` were checked guesses, up to where the answer ends.
+
+        Returns how many were written, and how many of them, from the first on, the line had right, checked or not.
+        """
+        line, written = self.line, 0
+        left = self.max_length - line.length
+        for token in tokens:
+            written += 1
+            if self.text.push(token) or token in self.stop_ids:
+                self.finish = FinishReason.STOP
+                break
+            if written >= left:
+                self.finish = FinishReason.LENGTH
+                break
+        guesses, confidences, depths = line.guesses, line.confidences, line.depths
+        right = line.commit(tokens[:written])
+        for index in range(min(right + 1, written, len(guesses))):
+            self.calibration.learn(Outcome(depths[index], confidences[index], index < right))
+        self.drafted += [index < accepted for index in range(written)]
+        return written, right

@@ -1,0 +1,120 @@
+"""Watch a pace: what it decided and what it heard, event by event, without the ride knowing.
+
+A pace is asked before every token and told of every guess and every commit, in the simulator and in the real riding
+loop alike; so a wrapper around it sees the whole ride. Times are the device's clock in milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from speculation.pace.base import Action, News, Pace, View
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A guess was drawn. position: in the log, prompt included. draft_ms: how long that took."""
+
+    at_ms: float
+    position: int
+    draft_ms: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Guesses left: `tokens` of them from `position` on, none of them when the device only asks. depth: of the line."""
+
+    at_ms: float
+    position: int
+    tokens: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A commit came in. position: of its first new token. used: of the new ones, how many the drafts had right.
+
+    outcomes: of the guesses it decided, in order. rtt_ms: the latest round trip, None if none was measured yet.
+    forward_ms, queue_ms: of the verifier's step.
+    """
+
+    at_ms: float
+    position: int
+    tokens: int
+    used: int
+    outcomes: tuple[bool, ...]
+    rtt_ms: float | None
+    forward_ms: float
+    queue_ms: float
+
+
+Event = Drafted | Sent | Committed
+
+
+@dataclass
+class Diary:
+    """What happened on one ride, in order. began_ms: when the pace was first asked: the session is open."""
+
+    events: list[Event] = field(default_factory=list)
+    began_ms: float | None = None
+
+    @property
+    def lookahead_tokens(self) -> float | None:
+        """How far past the known log a message with guesses reached, on average; None if none was sent."""
+        depths = [event.depth for event in self.events if isinstance(event, Sent) and event.tokens]
+        return sum(depths) / len(depths) if depths else None
+
+
+class Observed(Pace):
+    """Another pace, with a diary. It decides nothing itself."""
+
+    name = "observed"
+
+    def __init__(self, pace: Pace, diary: Diary) -> None:
+        self._pace, self._diary = pace, diary
+        self._view: View | None = None
+        self._told_patience_ms = pace.patience_ms
+        self.objective, self.patience_ms = pace.objective, pace.patience_ms
+
+    def next(self, view: View) -> Action:
+        diary = self._diary
+        if diary.began_ms is None:
+            diary.began_ms = view.now_ms
+        action = self._pace.next(view)
+        self.patience_ms = self._pace.patience_ms
+        self._view = view
+        # As in the riding loop, which also sends what there is when the verifier must hear of another patience.
+        if action is Action.FLUSH or (action is Action.WAIT and self.patience_ms != self._told_patience_ms):
+            self._told_patience_ms = self.patience_ms
+            end = view.known_length + view.depth
+            diary.events.append(Sent(view.now_ms, end - view.unsent, view.unsent, view.depth))
+        return action
+
+    def drafted(self, draft_ms: float, confidence: float) -> None:
+        view = self._view
+        assert view is not None
+        position = view.known_length + view.depth
+        self._diary.events.append(Drafted(view.now_ms + draft_ms, position, draft_ms, confidence))
+        self._pace.drafted(draft_ms, confidence)
+        self.patience_ms = self._pace.patience_ms
+
+    def heard(self, news: News) -> None:
+        self._diary.events.append(
+            Committed(
+                news.now_ms,
+                news.known_length - news.new_tokens,
+                news.new_tokens,
+                news.used,
+                tuple(outcome.right for outcome in news.outcomes),
+                news.rtt_ms,
+                news.forward_ms,
+                news.queue_ms,
+            )
+        )
+        self._pace.heard(news)
+        self.patience_ms = self._pace.patience_ms
+
+    def reset(self) -> None:
+        self._pace.reset()
+        self.patience_ms = self._pace.patience_ms
