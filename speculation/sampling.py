@@ -22,7 +22,7 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
 FloatArray = npt.NDArray[np.float64]
-PowerSum = Callable[[float], float]  # of probabilities to this power, over a whole vocabulary
+PowerSum = Callable[[float], float]  # over a vocabulary, of (probability / the greatest one) to this power
 
 
 class SamplingError(ValueError):
@@ -110,26 +110,23 @@ def penalised(logits: FloatArray, params: SamplingParams, prompt: Sequence[int],
     return out
 
 
-def filtered(logits: FloatArray, params: SamplingParams, total: float | None = None) -> FloatArray:
+def filtered(logits: FloatArray, params: SamplingParams, beyond: float = 0.0) -> FloatArray:
     """Log-probabilities (shape [V]) after temperature, top-k, top-p and min-p; dropped tokens get -inf.
 
-    total: of exp(logits / temperature) over the whole vocabulary, where the logits are only those of its likeliest
-    tokens. Needs a temperature above zero. Ties at a filter's edge are all kept for top-k and broken by id for top-p.
-    The kept tokens are not renormalised: an argmax over noise does not mind.
+    beyond: where the logits are only those of a vocabulary's likeliest tokens, the sum of exp(logits / temperature)
+    over all others, in units of the greatest one given. Needs a temperature above zero. Ties at a filter's edge are all
+    kept for top-k and broken by id for top-p. The kept tokens are not renormalised: an argmax over noise does not mind.
     """
     scaled = logits / params.temperature
-    if total is None:
-        log_probs = scaled - scaled.max()
-        log_probs -= np.log(np.exp(log_probs).sum())
-    else:
-        log_probs = scaled - math.log(total)
+    log_probs = scaled - scaled.max()
+    log_probs -= np.log(np.exp(log_probs).sum() + beyond)
     if 0 < params.top_k < len(log_probs):
         edge = np.partition(log_probs, -params.top_k)[-params.top_k]
         log_probs = np.where(log_probs < edge, -np.inf, log_probs)
     if params.top_p < 1.0:
         order = np.argsort(-log_probs, kind="stable")
         probs = np.exp(log_probs[order])
-        if total is None:
+        if not beyond:
             probs /= probs.sum()
         before = np.cumsum(probs) - probs
         log_probs = log_probs.copy()
@@ -153,7 +150,7 @@ class Guess:
     ) -> tuple[int, float]:
         """The token that q predicts for this position, and a confidence in [0, 1].
 
-        ids, log_probs: shape [n], n >= 1, likeliest first. power_sum: of q over the whole vocabulary; without it, what
+        ids, log_probs: shape [n], n >= 1, likeliest first. power_sum: of q; without it, what
         lies beyond the n tokens is estimated where a top-p at another temperature than 1 needs it.
 
         The confidence is the share of the winner in the softmax of the scores that competed, noise included: under
@@ -182,19 +179,22 @@ class Guess:
         if params.top_p == 1.0 or params.top_k > 0:  # which cuts within the likeliest few
             return filtered(scores, params)
         power = 1.0 / params.temperature
-        given, beyond = np.exp(log_probs), 0.0
+        relative = np.exp(log_probs - log_probs[0])  # of q, to its greatest probability
+        rest = max(0.0, 1.0 - float(np.exp(log_probs).sum())) / math.exp(log_probs[0])
         if power == 1.0:
-            beyond = max(0.0, 1.0 - float(given.sum()))
+            beyond = rest
         elif power_sum is None:
             # As if everything beyond were as likely as the last candidate: too much below temperature 1, too little
             # above.
-            beyond = max(0.0, 1.0 - float(given.sum())) * float(given[-1]) ** (power - 1.0)
+            beyond = rest * float(relative[-1]) ** (power - 1.0)
+        else:
+            beyond = 0.0
         scaled = scores * power
-        shares = np.exp(scaled)
-        known = float(shares.sum())
+        shares = np.exp(scaled - scaled.max())
         if power_sum is not None and power != 1.0:
             # A pass over the vocabulary, only if it decides: the winner must be cut if so much is likelier.
             best = int((scaled + noise).argmax())
-            if float(shares[scaled > scaled[best]].sum()) >= params.top_p * known:
-                beyond = max(0.0, power_sum(power) - float((given**power).sum()))
-        return filtered(scores, params, known + beyond)
+            if float(shares[scaled > scaled[best]].sum()) >= params.top_p * float(shares.sum()):
+                beyond = max(0.0, power_sum(power) - float((relative**power).sum()))
+        # A bias may have moved the greatest.
+        return filtered(scores, params, beyond * math.exp(min(700.0, log_probs[0] * power - float(scaled.max()))))

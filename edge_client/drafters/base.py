@@ -51,8 +51,8 @@ class Candidates(NamedTuple):
     """Likely next tokens, likeliest first; n = 0 where the drafter has nothing to say.
 
     ids: shape [n], int64. log_probs: shape [n], float64, natural logarithm of q over the whole vocabulary (they need
-    not sum to one: the tail is cut off). power_sum: gives the sum of q to a power over the whole vocabulary, until the
-    drafter is fed again; None if nobody knows.
+    not sum to one: the tail is cut off). power_sum: gives the sum of (q / its greatest) to a power over the whole
+    vocabulary, until the drafter is fed again; None if nobody knows.
     """
 
     ids: npt.NDArray[np.int64]

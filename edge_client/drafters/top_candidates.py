@@ -33,7 +33,7 @@ def top_candidates(logits: npt.NDArray[np.floating], count: int) -> Candidates:
     log_total = highest + math.log(total)
 
     def power_sum(power: float) -> float:
-        return float(np.exp((logits - np.float32(log_total)) * np.float32(power)).sum())
+        return float(np.exp((logits - np.float32(highest)) * np.float32(min(power, 1e30))).sum())
 
     return Candidates(chosen[order], values - log_total, power_sum)
 

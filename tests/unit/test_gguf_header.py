@@ -81,10 +81,10 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(memory_check, "_MEMINFO", tmp_path / "meminfo")
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
     assert memory_check.available_bytes() == 5000 * 1024
-    (tmp_path / "memory_check.max").write_text("3000000\n")
-    (tmp_path / "memory_check.current").write_text("1000000\n")
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
     assert memory_check.available_bytes() == 2_000_000
-    (tmp_path / "memory_check.max").write_text("max\n")
+    (tmp_path / "memory.max").write_text("max\n")
     assert memory_check.available_bytes() == 5000 * 1024
     (tmp_path / "meminfo").unlink()
     assert (memory_check.available_bytes() or 1) > 0

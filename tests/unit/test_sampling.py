@@ -125,7 +125,7 @@ def test_few_candidates_are_cut_by_the_probability_of_the_whole_vocabulary(
         order = np.argsort(-logits)[:64]
 
         def power_sum(power: float, log_q: npt.NDArray[np.float64] = log_q) -> float:
-            return float(np.exp(log_q * power).sum())
+            return float(np.exp((log_q - log_q.max()) * power).sum())
 
         if target in order:
             inside += 1
