@@ -64,8 +64,8 @@ def _option(*names: str, **settings: Any) -> Any:
     required=True,
     multiple=True,
     metavar="[NAME=]MODEL",
-    help="Folder of a transformers causal LM, or a hub id such as org/name. Of several, devices that name none get the "
-    "first.",
+    help="Folder of a transformers causal LM, a hub id such as org/name, or demo. Of several, devices that name none "
+    "get the first.",
 )
 @_option("--served-model-name", default=None, help="Name devices ask for.  [default: last part of --model]")
 @_option("--host", default="127.0.0.1", help="Address to listen on.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -17,6 +18,7 @@ from cloud_verifier.serving.stream import Context
 from cloud_verifier.serving.stream_reader import read_open
 
 NAME_CHARACTERS = 200  # of a wrong name that are repeated
+_DEMO = Path(__file__).resolve().parents[2] / "models" / "demo" / "target"
 
 
 class ModelRouter(pb_grpc.VerifierServiceServicer):
@@ -102,7 +104,7 @@ class _Replayed:
 
 
 def parse_models(values: Sequence[str], served_name: str | None) -> dict[str, str]:
-    """Folder or hub id by name, of NAME=MODEL or MODEL. Raises ValueError."""
+    """Folder or hub id by name, of NAME=MODEL or MODEL; `demo` is the demo pair's target. Raises ValueError."""
     models: dict[str, str] = {}
     for value in values:
         name, equals, model = value.partition("=")
@@ -112,9 +114,17 @@ def parse_models(values: Sequence[str], served_name: str | None) -> dict[str, st
             raise ValueError(f"--model {value}: expected NAME=MODEL or MODEL, a folder or a hub id")
         if name in models:
             raise ValueError(f"two models would have the name {name!r}; name them apart: --model NAME=MODEL")
-        models[name] = model
+        models[name] = _demo() if model == "demo" and not Path(model).exists() else model
     if served_name is not None:
         if len(models) > 1:
             raise ValueError("--served-model-name names one model; of several, name each: --model NAME=MODEL")
         models = {served_name: next(iter(models.values()))}
     return models
+
+
+def _demo() -> str:
+    if not _DEMO.is_dir():
+        raise ValueError(
+            f"the demo target is not at {_DEMO}; it comes with the source repository, not with the package"
+        )
+    return str(_DEMO)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -118,6 +119,16 @@ def test_models_are_named_on_the_command_line() -> None:
     assert parse_models(["org/small", "big=/models/a=b/"], None) == {"small": "org/small", "big": "/models/a=b/"}
     assert parse_models(["/models/a=b"], None) == {"a=b": "/models/a=b"}
     assert parse_models(["org/small"], "mine") == {"mine": "org/small"}
+
+
+def test_demo_names_the_demo_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    target = str(Path(__file__).parents[2] / "models" / "demo" / "target")
+    assert parse_models(["demo"], None) == {"demo": target}
+    assert parse_models(["demo", "again=demo"], None) == {"demo": target, "again": target}
+    (tmp_path / "elsewhere" / "demo").mkdir()
+    assert parse_models(["demo"], None) == {"demo": "demo"}, "a folder of that name is the user's own"
 
 
 @pytest.mark.parametrize(
