@@ -165,7 +165,7 @@ def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter |
 
 def _models() -> Finding:
     """What this device could draft with."""
-    from edge_client.setup.model_search import look, usual_places
+    from edge_client.drafters.sources.model_search import look, usual_places
 
     models, _ = look(usual_places())
     there = f"; models here: {listed([model.label for model in models])}" if models else ""

@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from outrider.demo_pair import demo_folder
+
 from edge_client.drafters.base import Drafter, DrafterError
 from edge_client.drafters.settings import DeviceSettings
 from edge_client.drafters.sources.file_choice import choose
 from edge_client.drafters.sources.spec import CHAIN, LOOKUPS, HubModel, LocalModel, NamedDrafter, Part, parse
-
-_DEMO = Path(__file__).resolve().parents[2] / "models" / "demo" / "drafter-onnx"
 
 
 def load_drafter(
@@ -85,8 +85,7 @@ def _load_model(path: Path, threads: int, settings: DeviceSettings) -> Drafter:
 
 
 def _demo() -> Path:
-    if not _DEMO.is_dir():
-        raise DrafterError(
-            f"the demo drafter is not at {_DEMO}; it comes with the source repository, not with the package"
-        )
-    return _DEMO
+    try:
+        return demo_folder() / "drafter-onnx"
+    except FileNotFoundError as error:
+        raise DrafterError(str(error)) from error

@@ -10,21 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_client.drafters.errors import DrafterError as DrafterError  # noqa: PLC0414 - part of the contract
+from edge_client.drafters.model_text import ModelText
 from speculation.sampling import PowerSum
 from speculation.vocabulary.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from edge_client.drafters.model_text import ModelText
-
-
-class DrafterError(Exception):
-    """A drafter that cannot be loaded or used. The message says what was wrong, what was expected and what to do."""
-
 
 ANY_VOCABULARY = ""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
-from edge_client.drafters.base import DrafterError
+from edge_client.drafters.errors import DrafterError
 from speculation.prompt import ControlNames, Message, opening_tokens, turn_end
 from speculation.vocabulary.vocabulary import Vocabulary
 

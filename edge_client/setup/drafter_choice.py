@@ -11,12 +11,12 @@ from rich.console import Console
 
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.sources.memory_check import available_bytes, readable
+from edge_client.drafters.sources.model_search import LeftOut, Place, look, usual_places
 from edge_client.drafters.sources.spec import CHAIN, HubModel, LocalModel, parse
 from edge_client.setup import tables
 from edge_client.setup.drafter_trial import NONE, Tried
 from edge_client.setup.hub_suggestions import family_of, suggestions
 from edge_client.setup.measurement import Measuring, choose
-from edge_client.setup.model_search import LeftOut, Place, look, usual_places
 from edge_client.setup.proposals import SHARE, Candidate, candidates
 
 _LOOK_IN_DEPTH = 3

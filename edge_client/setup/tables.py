@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_client.drafters.sources.memory_check import readable
+from edge_client.drafters.sources.model_search import LeftOut
 from edge_client.drafters.sources.spec import LOOKUPS
 from edge_client.setup.drafter_trial import Tried
 from edge_client.setup.end_to_end_check import Checked
-from edge_client.setup.model_search import LeftOut
 from edge_client.setup.reference_answers import Reference
 
 UNJUDGED = (

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from outrider.demo_pair import demo_folder
+
 from edge_client.client import EdgeClient
 from edge_client.drafters.base import Drafter
 from netlab.experiments import drafters
@@ -14,7 +16,7 @@ from netlab.link_process import LinkProcess
 from netlab.race import Lane, Watch, open_lanes, unwatched
 from netlab.verifier_process import VerifierProcess
 
-DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
+DEMO = demo_folder()
 MAX_SESSIONS = 64
 
 

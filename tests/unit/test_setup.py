@@ -14,11 +14,12 @@ from rich.console import Console
 
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
+from edge_client.drafters.sources import model_search
+from edge_client.drafters.sources.model_search import Model, Place, look, usual_places
 from edge_client.drafters.sources.spec import LOOKUPS
-from edge_client.setup import hub_suggestions, measurement, model_search, proposals, tables
+from edge_client.setup import hub_suggestions, measurement, proposals, tables
 from edge_client.setup.drafter_trial import Accelerator, Tried, best, replay, try_drafter
 from edge_client.setup.measurement import choose
-from edge_client.setup.model_search import Model, Place, look, usual_places
 from edge_client.setup.proposals import Candidate
 from edge_client.setup.reference_answers import Answer, Reference, as_json, from_json
 from edge_client.setup.speed_forecast import expected_ms_per_token, survivals
