@@ -20,7 +20,7 @@ from netlab.verifier_process import VerifierProcess
 
 CLIENT = """
 import sys
-from edge_client import EdgeClient, SamplingParams
+from outrider import EdgeClient, SamplingParams
 import psutil
 with EdgeClient(sys.argv[1], sys.argv[2]) as client:
     client.generate([{"role": "user", "content": "Hello"}], SamplingParams(max_tokens=64, ignore_eos=True), seed=1)

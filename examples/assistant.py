@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import sys
 
-from edge_client import EdgeClient, SamplingParams, SessionError
+from outrider import EdgeClient, SamplingParams, SessionError
 
 UNDERLINED, PLAIN = ("\033[4m", "\033[0m") if sys.stdout.isatty() else ("", "")
 

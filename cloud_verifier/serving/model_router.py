@@ -9,6 +9,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
+from outrider.demo_pair import demo_folder
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
@@ -18,7 +19,6 @@ from cloud_verifier.serving.stream import Context
 from cloud_verifier.serving.stream_reader import read_open
 
 NAME_CHARACTERS = 200  # of a wrong name that are repeated
-_DEMO = Path(__file__).resolve().parents[2] / "models" / "demo" / "target"
 
 
 class ModelRouter(pb_grpc.VerifierServiceServicer):
@@ -123,8 +123,7 @@ def parse_models(values: Sequence[str], served_name: str | None) -> dict[str, st
 
 
 def _demo() -> str:
-    if not _DEMO.is_dir():
-        raise ValueError(
-            f"the demo target is not at {_DEMO}; it comes with the source repository, not with the package"
-        )
-    return str(_DEMO)
+    try:
+        return str(demo_folder() / "target")
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
