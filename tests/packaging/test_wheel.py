@@ -28,7 +28,7 @@ HOOKS = "import sys, hatchling.build; print(getattr(hatchling.build, sys.argv[1]
 
 def build(hook: str, source: Path, folder: Path) -> Path:
     """Call a PEP 517 hook in `source`; returns the file that it wrote to `folder`."""
-    command = [sys.executable, "-c", HOOKS, hook, folder]
+    command = [sys.executable, "-c", HOOKS, hook, str(folder)]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder / done.stdout.split()[-1]
