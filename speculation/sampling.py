@@ -29,7 +29,8 @@ class SamplingError(ValueError):
     """A sampling parameter outside its range. The message names the parameter, the value and the range."""
 
 
-_COLDEST = 2.0**-150  # the contract's 32 bits round it to 0, so the verifier reads 0
+# Colder is greedy, as in vLLM: scaled logits so great leave no bits for the noise that decides between equal ones.
+_COLDEST = float(np.float32(1e-5))  # as the contract carries it
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,12 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken, without noise."""
-        return self.temperature <= _COLDEST
+        return self.temperature < _COLDEST
+
+    @property
+    def noise_temperature(self) -> float:
+        """The temperature, 0 where the choice is greedy."""
+        return 0.0 if self.greedy else self.temperature
 
     @property
     def needs_history(self) -> bool:

@@ -25,7 +25,7 @@ from speculation.noise import Noise
 from speculation.sampling import SamplingParams
 
 SIZES = (5, 61, 700, 4099, 20_000)
-EXTREME_TEMPERATURES = (1e-44, 1e-30, 1e-6, 1e-3, 100.0)  # the first is nearly the least that the contract can carry
+EXTREME_TEMPERATURES = (1e-44, 1e-6, 1e-5, 1e-3, 100.0)  # the first is nearly the least that the contract can carry
 
 
 def penalised(logits: np.ndarray, row: Row, history: list[int]) -> np.ndarray:

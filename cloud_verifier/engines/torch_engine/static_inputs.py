@@ -203,7 +203,7 @@ def fill(
         grid[:used] = ends[:used, None] + np.minimum(np.arange(shape.width), counts[:, None] - 1)
     host["keep"][: len(wanted)] = wanted
     if any(row.plain for row in rows):
-        drawn = [(row.sampler.seed, row.position, row.sampler.params.temperature) for row in rows]
+        drawn = [(row.sampler.seed, row.position, row.sampler.params.noise_temperature) for row in rows]
         plain = np.array([row.plain for row in rows])
         seeds, at, temperatures = zip(*drawn, strict=True)
         host["seeds"][: len(rows)] = np.where(plain, np.array(seeds, dtype=np.uint64).view(np.int64), 0)
