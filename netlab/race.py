@@ -126,7 +126,7 @@ class Lane:
 class Figures:
     """What a lane cost. Medians over its prompts, except the token counts, which are totals.
 
-    acceptance: share of evaluated drafted tokens that the log took.
+    acceptance: acceptance rate, accepted / checked drafted tokens.
     """
 
     ttft_ms: float

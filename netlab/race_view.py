@@ -109,9 +109,10 @@ def draw(path: Path, view: RaceView) -> None:
 def table(lanes: Sequence[Lane]) -> Table:
     """The figures of every lane side by side; the least time per token is bold."""
     grid = Table(
-        title="medians over prompts; forwards of the target and bytes on the link are per token", title_style="dim"
+        title="medians over prompts; target forwards and bytes are per token; acceptance: accepted / checked",
+        title_style="dim",
     )
-    for column in ("", "first", "per token", "total", "forwards", "accepted", "B up", "B down"):
+    for column in ("", "first", "per token", "total", "forwards", "acceptance", "B up", "B down"):
         grid.add_column(column, justify="left" if not column else "right")
     figures = [Figures.of(lane.runs) for lane in lanes]
     best = min(f.ms_per_token for f in figures)

@@ -143,9 +143,12 @@ class _SchedulerCounters(Collector):
             "engine_steps": ("Forwards of the target.", figures.steps),
             "engine_step_seconds": ("Time spent in them.", figures.step_s),
             "fills": ("Tokens written without a guess to check.", figures.fills),
-            "spec_decode_num_drafts": ("Times that guesses of a session were checked.", figures.drafts),
-            "spec_decode_num_draft_tokens": ("Guesses checked.", figures.draft_positions),
-            "spec_decode_num_accepted_tokens": ("Guesses that were right.", figures.accepted_tokens),
+            "spec_decode_num_drafts": ("Checks of a session's drafted tokens: one forward each.", figures.drafts),
+            "spec_decode_num_draft_tokens": ("Drafted tokens that the target checked.", figures.draft_positions),
+            "spec_decode_num_accepted_tokens": (
+                "Drafted tokens accepted; of the checked ones: acceptance rate.",
+                figures.accepted_tokens,
+            ),
             "trimmed_draft_tokens": ("Guesses that a step had no room for.", figures.trimmed_draft_tokens),
             "prefix_cache_queries": ("Tokens looked up in the prefix cache.", figures.prefix_query_tokens),
             "prefix_cache_hits": ("Tokens found there.", figures.prefix_hit_tokens),
@@ -174,7 +177,7 @@ class _SchedulerCounters(Collector):
         yield positions
         accepted = CounterMetricFamily(
             "outrider:spec_decode_num_accepted_tokens_per_pos",
-            "Guesses that were right, by place in what was checked at once.",
+            "Drafted tokens accepted, by place in what was checked at once.",
             labels=[MODEL, "position"],
         )
         for position, count in enumerate(list(figures.accepted_by_position)):

@@ -28,7 +28,7 @@ With `ride`, the chunks of a stream have an object `outrider` about what is new 
         seen it. Texts join to the choice's text, but for what the answer's end sets free.
     "live": {"at_ms", "rtt_ms", "lookahead_tokens", "acceptance", "tokens_per_s", "in_flight_blocks"}
         As of now. at_ms: since the request. rtt_ms: the latest round trip. lookahead_tokens: how far past the known
-        words the latest block reached. acceptance: share of decided guesses that were right, so far.
+        words the latest block reached. acceptance: accepted / decided guesses so far.
         in_flight_blocks: sent, and not yet decided. null where nothing is known yet.
     "events": [{"kind": "sent", "at_ms", "position", "tokens"}, {"kind": "committed", "at_ms", "position", "tokens",
                 "used", "rtt_ms", "forward_ms", "queue_ms"}, ...]

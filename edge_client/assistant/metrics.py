@@ -23,8 +23,10 @@ class AssistantMetrics:
         self._failed = self._counter("request_failure", "Requests refused or failed, by status.", "status")
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts.")
         self._generated = self._counter("generation_tokens", "Tokens answered.")
-        self._drafted = self._counter("spec_decode_num_draft_tokens", "Tokens drafted.")
-        self._accepted = self._counter("spec_decode_num_accepted_tokens", "Drafted tokens that the target took.")
+        self._drafted = self._counter("spec_decode_num_draft_tokens", "Tokens drafted, checked by the target or not.")
+        self._accepted = self._counter(
+            "spec_decode_num_accepted_tokens", "Drafted tokens accepted; of the drafted ones: draft efficiency."
+        )
         self._drafts = self._counter("spec_decode_num_drafts", "Messages with drafts.")
         self._uplink = self._counter("uplink_bytes", "Bytes sent to the verifier.")
         self._downlink = self._counter("downlink_bytes", "Bytes received from the verifier.")

@@ -187,9 +187,12 @@ class Chat:
             raise ConversationError("no answer has been completed yet")
         self._painter.say(figures(last.metrics))
         m = last.metrics
+        efficiency = f" (draft efficiency {m.accepted_tokens / m.drafted_tokens:.0%})" if m.drafted_tokens else ""
+        length = f" (mean accepted length {len(last.token_ids) / m.target_forwards:.1f})" if m.target_forwards else ""
         self._painter.say(
             f"{len(last.token_ids)} tokens in {m.total_ms / 1e3:.1f} s, {m.accepted_tokens} of them drafted here; "
-            f"{m.drafted_tokens} drafted in {m.draft_messages} messages; {m.target_forwards} forwards of the target; "
+            f"{m.drafted_tokens} drafted in {m.draft_messages} messages{efficiency}; "
+            f"{m.target_forwards} target forwards{length}; "
             f"{m.uplink_bytes} bytes up, {m.downlink_bytes} down; {m.reconnects} reconnects; seed {last.seed}"
         )
         if last.offline is not None:

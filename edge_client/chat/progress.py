@@ -42,7 +42,7 @@ class Progress:
             told.append(f"{(self.tokens - 1) / (now_s - self._first_s):.0f} tokens/s")
         if self.link is LinkState.LIVE:
             if live["acceptance"] is not None:
-                told.append(f"{live['acceptance']:.0%} of drafts accepted")
+                told.append(f"{live['acceptance']:.0%} acceptance rate")
             if live["lookahead_tokens"]:
                 told.append(f"{live['lookahead_tokens']} tokens ahead")
             if live["rtt_ms"] is not None:

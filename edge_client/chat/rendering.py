@@ -127,5 +127,5 @@ def figures(metrics: RequestMetrics) -> str:
     if metrics.rtt_ms is not None:
         parts.append(f"round trip {metrics.rtt_ms:.0f} ms")
     if metrics.acceptance is not None:
-        parts.append(f"{metrics.acceptance:.0%} of drafts accepted")
+        parts.append(f"{metrics.acceptance:.0%} acceptance rate")
     return ", ".join(parts)

@@ -50,7 +50,7 @@ def show_drafters(console: Console, rows: Sequence[Tried], reference: Reference 
     table.add_column("")
     table.add_column("drafter", overflow="fold", min_width=10)
     several = any(one.threads > 1 for one in rows)
-    columns = ["memory", *(["threads"] if several else []), "ms/guess", "right"]
+    columns = ["memory", *(["threads"] if several else []), "ms/guess", "hits"]
     for name in [*columns, *(["ms/token", "speed-up"] if reference else [])]:
         table.add_column(name, justify="right", no_wrap=True)
     for number, one in enumerate(rows, 1):
@@ -65,7 +65,9 @@ def show_drafters(console: Console, rows: Sequence[Tried], reference: Reference 
         )
     console.print(table)
     if reference is not None:
-        click.echo("right: of this verifier's words. ms/token, speed-up: to be expected of its answers, from here.")
+        click.echo(
+            "hits: share of this verifier's tokens that the drafter guesses right, silence counted as wrong. ms/token, speed-up: to be expected of its answers, from here."
+        )
 
 
 def show_left_out(left_out: Sequence[LeftOut]) -> None:

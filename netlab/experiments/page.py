@@ -125,7 +125,7 @@ def _table(results: Results) -> str:
         "of streaming",
         "95th pct",
         "forwards",
-        "accepted",
+        "acceptance",
         "B/token up",
         "same",
     ):
@@ -167,7 +167,7 @@ def _figures(rows: Sequence[Row], best: float) -> str:
 
 
 def _share(rows: Sequence[Row]) -> str:
-    """Accepted over evaluated drafts; from JSON, as it stands there."""
+    """Acceptance rate: accepted / checked; from JSON, as it stands there."""
     if "verified_tokens" not in rows[0]:
         return "" if rows[0].get("acceptance") is None else f"{rows[0]['acceptance']:.2f}"
     verified = sum(row["verified_tokens"] for row in rows)

@@ -55,6 +55,13 @@ def test_every_relative_link_resolves(page: Path) -> None:
 
 
 @each_page
+def test_every_path_that_is_named_exists(page: Path) -> None:
+    named = re.findall(r"`((?:cloud_verifier|edge_client|netlab|outrider_cli|speculation)/[\w./-]*)`", page.read_text())
+    gone = [path for path in named if not (ROOT / path).exists()]
+    assert not gone, f"{page.relative_to(ROOT)} names what is not there: {gone}"
+
+
+@each_page
 def test_every_command_that_is_shown_exists(page: Path) -> None:
     for words in shown(page):
         program, *rest = words or [""]

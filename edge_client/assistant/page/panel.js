@@ -14,7 +14,7 @@ const NAMES = {
 const FIGURES = [
   ["rtt_ms", "Round trip", (value) => `${Math.round(value)} ms`],
   ["lookahead_tokens", "Lookahead", (value) => `${value} tokens`],
-  ["acceptance", "Guesses right", (value) => `${Math.round(100 * value)} %`],
+  ["acceptance", "Acceptance rate", (value) => `${Math.round(100 * value)} %`],
   ["tokens_per_s", "Speed", (value) => `${Math.round(value)} tokens/s`],
 ];
 

@@ -159,7 +159,7 @@ function table(plain, riding) {
     ["Speed", speed(plain), speed(riding)],
     ["Round trip", ms(plain.rtt_ms), ms(riding.rtt_ms)],
     ["Runs of the large model", plain.forwards, riding.forwards],
-    ["Guesses taken", "–", `${riding.accepted_tokens} of ${riding.drafted_tokens}`],
+    ["Draft efficiency (accepted of drafted)", "–", `${riding.accepted_tokens} of ${riding.drafted_tokens}`],
     ["Bytes up, down", bytes(plain), bytes(riding)],
     ["Seed", plain.seed, riding.seed],
   ];
