@@ -64,10 +64,10 @@ class RequestMetrics:
     """What an answer cost and gained.
 
     ttft_ms: to the first token. ms_per_token: mean over the tokens after the first. target_forwards: of the verifier,
-    after the prompt. acceptance: the acceptance rate, accepted / verified_tokens (checked by the target); None without drafts.
-    accepted_tokens / drafted_tokens is the draft efficiency. Byte counts
-    are of serialised messages, without framing. notices: what a person should know, such as a drafter that failed.
-    failures: of the verifier on this answer, after each of which it went on from the words that had come.
+    after the prompt. verified_tokens: drafted tokens that the target checked. acceptance: the acceptance rate, accepted
+    / checked; None without drafts. accepted_tokens / drafted_tokens is the draft efficiency. Byte counts are of
+    serialised messages, without framing. notices: what a person should know, such as a drafter that failed. failures:
+    of the verifier on this answer, after each of which it went on from the words that had come.
     """
 
     ttft_ms: float

@@ -65,9 +65,8 @@ def show_drafters(console: Console, rows: Sequence[Tried], reference: Reference 
         )
     console.print(table)
     if reference is not None:
-        click.echo(
-            "hits: share of this verifier's tokens that the drafter guesses right, silence counted as wrong. ms/token, speed-up: to be expected of its answers, from here."
-        )
+        click.echo("hits: share of this verifier's tokens that the drafter guesses right; silence is no hit.")
+        click.echo("ms/token, speed-up: to be expected of its answers, from here.")
 
 
 def show_left_out(left_out: Sequence[LeftOut]) -> None:
