@@ -93,6 +93,19 @@ def test_packages_stay_on_their_side(package: str) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(("side", "other"), [("cloud_verifier", "edge_client"), ("edge_client", "cloud_verifier")])
+def test_neither_side_reaches_the_other_through_a_third_package(side: str, other: str) -> None:
+    waiting = [module for module in MODULES if module.partition(".")[0] == side]
+    reached = set(waiting)
+    while waiting:
+        module = waiting.pop()
+        if module != "outrider":  # the front door, through which nobody goes for the contract
+            new = {name for name in imported(MODULES[module], late=True) if name in MODULES} - reached
+            reached |= new
+            waiting += new
+    assert not [module for module in reached if module.partition(".")[0] == other]
+
+
 def test_the_doctor_needs_nothing_of_the_setup_that_calls_it() -> None:
     assert not [name for name in imported(MODULES["edge_client.doctor"], late=True) if "edge_client.setup" in name]
 
