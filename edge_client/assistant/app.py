@@ -272,11 +272,17 @@ class Assistant:
 
     async def _status(self, request: Request) -> Response:
         """As `_ready`, but that nobody can be reached is an answer, too: a browser logs every 503 as a fault."""
-        told: dict[str, Any] = {"drafter": self._client.has_drafter}
+        trusted = self._settings.access.trusts(request.headers)
+        alone = self._settings.offline if self._client.can_answer_alone else OfflineAnswers.NEVER
+        told: dict[str, Any] = {
+            "drafter": self._client.has_drafter,
+            "offline_answers": alone.value,
+            "trusted": trusted,  # with the key that was sent, or because none is asked for
+        }
         try:
             (info, *_) = await self._upstream.models()
         except SessionError as error:
-            reason = {"reason": str(error)} if self._settings.access.trusts(request.headers) else {}
+            reason = {"reason": str(error)} if trusted else {}
             return JSONResponse(told | {"verifier": _state(error)} | reason)
         return JSONResponse(told | {"verifier": "reachable", "model": info.model})
 

@@ -34,8 +34,10 @@ def chromium() -> Iterator[Browser]:
 class ChatPage:
     """The page of an assistant in a fresh profile. faults: what the console said, what was asked of other servers."""
 
-    def __init__(self, browser: Browser, url: str, settings: dict[str, Any] | None = None, **context: Any) -> None:
-        """settings: kept in the browser beforehand. context: of Playwright."""
+    def __init__(
+        self, browser: Browser, url: str, settings: dict[str, Any] | None = None, *, state: str = "live", **context: Any
+    ) -> None:
+        """settings: kept in the browser beforehand. state: of the link, waited for. context: of Playwright."""
         self.address = url.removesuffix("v1")
         self.context = browser.new_context(**context)
         self.context.set_default_timeout(DEADLINE_MS)
@@ -50,7 +52,7 @@ class ChatPage:
         self.page.goto(self.address)
         if settings:
             self.keep("outrider.settings", settings)
-        expect(self.page.locator("#link")).to_have_attribute("data-state", "live")
+        expect(self.page.locator("#link")).to_have_attribute("data-state", state)
 
     def _asked(self, url: str) -> None:
         if not url.startswith((self.address, "blob:", "data:")):

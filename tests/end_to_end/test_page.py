@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Error, expect
+from playwright.sync_api import Browser, Error, Locator, expect
 
 from cloud_verifier.security.keys import KeyFile
 from edge_client.assistant import page as mount
@@ -246,6 +246,165 @@ def test_what_a_model_says_is_text(opened: Open) -> None:
     chat.page.locator("label.switch").click()
     expect(body).to_have_text(HOSTILE)
     assert body.locator("img, b, script").count() == 0
+
+
+MARKDOWN = """## What a *drafter* does
+
+#### A level is skipped
+
+A **small model** guesses; see [the paper](https://arxiv.org/abs/2408.07978) or https://example.org/a_b_c.
+[Not a link](javascript:alert(1)) and 2*3*4 and snake_case_name.
+
+1. **Draft**
+   - fast
+
+2. Verify
+
+   ```python
+   x = "**y**"
+   ```
+
+| Round trip | Outrider |
+|:--|--:|
+| 20 ms | `13|2` ms | more |
+| 100\\|200 ms | **19.7** ms |
+
+> # Same
+> words.
+
+---
+~~~
+<b>open</b>"""
+
+
+def shown(chat: ChatPage, text: str) -> Locator:
+    """The body of an answer with this text, as the page shows it."""
+    answer = {"role": "assistant", "text": text, "state": "done", "lengths": [], "writers": ""}
+    messages = [{"role": "user", "text": "?", "state": "done"}, answer]
+    chat.keep("outrider.chat.x", {"id": "x", "title": "x", "changed": 1, "messages": messages})
+    body = chat.page.locator("article.assistant .body")
+    expect(body.locator("> *").first).to_be_attached()
+    return body
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_markdown_is_shown_as_elements(opened: Open, scheme: str, width: int) -> None:
+    chat = opened(color_scheme=scheme, viewport={"width": width, "height": 800}, permissions=["clipboard-read"])
+    body = shown(chat, MARKDOWN)
+    expect(body.locator("h2 em")).to_have_text("drafter")
+    expect(body.locator("> p strong")).to_have_text("small model")
+    links = body.locator("a").evaluate_all("all => all.map(one => [one.textContent, one.href, one.rel])")
+    assert links == [
+        ["the paper", "https://arxiv.org/abs/2408.07978", "noopener noreferrer"],
+        ["https://example.org/a_b_c", "https://example.org/a_b_c", "noopener noreferrer"],
+    ]
+    expect(body.locator("p").first).to_contain_text("[Not a link](javascript:alert(1)) and 2*3*4 and snake_case_name.")
+    assert body.locator("ol > li").count() == 2
+    expect(body.locator("ol > li > ul > li")).to_have_text("fast")
+    expect(body.locator("ol > li .code code")).to_have_text('x = "**y**"')
+    assert body.locator("table tr").evaluate_all(
+        "all => all.map(row => [...row.cells].map(one => one.textContent))"
+    ) == [
+        ["Round trip", "Outrider"],
+        ["20 ms", "`13"],
+        ["100|200 ms", "19.7 ms"],
+    ]
+    assert body.locator("blockquote p").all_inner_texts() == ["Same", "words."]
+    assert body.locator("hr").count() == 1
+    expect(body.locator("> .code code")).to_have_text("<b>open</b>")
+    body.get_by_role("button", name="Copy code").first.click()
+    expect(chat.page.locator("#toast")).to_have_text("Copied")
+    assert chat.page.evaluate("() => navigator.clipboard.readText()") == 'x = "**y**"'
+    _check(chat, width)
+
+
+@pytest.mark.parametrize("mark", ["**x ", "`", "[a](", "> ", "- a\n\n", "a\n|-|"])
+def test_marks_without_end_do_not_hold_up_the_page(opened: Open, mark: str) -> None:
+    shown(opened(), mark * (20_000 // len(mark)))
+
+
+def test_words_keep_their_place_while_markdown_is_written(opened: Open) -> None:
+    """A block that is complete stays the element it was, so that what somebody selected in it stays selected."""
+    chat = opened({})
+    pieces = ["# One\n\nfirst *pa", "ragraph*\n\n- a\n- ", "b\n\nend"]
+    kept = chat.page.evaluate(
+        """async pieces => {
+            const { show } = await import("./text.js");
+            const there = document.createElement("div");
+            const first = [];
+            pieces.forEach((_, count) => {
+                show(there, pieces.slice(0, count + 1).join(""));
+                first.push(there.firstElementChild);
+            });
+            return [first.every(one => one === first[0]), [...there.children].map(one => one.tagName)];
+        }""",
+        pieces,
+    )
+    assert kept == [True, ["H2", "P", "UL", "P"]]
+
+
+@pytest.fixture(scope="module")
+def plain(browser: Browser) -> Iterator[tuple[VerifierProcess, AssistantProcess]]:
+    """A verifier with two models, and an assistant without a drafter, which answers nothing alone."""
+    del browser
+    options = [*VERIFIER_OPTIONS, "--model", f"second={DEMO / 'target'}"]
+    with (
+        VerifierProcess(DEMO / "target", options=options) as verifier,
+        AssistantProcess(verifier.address) as assistant,
+    ):
+        yield verifier, assistant
+
+
+def test_the_model_menu_lists_what_is_served(browser: Browser, plain: tuple[VerifierProcess, AssistantProcess]) -> None:
+    chat = ChatPage(browser, plain[1].url, SETTINGS)
+    menu = chat.page.locator("#model")
+    expect(menu.locator("option")).to_have_count(2)
+    with chat.page.expect_request("**/v1/chat/completions") as asked:
+        chat.ask(QUESTION)
+    assert "model" not in (asked.value.post_data_json or {})
+    menu.select_option("second")
+    expect(chat.page.locator("#who")).to_have_text("Written by second; no drafter here.")
+    chat.page.reload()
+    expect(menu).to_have_value("second")
+    with chat.page.expect_request("**/v1/chat/completions") as asked:
+        chat.ask(QUESTION)
+    assert (asked.value.post_data_json or {}).get("model") == "second"
+    chat.keep("outrider.settings", {**SETTINGS, "model": "gone"})
+    expect(menu).to_have_value("")
+    with chat.page.expect_request("**/v1/chat/completions") as asked:
+        chat.ask(QUESTION)
+    assert "model" not in (asked.value.post_data_json or {})
+    chat.close()
+
+
+def test_no_answer_is_offered_that_the_server_refuses(
+    browser: Browser, plain: tuple[VerifierProcess, AssistantProcess]
+) -> None:
+    chat = ChatPage(browser, plain[1].url, {**SETTINGS, "offline": "auto"})  # kept from a server that allowed it
+    chat.page.get_by_role("button", name="Settings").first.click()
+    expect(chat.page.locator("#offline option[value=auto]")).to_be_disabled()
+    expect(chat.page.locator("#offline")).to_have_value("")
+    expect(chat.page.locator("#offline-words")).to_contain_text("--offline-answers")
+    chat.page.keyboard.press("Escape")
+    chat.ask(QUESTION)
+    chat.close()
+
+
+def test_the_page_says_that_the_verifier_is_away_while_it_waits(browser: Browser) -> None:
+    with AssistantProcess("127.0.0.1:1") as assistant:
+        chat = ChatPage(browser, assistant.url, state="waiting", viewport={"width": 390, "height": 800})
+        words = chat.page.locator("#link-words")
+        expect(words).to_have_text("Waiting for the network")
+        assert words.evaluate("one => one.scrollWidth <= one.clientWidth")  # not cut
+        chat.page.fill("#question", QUESTION)
+        chat.page.press("#question", "Enter")
+        waits = chat.page.locator("article[data-state=writing] .waits")
+        expect(waits).to_contain_text("The verifier cannot be reached; trying again.")
+        expect(waits).to_contain_text("127.0.0.1:1")
+        chat.page.keyboard.press("Escape")
+        chat.answered("stopped")
+        expect(chat.page.locator(".waits")).to_have_count(0)
+        chat.close()
 
 
 def writers_of(chat: ChatPage) -> set[str]:

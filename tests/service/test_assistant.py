@@ -322,7 +322,13 @@ def test_models_health_readiness_metrics_version(assistant: RunningAssistant) ->
     assert assistant.openai().models.retrieve("mock").id == "mock"
     assert assistant.ask("GET", "/health").json == {"status": "ok"}
     assert assistant.ask("GET", "/ready").json == {"status": "ready", "model": "mock", "drafter": True}
-    assert assistant.ask("GET", "/status").json == {"verifier": "reachable", "model": "mock", "drafter": True}
+    assert assistant.ask("GET", "/status").json == {
+        "verifier": "reachable",
+        "model": "mock",
+        "drafter": True,
+        "offline_answers": "never",
+        "trusted": True,
+    }
     assert assistant.ask("GET", "/version").json["version"]
     before = _sample(assistant, "outrider:generation_tokens_total")
     assistant.chat()

@@ -349,7 +349,12 @@ def test_why_the_verifier_does_not_answer_is_for_those_with_a_key() -> None:
     client = EdgeClient("127.0.0.1:1", link=LinkSettings(connect_timeout_s=0.2))
     settings = AssistantSettings(AccessSettings(api_keys=("key",)), model_info_timeout_s=0.3)
     with RunningAssistant(client, settings) as assistant:
-        assert assistant.ask("GET", "/status").json == {"verifier": "unreachable", "drafter": False}
+        assert assistant.ask("GET", "/status").json == {
+            "verifier": "unreachable",
+            "drafter": False,
+            "offline_answers": "never",
+            "trusted": False,
+        }
         ready = assistant.ask("GET", "/ready")
         assert (ready.status, ready.error["code"], ready.headers["retry-after"]) == (503, "unreachable", "1")
         assert "127.0.0.1" not in ready.error["message"]

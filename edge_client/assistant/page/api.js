@@ -63,6 +63,13 @@ export async function status(signal) {
   return response.json();
 }
 
+/** The models that may be asked for, the default first. Throws Fault. */
+export async function models() {
+  const response = await reached(fetch("v1/models", { headers: headers() }), NOT_RUNNING);
+  if (!response.ok) throw await faultOf(response);
+  return (await response.json()).data.map(({ id }) => id);
+}
+
 /** What the verifier makes of an answer that the device finished alone. Throws Fault. */
 export async function check(id) {
   const request = { method: "POST", headers: { "Content-Type": "application/json", ...headers() }, body: JSON.stringify({ id }) };
@@ -89,7 +96,8 @@ async function faultOf(response) {
   }
 }
 
-function sentence(words) {
+/** Words with a capital and a full stop. */
+export function sentence(words) {
   const told = String(words).trim();
   return told.charAt(0).toUpperCase() + told.slice(1) + (/[.!?]$/.test(told) ? "" : ".");
 }

@@ -1,10 +1,11 @@
 // The conversation that is open: asking, stopping, asking again, editing.
 
-import { announce, by, el, toast } from "./dom.js";
+import { announce, by, copyText } from "./dom.js";
 import { answer, Fault } from "./api.js";
 import { MessageView } from "./messages.js";
 import { emptyAnswer, question, Ride } from "./record.js";
 import * as link from "./link.js";
+import * as offered from "./offered.js";
 import * as store from "./store.js";
 
 const SAVE_EVERY_MS = 2000;
@@ -13,12 +14,14 @@ const NEAR_PX = 60;
 /** The request's fields that do not depend on who asks. seed: null draws a new one. */
 export function request(messages, seed) {
   const { system, temperature, maxTokens } = store.settings();
+  const model = offered.model();
   const told = messages.map(({ role, text }) => ({ role, content: text }));
   return {
     messages: system.trim() ? [{ role: "system", content: system }, ...told] : told,
     temperature,
     max_tokens: maxTokens,
     ...(seed === null ? {} : { seed }),
+    ...(model ? { model } : {}),
   };
 }
 
@@ -110,6 +113,11 @@ export class Chat {
     this.#running?.abort();
   }
 
+  /** The link changed: an answer that has not begun says what it waits for. */
+  refresh() {
+    if (this.busy) this.#soon();
+  }
+
   /** Begin to edit a message of the user's; null: edit none. Without an argument: the last. */
   edit(message = this.chat.messages.findLast(({ role }) => role === "user") ?? null) {
     if (this.busy) return;
@@ -123,7 +131,7 @@ export class Chat {
 
   async #write(seed) {
     const { chat } = this;
-    const { offline } = store.settings();
+    const offline = offered.offline();
     const body = { ...request(chat.messages, seed), outrider: { ride: true, ...(offline ? { offline } : {}) } };
     const message = emptyAnswer();
     const ride = new Ride();
@@ -199,7 +207,7 @@ export class Chat {
   }
 
   #actions = {
-    copy,
+    copy: (message) => copyText(message.text),
     edit: (message) => this.edit(message),
     again: (message) => this.again(message),
     changed: () => {
@@ -248,17 +256,4 @@ function fail(message, fault) {
   message.error = fault.message;
   if (fault.code === "not_running") link.put("gone");
   if (fault.code === "invalid_api_key") message.error += " Give it under Settings.";
-}
-
-async function copy(message) {
-  try {
-    await navigator.clipboard.writeText(message.text);
-    toast("Copied");
-  } catch {
-    const area = el("textarea", {}, message.text); // no clipboard off the loopback interface without TLS
-    document.body.append(area);
-    area.select();
-    toast(document.execCommand("copy") ? "Copied" : "This browser does not let the page copy");
-    area.remove();
-  }
 }

@@ -62,6 +62,20 @@ export function toast(sentence, action = null) {
   toastTimer = setTimeout(hide, 8000);
 }
 
+/** Put a text on the clipboard, and say so. */
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    toast("Copied");
+  } catch {
+    const area = el("textarea", {}, text); // no clipboard off the loopback interface without TLS
+    document.body.append(area);
+    area.select();
+    toast(document.execCommand("copy") ? "Copied" : "This browser does not let the page copy");
+    area.remove();
+  }
+}
+
 /** Whether the user asked for little motion. */
 export function still() {
   return matchMedia("(prefers-reduced-motion: reduce)").matches;

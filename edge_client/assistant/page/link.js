@@ -1,7 +1,7 @@
 // How it stands with the verifier. While an answer is written its chunks tell; in between the verifier is asked.
 
 import { announce, by } from "./dom.js";
-import { status } from "./api.js";
+import { sentence, status } from "./api.js";
 
 const WORDS = {
   connecting: "Connecting",
@@ -19,12 +19,16 @@ let state = "connecting";
 let writing = false;
 let asking = false;
 let askedAt = -Infinity;
+let reason = "";
+let changed = () => {};
 
-/** Begin to watch. tell: called with what the verifier says of itself. */
-export function watch(tell) {
+/** Begin to watch. tell: called with what the assistant says of itself and of the verifier; change: with each new state. */
+export function watch(tell, change) {
+  changed = change;
   const look = () => {
     const every = state === "live" ? LIVE_EVERY_MS : ELSE_EVERY_MS;
-    if (!writing && !asking && !document.hidden && performance.now() - askedAt >= every) ask(tell);
+    const unknown = !writing || state !== "live"; // an answer's chunks tell only once the verifier has been reached
+    if (unknown && !asking && !document.hidden && performance.now() - askedAt >= every) ask(tell);
   };
   look();
   setInterval(look, 200);
@@ -40,11 +44,20 @@ export function busy(now) {
 /** What a chunk or a failure says of the link. */
 export function put(next) {
   if (next === state || !(next in WORDS)) return;
+  if (next === "connecting" && state !== "live") return; // trying again ends no trouble
   const quietly = state === "connecting" || next === "connecting";
   state = next;
   by("link").dataset.state = state;
   by("link-words").textContent = WORDS[state];
   if (!quietly) announce(WORDS[state]);
+  changed();
+}
+
+/** What an answer waits for, as a sentence; nothing while the link is live. */
+export function trouble() {
+  if (state === "connecting") return "Connecting to the verifier.";
+  if (state !== "waiting" && state !== "refused") return "";
+  return `${state === "waiting" ? "The verifier cannot be reached; trying again." : WORDS.refused + "."} ${reason}`.trim();
 }
 
 async function ask(tell) {
@@ -53,8 +66,9 @@ async function ask(tell) {
   let found = "waiting";
   try {
     const told = await status(AbortSignal.timeout(TIMEOUT_MS));
+    reason = told.reason ? sentence(told.reason) : "";
+    tell(told);
     if (told.verifier === "reachable") {
-      tell(told);
       found = "live";
     } else if (told.verifier === "refused") found = "refused";
   } catch (error) {
@@ -62,5 +76,5 @@ async function ask(tell) {
   } finally {
     asking = false;
   }
-  if (!writing) put(found);
+  if (!writing || (state !== "live" && found !== "live")) put(found);
 }

@@ -5,6 +5,7 @@ import { key } from "./api.js";
 import { Chat } from "./chat.js";
 import { list } from "./history.js";
 import { watch } from "./link.js";
+import * as offered from "./offered.js";
 import { Panel } from "./panel.js";
 import { Race } from "./race.js";
 import * as store from "./store.js";
@@ -129,9 +130,11 @@ const FIELDS = { system: "system", offline: "offline", temperature: "temperature
 by("open-settings").addEventListener("click", () => {
   const set = store.settings();
   for (const [id, name] of Object.entries(FIELDS)) by(id).value = set[name];
+  by("offline").value = offered.offline();
   by("key").value = key.get();
   by("settings").showModal();
 });
+by("model").addEventListener("change", () => offered.choose(by("model").value));
 by("settings-form").addEventListener("change", (event) => {
   const { id, value, type } = event.target;
   if (!event.target.checkValidity()) return event.target.reportValidity();
@@ -141,9 +144,7 @@ by("settings-form").addEventListener("change", (event) => {
 
 // -- beginning -------------------------------------------------------------------------------------------------------
 
-watch(({ model, drafter }) => {
-  by("who").textContent = drafter ? `Drafted on this device, decided by ${model}.` : `Written by ${model}; no drafter here.`;
-});
+watch((told) => offered.tell(told), () => chat.refresh());
 showRide(store.settings().ride);
 open(store.chats()[0] ?? store.newChat());
 question.focus();

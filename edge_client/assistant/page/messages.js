@@ -2,6 +2,7 @@
 
 import { el, iconButton } from "./dom.js";
 import { aloneNotice } from "./check.js";
+import { trouble } from "./link.js";
 import { counts, pieces, WRITERS } from "./record.js";
 import { show } from "./text.js";
 
@@ -28,6 +29,7 @@ export class MessageView {
     else if (ride) this.#colour();
     else this.#plain();
     if (message.state !== this.#footed) this.#finish();
+    if (message.state === "writing") this.#wait(trouble());
   }
 
   #footed = null;
@@ -63,6 +65,15 @@ export class MessageView {
     if (message.role === "user") buttons.append(iconButton("edit", "Edit", () => actions.edit(message)));
     else buttons.append(iconButton("again", "Another answer", () => actions.again(message)));
     this.#foot.append(buttons);
+  }
+
+  #waited = "";
+
+  /** Say what the answer waits for. */
+  #wait(words) {
+    if (words === this.#waited) return;
+    this.#waited = words;
+    this.#foot.replaceChildren(...(words ? [el("p", { class: "fine waits", role: "status" }, words)] : []));
   }
 
   #fault() {

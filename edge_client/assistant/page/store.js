@@ -4,7 +4,7 @@ import { toast } from "./dom.js";
 
 const CHAT = "outrider.chat.";
 const SETTINGS = "outrider.settings";
-const DEFAULTS = { system: "", temperature: 0.8, maxTokens: 512, seed: "", offline: "", ride: false };
+const DEFAULTS = { system: "", temperature: 0.8, maxTokens: 512, seed: "", offline: "", model: "", ride: false };
 
 /** A new conversation, not kept until it is saved. messages: see record.js. */
 export function newChat() {

@@ -1,19 +1,16 @@
-// An answer's text as nodes: paragraphs, lists, code. Nothing else is read into it, and nothing ever as HTML.
+// An answer's Markdown as elements, made one by one: nothing a model says is ever read as HTML.
 
-import { el } from "./dom.js";
-
-const BULLET = /^\s*[-*•]\s+(.*)$/;
-const NUMBER = /^\s*(\d{1,4})[.)]\s+(.*)$/;
-const FENCE = /^\s*```\s*([\w+#.-]*)\s*$/;
+import { copyText, el, iconButton } from "./dom.js";
+import { blocksOf, piecesOf } from "./markdown.js";
 
 /** Show the text in an element; what did not change since last time stays as it is, so that a selection survives. */
 export function show(element, text) {
-  const blocks = [...split(text)];
+  const blocks = blocksOf(text);
   blocks.forEach((block, index) => {
     const there = element.children[index];
     const mark = JSON.stringify(block);
     if (there?.shown === mark) return;
-    const made = render(block);
+    const made = RENDER[block.kind](block);
     made.shown = mark;
     if (there) there.replaceWith(made);
     else element.append(made);
@@ -21,42 +18,47 @@ export function show(element, text) {
   while (element.children.length > blocks.length) element.lastElementChild.remove();
 }
 
-function* split(text) {
-  let block = null;
-  for (const line of text.split("\n")) {
-    const fence = FENCE.exec(line);
-    if (block?.kind === "code") {
-      if (fence) {
-        yield block;
-        block = null;
-      } else block.lines.push(line);
-      continue;
-    }
-    const bullet = BULLET.exec(line);
-    const number = NUMBER.exec(line);
-    const kind = fence ? "code" : bullet ? "bullets" : number ? "numbers" : "paragraph";
-    if (block && (block.kind !== kind || fence || line.trim() === "")) {
-      yield block;
-      block = null;
-    }
-    if (line.trim() === "") continue;
-    block ??= { kind, lines: [], note: fence?.[1] || number?.[1] || "" };
-    if (!fence) block.lines.push(bullet?.[1] ?? number?.[2] ?? line);
-  }
-  if (block) yield block;
+const RENDER = {
+  paragraph: ({ text }) => el("p", {}, ...inline(text)),
+  heading: ({ depth, text }) => el(`h${Math.min(depth + 1, 6)}`, {}, ...inline(text)), // the page has the h1
+  rule: () => el("hr"),
+  quote: ({ blocks }) => el("blockquote", {}, ...blocks.map(within)),
+  list: ({ start, items }) => (start === null ? el("ul", {}, ...items.map(item)) : el("ol", { start }, ...items.map(item))),
+  code({ language, text }) {
+    const copy = iconButton("copy", "Copy code", () => copyText(text));
+    const pre = el("pre", { tabindex: 0, role: "region", "aria-label": language ? `Code, ${language}` : "Code" }, el("code", {}, text));
+    return el("div", { class: "code" }, el("div", { class: "about" }, language, copy), pre);
+  },
+  table({ aligned, head, rows }) {
+    const cell = (tag, more) => (text, column) => el(tag, { class: aligned[column] || null, ...more }, ...inline(text));
+    const top = el("tr", {}, ...head.map(cell("th", { scope: "col" })));
+    const table = el("table", {}, el("thead", {}, top), el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map(cell("td"))))));
+    return el("div", { class: "table", tabindex: 0, role: "region", "aria-label": "Table" }, table);
+  },
+};
+
+/** A block in a list or a quote, whose headings are no headings of the page. */
+function within(block) {
+  return block.kind === "heading" ? el("p", {}, el("strong", {}, ...inline(block.text))) : RENDER[block.kind](block);
 }
 
-function render({ kind, lines, note }) {
-  if (kind === "code") {
-    return el("pre", { tabindex: 0, role: "region", "aria-label": note ? `Code, ${note}` : "Code" }, el("code", {}, lines.join("\n")));
-  }
-  if (kind === "paragraph") return el("p", {}, ...inline(lines.join("\n")));
-  const items = lines.map((line) => el("li", {}, ...inline(line)));
-  return kind === "bullets" ? el("ul", {}, ...items) : el("ol", { start: note }, ...items);
+/** A list's item; its first paragraph stands beside the mark. */
+function item(blocks) {
+  const [first, ...rest] = blocks;
+  const paragraph = first?.kind === "paragraph" ? first.text.replace(/^\[( |x)\] /i, (_, done) => (done === " " ? "☐ " : "☑ ")) : null;
+  const beside = paragraph === null ? blocks : rest;
+  return el("li", {}, ...(paragraph === null ? [] : inline(paragraph)), ...beside.map(within));
 }
 
 function inline(text) {
-  return text.split(/(`[^`\n]+`)/).filter(Boolean).map((piece) =>
-    piece.length > 2 && piece.startsWith("`") && piece.endsWith("`") ? el("code", {}, piece.slice(1, -1)) : piece,
-  );
+  return nodes(piecesOf(text));
+}
+
+function nodes(pieces) {
+  return pieces.map((piece) => {
+    if (typeof piece === "string") return piece;
+    if (piece.kind === "code") return el("code", {}, piece.text);
+    if (piece.kind === "link") return el("a", { href: piece.address, target: "_blank", rel: "noopener noreferrer" }, ...nodes(piece.pieces));
+    return el(piece.kind, {}, ...nodes(piece.pieces));
+  });
 }
