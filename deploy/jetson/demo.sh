@@ -5,7 +5,14 @@ set -euo pipefail
 [ $# -ge 2 ] || { sed -n 's/^# \{0,1\}//p' "$0" | sed 1d; exit 2; }
 verifier=$1 drafter=$2
 shift 2
-edge() { docker run --rm --runtime nvidia --network host -v "$HOME/.cache/huggingface:/models" outrider-edge "$@"; }
+# The container sees the hub's cache, this folder (certificates, keys), and the drafter's, at the same paths.
+mounts=(-v "$HOME/.cache/huggingface:/models" -v "$PWD:$PWD:ro" -w "$PWD")
+if [ -e "$drafter" ]; then
+    drafter=$(realpath "$drafter")
+    [ -d "$drafter" ] && folder=$drafter || folder=$(dirname "$drafter")
+    [ "$folder" = "$PWD" ] || mounts+=(-v "$folder:$folder:ro")
+fi
+edge() { docker run --rm --runtime nvidia --network host "${mounts[@]}" outrider-edge "$@"; }
 
 echo "== power"; command -v nvpmodel >/dev/null && sudo nvpmodel -q || echo "no nvpmodel: not a Jetson?"
 echo "== the drafter alone"; edge bench --drafter "$drafter" --gpu-layers -1

@@ -107,6 +107,15 @@ def test_the_flags_of_compose_file_and_unit_are_flags() -> None:
     assert (resolved["port"], resolved["metrics-port"], resolved["metrics-host"]) == (50051, 9090, "0.0.0.0")
     prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     assert prometheus["scrape_configs"][0]["static_configs"][0]["targets"] == [f"verifier:{resolved['metrics-port']}"]
+    image = (DEPLOY / "docker" / "Dockerfile").read_text()
+    _, *by_itself = json.loads(image.rpartition("CMD ")[2])
+    assert settings([flag.replace("/opt/outrider", str(ROOT)) for flag in by_itself])["model"] == ("demo",)
+    assert image.index("pip install") < image.index("COPY . .")  # a change of the sources does not install torch again
+    gpu = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())["services"]
+    assert gpu.keys() <= compose["services"].keys()
+    test = compose["services"]["verifier"]["healthcheck"]["test"]
+    assert test[:3] == ["CMD", "python", "-c"]
+    compile(test[3], "healthcheck", "exec")
     patience = int(compose["services"]["verifier"]["stop_grace_period"].removesuffix("s"))
     assert patience > float(str(resolved["drain-timeout-s"]))
     for file in (DEPLOY / "compose.yaml").read_text().split():
@@ -118,6 +127,8 @@ def test_the_flags_of_compose_file_and_unit_are_flags() -> None:
     program, command, *flags = shlex.split(start.removeprefix("ExecStart="))
     assert (Path(program).name, command) == ("cloud-verifier", "serve")
     resolved = settings([flag.replace("/etc/outrider", str(DEPLOY)) for flag in flags])
+    assert resolved["model"] == ("demo",)
+    assert "TRITON_CACHE_DIR=/var/lib/outrider/" in unit  # the home folder, Triton's default, is closed
     stop = next(line for line in unit.splitlines() if line.startswith("TimeoutStopSec="))
     assert int(stop.partition("=")[2]) > float(str(resolved["drain-timeout-s"]))
 
