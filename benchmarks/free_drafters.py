@@ -26,7 +26,8 @@ from rich.table import Table
 
 from benchmarks import report
 from cloud_verifier.engines.base import Block, Choices, EngineInfo, SequenceId, TargetEngine
-from cloud_verifier.server import Address, running
+from cloud_verifier.server import running
+from cloud_verifier.serving.address import Address
 from cloud_verifier.serving.open_request import Served
 from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from cloud_verifier.observability.options import ObservabilityHooks, watching, w
 from cloud_verifier.security.cli import keys as keys_commands
 from outrider_cli.config import config_command, config_option
 from speculation.line import MAX_LOOKAHEAD
+
+if TYPE_CHECKING:
+    from cloud_verifier.serving.address import Address
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -157,11 +160,44 @@ def _option(*names: str, **settings: Any) -> Any:
 @watching_options
 def serve(**options: Any) -> None:
     """Serve a target model over gRPC."""
+    address, models = _checked(options)
     with watching(options) as eyes:
-        _serve(options, eyes)
+        _serve(options, address, models, eyes)
 
 
-def _serve(options: dict[str, Any], eyes: ObservabilityHooks) -> None:
+def _checked(options: dict[str, Any]) -> tuple[Address, dict[str, str]]:
+    """Where to listen, and the models by name. Raises CommandError for what is known to be wrong before a model is
+    loaded."""
+    from cloud_verifier.preflight import missing_packages
+
+    if missing := missing_packages():
+        raise CommandError(missing)
+    from cloud_verifier.model_source import ModelSourceError, check_model, parse_models
+    from cloud_verifier.security.keys import KeyFileError, KeyStore
+    from cloud_verifier.serving.address import Address, ServerError
+
+    address = Address(
+        options["host"],
+        options["port"],
+        options["ssl_certfile"],
+        options["ssl_keyfile"],
+        options["insecure"],
+        options["ssl_ca_certs"],
+        options["reuse_port"],
+    )
+    try:
+        address.check()
+        if options["api_keys"]:
+            KeyStore(options["api_keys"])
+        models = parse_models(options["model"], options["served_model_name"])
+        for model in models.values():
+            check_model(model)
+    except (KeyFileError, ModelSourceError, ServerError) as error:
+        raise CommandError(str(error)) from error
+    return address, models
+
+
+def _serve(options: dict[str, Any], address: Address, models: dict[str, str], eyes: ObservabilityHooks) -> None:
     import asyncio
     import logging
 
@@ -174,11 +210,10 @@ def _serve(options: dict[str, Any], eyes: ObservabilityHooks) -> None:
     from cloud_verifier.security.authentication import Authentication
     from cloud_verifier.security.keys import KeyFileError, KeyStore
     from cloud_verifier.security.principals import Quota
-    from cloud_verifier.server import Address, ServerError
     from cloud_verifier.server import serve as serve_until_stopped
+    from cloud_verifier.serving.address import ServerError
     from cloud_verifier.serving.admission import AdmissionSettings
     from cloud_verifier.serving.codec import Codec, TextError
-    from cloud_verifier.serving.model_router import parse_models
     from cloud_verifier.serving.open_request import Served
     from cloud_verifier.serving.service import ServiceSettings
     from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective
@@ -204,8 +239,6 @@ def _serve(options: dict[str, Any], eyes: ObservabilityHooks) -> None:
             gpu_memory_share=options["gpu_memory_share"],
             cuda_graphs=options["cuda_graphs"],
         )
-        if options["strict"] and not engine.info.strict:
-            logging.getLogger(__name__).warning("%s", engine.info.strict_report)
         if options["step_ms"] or options["step_ms_per_token"]:
             engine = PacedEngine(engine, options["step_ms"], options["step_ms_per_token"])
         limit_ms = options["max_patience_ms"]
@@ -220,26 +253,15 @@ def _serve(options: dict[str, Any], eyes: ObservabilityHooks) -> None:
         )
 
     try:
-        models = parse_models(options["model"], options["served_model_name"])
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-    try:
         keys = KeyStore(options["api_keys"], quota) if options["api_keys"] else None
         (engine, served), *others = [load_served(name, model) for name, model in models.items()]
     except (KeyFileError, ModelError, TextError) as error:
         raise CommandError(str(error)) from error
-    address = Address(
-        options["host"],
-        options["port"],
-        options["ssl_certfile"],
-        options["ssl_keyfile"],
-        options["insecure"],
-        options["ssl_ca_certs"],
-        options["reuse_port"],
-    )
 
     def announce(port: int) -> None:
         click.echo(f"serving {', '.join(models)} on {options['host']}:{port} ({engine.info.strict_report})")
+        for _, other in others:
+            click.echo(f"{other.name}: {other.engine.strict_report}")
 
     service = ServiceSettings(admission=AdmissionSettings(options["max_queue"], options["queue_timeout_s"]))
     least = max(options["max_lookahead"] + 1, options["max_sessions"])

@@ -7,16 +7,8 @@ import importlib.util
 import os
 from typing import NamedTuple
 
-NEEDED = {
-    "torch": "evaluates the target",
-    "transformers": "loads the target and its tokenizer",
-    "grpc": "talks to devices",
-    "grpc_health": "answers health checks",
-    "grpc_reflection": "lets grpcurl list the service",
-    "jinja2": "applies chat templates",
-    "prometheus_client": "serves metrics",
-}
-DISTRIBUTIONS = {"grpc": "grpcio", "grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection"}
+from cloud_verifier.preflight import DISTRIBUTIONS, NEEDED
+from outrider_cli.extras import install
 
 
 class Finding(NamedTuple):
@@ -45,7 +37,7 @@ def examine() -> list[Finding]:
 
 def _tracing() -> Finding:
     if importlib.util.find_spec("opentelemetry") is None:
-        return Finding("tracing", True, "not installed; for --otel: pip install '.[otel]' in a clone of Outrider")
+        return Finding("tracing", True, f"not installed; for --otel: {install('otel')}")
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     return Finding("tracing", True, f"--otel sends traces to {endpoint or 'http://localhost:4317, the default'}")
 
@@ -53,5 +45,5 @@ def _tracing() -> Finding:
 def _package(module: str, purpose: str) -> Finding:
     name = DISTRIBUTIONS.get(module, module)
     if importlib.util.find_spec(module) is None:
-        return Finding(name, False, f"{purpose}; install it with: pip install '.[verifier]' in a clone of Outrider")
+        return Finding(name, False, f"{purpose}; install it with: {install('verifier')}")
     return Finding(name, True, f"{importlib.metadata.version(name)}, {purpose}")

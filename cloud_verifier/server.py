@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
@@ -22,7 +19,7 @@ from cloud_verifier.engines.base import TargetEngine
 from cloud_verifier.observability.interceptor import CallInterceptor, Watcher
 from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.security.authentication import Authentication
-from cloud_verifier.security.tls import ReloadedCertificate, TlsError, TlsFiles
+from cloud_verifier.serving.address import Address, ServerError
 from cloud_verifier.serving.draining import Draining
 from cloud_verifier.serving.model_router import ModelRouter
 from cloud_verifier.serving.open_request import Served
@@ -51,55 +48,6 @@ CHANNEL_OPTIONS = [
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.max_concurrent_streams", 4096),
 ]
-
-
-class ServerError(Exception):
-    """A verifier that cannot start, or cannot go on. The message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where to listen, with which certificate. Plaintext leaves the loopback interface only if `insecure` says so.
-
-    client_authorities: PEM file; devices must show a certificate that one of them signed. reuse_port: several processes
-    may listen on the port, so that a successor can start before this one leaves.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 50051
-    certificate: Path | None = None
-    key: Path | None = None
-    insecure: bool = False
-    client_authorities: Path | None = None
-    reuse_port: bool = False
-
-    def add_to(self, server: grpc.aio.Server) -> int:
-        """Bind; returns the port. Raises ServerError."""
-        where = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-        try:
-            if self.certificate and self.key:
-                files = TlsFiles(self.certificate, self.key, self.client_authorities)
-                return server.add_secure_port(where, ReloadedCertificate(files).credentials())
-            if self.certificate or self.key or self.client_authorities:
-                raise ServerError("TLS needs both --ssl-certfile and --ssl-keyfile")
-            if not self._loopback() and not self.insecure:
-                raise ServerError(
-                    f"{self.host} is not a loopback address, and without TLS prompts and answers would travel in "
-                    "the clear; give --ssl-certfile and --ssl-keyfile, or --insecure if the network is yours alone"
-                )
-            return server.add_insecure_port(where)
-        except TlsError as error:
-            raise ServerError(str(error)) from error
-        except (OSError, RuntimeError) as error:
-            raise ServerError(f"cannot listen on {where}: {error}") from error
-
-    def _loopback(self) -> bool:
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
 
 
 class Running(NamedTuple):

@@ -27,6 +27,7 @@ from edge_client.settings.options import (
 )
 from edge_client.setup.cli import setup
 from outrider_cli.config import config_command
+from outrider_cli.extras import install
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -161,7 +162,7 @@ def export(model: Path, kind: str, quantize: str | None, output: Path, as_json: 
     try:
         from edge_client.export.exporting import export_and_check
     except ImportError as error:
-        raise CommandError(f"{error}; exporting needs more: pip install '.[export]' in a clone of Outrider") from error
+        raise CommandError(f"{error}; exporting needs more: {install('export')}") from error
     try:
         exported = export_and_check(kind, model, output, quantize)
     except ImportError as error:

@@ -26,6 +26,7 @@ from edge_client.drafters.sources.file_choice import listed
 from edge_client.drafters.sources.spec import CHAIN, LOOKUPS
 from edge_client.link.certificates import Fault, examine_certificate, examine_own
 from edge_client.link.security import Security
+from outrider_cli.extras import install
 
 RUNTIMES = {ONNX_RUNTIME: "ONNX drafters", LLAMA_CPP: "GGUF drafters"}
 SLOW_MS = 40.0  # per guess: no faster than most verifiers write by themselves
@@ -83,7 +84,7 @@ def _runtime(module: str, drafter: str) -> Finding:
 
 def _remedy(module: str) -> str:
     if module == ONNX_RUNTIME:
-        return "pip install '.[edge]' in a clone of Outrider"
+        return install("edge")
     return f"{llama_cpp_install()} in a clone of Outrider; it compiles llama.cpp, which takes minutes"
 
 

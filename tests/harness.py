@@ -16,7 +16,8 @@ from cloud_verifier.observability.interceptor import Watcher
 from cloud_verifier.observability.metrics import Metrics
 from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.security.authentication import Authentication
-from cloud_verifier.server import Address, running
+from cloud_verifier.server import running
+from cloud_verifier.serving.address import Address
 from cloud_verifier.serving.codec import TextError
 from cloud_verifier.serving.draining import Draining
 from cloud_verifier.serving.open_request import Served

@@ -21,7 +21,8 @@ from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.engines.base import Block, Choices, SequenceId, TargetEngine
 from cloud_verifier.engines.paced import PacedEngine
-from cloud_verifier.server import Address, Running, running
+from cloud_verifier.server import Running, running
+from cloud_verifier.serving.address import Address
 from cloud_verifier.serving.open_request import Served
 from cloud_verifier.serving.service import ServiceSettings, VerifierService
 

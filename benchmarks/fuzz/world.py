@@ -20,7 +20,8 @@ from benchmarks.fuzz.device import Device
 from benchmarks.fuzz.operations import Draft, HalfClose, Identify, Listen, Operation, Resume, Revoke, Send, Wait
 from benchmarks.fuzz.wires import DirectWire, Handler, SocketWire, Wire
 from cloud_verifier.scheduling.scheduler import Scheduler
-from cloud_verifier.server import Address, running
+from cloud_verifier.server import running
+from cloud_verifier.serving.address import Address
 from cloud_verifier.serving.admission import AdmissionSettings
 from cloud_verifier.serving.open_request import Served
 from cloud_verifier.serving.service import ServiceSettings, VerifierService

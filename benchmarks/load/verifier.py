@@ -69,7 +69,8 @@ def _run(setup: VerifierSetup, pipe: Connection) -> None:
 
 async def _serve(setup: VerifierSetup, pipe: Connection) -> None:
     from cloud_verifier.scheduling.scheduler import SchedulerSettings
-    from cloud_verifier.server import SWITCH_INTERVAL_S, Address, running
+    from cloud_verifier.server import SWITCH_INTERVAL_S, running
+    from cloud_verifier.serving.address import Address
     from cloud_verifier.serving.codec import Codec
     from cloud_verifier.serving.open_request import Served
     from cloud_verifier.serving.service import ServiceSettings

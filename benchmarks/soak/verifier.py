@@ -70,7 +70,8 @@ async def _serve(setup: SoakSetup, pipe: Connection) -> None:
     from cloud_verifier.observability.metrics import Metrics
     from cloud_verifier.security.authentication import Authentication
     from cloud_verifier.security.keys import KeyStore
-    from cloud_verifier.server import Address, running
+    from cloud_verifier.server import running
+    from cloud_verifier.serving.address import Address
     from cloud_verifier.serving.codec import Codec
     from cloud_verifier.serving.open_request import Served
     from cloud_verifier.serving.service import ServiceSettings

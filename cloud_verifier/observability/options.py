@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from outrider_cli.extras import install
+
 if TYPE_CHECKING:
     from cloud_verifier.observability.interceptor import Watcher
     from cloud_verifier.observability.metrics import Metrics
@@ -64,9 +66,7 @@ def watching(options: dict[str, Any]) -> Iterator[ObservabilityHooks]:
             try:
                 from cloud_verifier.observability.traces import Traces
             except ImportError as error:
-                raise click.ClickException(
-                    f"{error}; --otel needs more: pip install '.[otel]' in a clone of Outrider"
-                ) from error
+                raise click.ClickException(f"{error}; --otel needs more: {install('otel')}") from error
             traces = Traces()
             ending.callback(traces.close)
             eyes.watchers.append(traces)

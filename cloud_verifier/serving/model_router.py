@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
-from outrider.demo_pair import demo_folder
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
@@ -101,29 +98,3 @@ class _Replayed:
         if isinstance(first, Exception):
             raise first
         return first
-
-
-def parse_models(values: Sequence[str], served_name: str | None) -> dict[str, str]:
-    """Folder or hub id by name, of NAME=MODEL or MODEL; `demo` is the demo pair's target. Raises ValueError."""
-    models: dict[str, str] = {}
-    for value in values:
-        name, equals, model = value.partition("=")
-        if not equals or "/" in name:  # a folder may have the sign in its name, too
-            name, model = value.rstrip("/").rpartition("/")[2], value
-        if not name or not model:
-            raise ValueError(f"--model {value}: expected NAME=MODEL or MODEL, a folder or a hub id")
-        if name in models:
-            raise ValueError(f"two models would have the name {name!r}; name them apart: --model NAME=MODEL")
-        models[name] = _demo() if model == "demo" and not Path(model).exists() else model
-    if served_name is not None:
-        if len(models) > 1:
-            raise ValueError("--served-model-name names one model; of several, name each: --model NAME=MODEL")
-        models = {served_name: next(iter(models.values()))}
-    return models
-
-
-def _demo() -> str:
-    try:
-        return str(demo_folder() / "target")
-    except FileNotFoundError as error:
-        raise ValueError(str(error)) from error

@@ -18,6 +18,7 @@ from edge_client.settings.options import (
     pace_options,
 )
 from edge_client.types import OfflineAnswers
+from outrider_cli.extras import install
 
 
 @click.command()
@@ -75,7 +76,7 @@ def serve(
         from edge_client.assistant.serving import serve as serve_until_told
         from edge_client.link.security import is_loopback
     except ModuleNotFoundError as error:
-        raise CommandError(f"{error}; serving needs more: pip install 'outrider[serve]'") from error
+        raise CommandError(f"{error}; serving needs more: {install('serve')}") from error
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     here = is_loopback(host)
     api_keys = api_key + _keys_in(api_key_file)

@@ -18,6 +18,7 @@ from edge_client.settings.options import (
     pace_options,
     sampling_options,
 )
+from outrider_cli.extras import install
 
 
 @click.command()
@@ -46,7 +47,7 @@ def chat(system: str, **options: Any) -> None:
         from edge_client.chat.line_editor import editor
     except ModuleNotFoundError as error:
         if talking:
-            raise CommandError(f"{error}; chatting needs more: pip install 'outrider[chat]'") from error
+            raise CommandError(f"{error}; chatting needs more: {install('chat')}") from error
     conversation = Conversation(make_params(options), options["seed"], options["model"], system)
     client = make_client(options, ask_at_terminal)
 

@@ -13,6 +13,7 @@ import click
 import platformdirs
 
 from edge_client.settings.options import CommandError, option, take_security
+from outrider_cli.extras import install
 
 if TYPE_CHECKING:
     from edge_client.setup.drafter_choice import Choice
@@ -157,10 +158,10 @@ def _next(good: bool, named: Path | None) -> str:
     if not good:
         return f"Now type: edge-client doctor{config}"
     if find_spec("prompt_toolkit") is None:
-        talk = f"edge-client generate{config} --message 'Hello' (edge-client chat needs pip install 'outrider[chat]')"
+        talk = f"edge-client generate{config} --message 'Hello' (edge-client chat needs {install('chat')})"
     else:
         talk = f"edge-client chat{config}"
-    extra = "" if find_spec("uvicorn") else " (needs pip install 'outrider[serve]')"
+    extra = "" if find_spec("uvicorn") else f" (needs {install('serve')})"
     return f"Now type: {talk}; for apps and the browser: edge-client serve{config}{extra}"
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import click
 
+from outrider_cli.extras import install
+
 
 @contextlib.contextmanager
 def needs(*extras: str) -> Iterator[None]:
@@ -14,6 +16,4 @@ def needs(*extras: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"this command needs {error.name}: pip install '.[{','.join(extras)}]' in a clone of Outrider"
-        ) from error
+        raise click.ClickException(f"this command needs {error.name}: {install(*extras)}") from error

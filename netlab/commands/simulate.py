@@ -9,6 +9,7 @@ import click
 
 from netlab.commands.link_options import is_given, link_options, link_settings
 from netlab.commands.options import FILE_IN, FILE_OUT, numbers, words
+from outrider_cli.extras import install
 
 if TYPE_CHECKING:
     from netlab.simulator.pair import Pair
@@ -57,9 +58,7 @@ def simulate(json_file: Path | None, **options: Any) -> None:
     try:
         from netlab.simulator import policies, report
     except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"the simulator needs {error.name}: pip install '.[lab]' in a clone of Outrider"
-        ) from error
+        raise click.ClickException(f"the simulator needs {error.name}: {install('lab')}") from error
     from netlab.simulator.recording import RecordingError
     from netlab.simulator.sweep import Grid
 

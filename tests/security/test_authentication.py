@@ -14,7 +14,7 @@ from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
 from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.security.keys import ID_DIGITS, KeyFile, KeyStore, hash_of
-from cloud_verifier.server import Address
+from cloud_verifier.serving.address import Address
 from edge_client.client import EdgeClient, SamplingParams
 from edge_client.errors import SessionError
 from edge_client.link.security import Security

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.server import Address, ServerError
+from cloud_verifier.serving.address import Address, ServerError
 from edge_client.client import EdgeClient, SamplingParams
 from edge_client.errors import SessionError
 from edge_client.link.channel import LinkSettings

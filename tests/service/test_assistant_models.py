@@ -12,7 +12,7 @@ from typing import Any
 import platformdirs
 import pytest
 
-from cloud_verifier.server import Address
+from cloud_verifier.serving.address import Address
 from edge_client.assistant.app import AssistantSettings
 from edge_client.client import EdgeClient
 from edge_client.link.channel import LinkSettings

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.server import Address
+from cloud_verifier.serving.address import Address
 from edge_client.client import AsyncEdgeClient, EdgeClient, RequestOutput, SamplingParams
 from edge_client.drafters.base import Candidates, Drafter
 from edge_client.errors import SessionError

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.server import Address
+from cloud_verifier.serving.address import Address
 from edge_client.client import EdgeClient, SamplingParams
 from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier

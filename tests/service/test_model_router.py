@@ -14,7 +14,7 @@ from outrider.v1 import verifier_pb2 as pb
 from outrider.v1.verifier_pb2_grpc import VerifierServiceServicer
 
 from cloud_verifier.engines.base import TargetEngine
-from cloud_verifier.serving.model_router import parse_models
+from cloud_verifier.model_source import ModelSourceError, parse_models
 from cloud_verifier.serving.service import ServiceSettings, VerifierService
 from edge_client.client import EdgeClient, SamplingParams
 from edge_client.errors import SessionError
@@ -141,5 +141,5 @@ def test_demo_names_the_demo_target(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_names_that_do_not_work_are_explained(values: list[str], name: str | None, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ModelSourceError, match=sentence):
         parse_models(values, name)

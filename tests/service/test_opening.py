@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.server import Address
+from cloud_verifier.serving.address import Address
 from cloud_verifier.serving.open_request import prompt_fingerprint
 from cloud_verifier.serving.stream import PROMPT_PIECE_TOKENS
 from cloud_verifier.serving.stream_reader import MAX_OPEN_BYTES, MIN_PIECE_BYTES

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.security.keys import KeyFile, KeyStore
-from cloud_verifier.server import Address
+from cloud_verifier.serving.address import Address
 from edge_client.cli import main
 from edge_client.drafters.sources import hub
 from edge_client.drafters.sources.spec import HubModel

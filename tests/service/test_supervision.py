@@ -16,7 +16,8 @@ from outrider.v1 import verifier_pb2 as pb
 from cloud_verifier.engines.base import Block, Choices, EngineDead, Memory, SequenceId
 from cloud_verifier.observability.interceptor import Call
 from cloud_verifier.observability.metrics import Metrics
-from cloud_verifier.server import Address, ServerError, serve
+from cloud_verifier.server import serve
+from cloud_verifier.serving.address import Address, ServerError
 from cloud_verifier.serving.open_request import Served
 from cloud_verifier.supervision import Supervisor
 from edge_client.client import EdgeClient, SamplingParams

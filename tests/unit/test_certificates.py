@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from cloud_verifier.server import Address
+from cloud_verifier.serving.address import Address
 from edge_client.link.certificates import Fault, examine_certificate, examine_own, examine_plaintext
 from edge_client.link.reachability import Reached, Refusal, Wanted, reach
 from edge_client.link.security import Security

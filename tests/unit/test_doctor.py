@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from outrider.v1 import verifier_pb2 as pb
 
-from cloud_verifier.server import Address
+from cloud_verifier.serving.address import Address
 from edge_client import doctor
 from edge_client.drafters.onnx import providers
 from edge_client.drafters.settings import DeviceSettings

@@ -22,6 +22,7 @@ from cloud_verifier.engines.torch_engine.memory import GIB, GPU_MEMORY_SHARE, Me
 from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, layer_shapes
 from cloud_verifier.engines.torch_engine.row_rules import strict_row_rules
 from cloud_verifier.engines.torch_engine.self_test import self_test
+from cloud_verifier.model_source import ModelSourceError, check_path
 from speculation.sampling import SamplingParams
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def load(
 
     model: a local folder as `save_pretrained` writes it, or a hub id (HF_HUB_OFFLINE is respected). device: "auto"
     (CUDA if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32",
-    "bfloat16", "float16". context_limit: at most so many tokens per sequence; never more than the model's own limit.
+    "bfloat16", "float16". context_limit: at most so many tokens per sequence, which the model must be made for.
     threads: CPU threads of this process, None to leave as they are. kv_cache_gib, gpu_memory_share: see `memory`.
     cuda_graphs: see `wrap`. Raises ModelError.
     """
@@ -70,7 +71,7 @@ def load(
         dtype = "float32" if place.type == "cpu" else "bfloat16"
     if dtype not in DTYPES:
         raise ModelError(f'dtype is "{dtype}"; it must be "auto" or one of {", ".join(DTYPES)}.')
-    opened = _open(model, DTYPES[dtype])
+    opened = _open(model, DTYPES[dtype], context_limit)
     try:
         torch.nn.Module.to(opened, place)
     except torch.OutOfMemoryError as error:
@@ -183,14 +184,13 @@ def _settle_rows(engine: TorchEngine) -> None:
         except RuntimeError as error:  # cuBLAS has no product in one piece for some shape
             if device.type != "cuda":
                 raise
-            _log.info("with %s: %s", rule, _first_line(error))
+            _log.debug("with %s: %s", rule, _first_line(error))
             engine.describe(strict=False, strict_report=f"Strict mode does not run here: {_first_line(error)}.")
             continue
         engine.describe(strict=report.strict, strict_report=report.sentence)
+        _log.debug("with %s: %s", rule, report.sentence)
         if report.strict:
-            _log.info("with %s: %s", rule, report.sentence)
             return
-        _log.warning("with %s: %s", rule, report.sentence)
 
 
 def fingerprint(engine: TorchEngine) -> str:
@@ -248,18 +248,18 @@ def _device(device: str) -> torch.device:
     return place
 
 
-def _open(model: str, dtype: torch.dtype) -> PreTrainedModel:
-    folder = Path(model)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(f"The folder {model} has no config.json; give the folder that save_pretrained wrote.")
-    if not folder.is_dir() and (folder.is_absolute() or model.startswith(".")):
-        raise ModelError(f"There is no folder {model}.")
+def _open(model: str, dtype: torch.dtype, context_limit: int | None) -> PreTrainedModel:
+    try:
+        check_path(model)
+    except ModelSourceError as error:
+        raise ModelError(str(error)) from error
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"The configuration of {model} cannot be read: {_first_line(error)}") from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ModelError(f'{model} is a "{config.model_type}" model, which is not a causal language model.')
+    _context_limit(config, context_limit)  # before gigabytes are read
     try:
         opened: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
@@ -274,17 +274,23 @@ def _first_line(error: BaseException) -> str:
 def _context_limit(config: PretrainedConfig, asked: int | None) -> int:
     config = config.get_text_config()
     if asked is not None and asked < SHORTEST_CONTEXT:
-        raise ModelError(f"context_limit is {asked}; it must be at least {SHORTEST_CONTEXT} tokens.")
-    limits = [limit for limit in (getattr(config, "max_position_embeddings", None), asked) if limit is not None]
+        raise ModelError(f"--max-model-len is {asked}; it must be at least {SHORTEST_CONTEXT} tokens.")
+    own = getattr(config, "max_position_embeddings", None)
+    if asked is not None and own is not None and asked > own:
+        raise ModelError(
+            f"--max-model-len is {asked}, and the model takes at most {own} tokens (max_position_embeddings in its "
+            "config.json); give no more than that, or leave it out."
+        )
+    limits = [limit for limit in (own, asked) if limit is not None]
     if not limits:
-        raise ModelError("The model does not say how long a sequence it takes; set context_limit.")
+        raise ModelError("The model does not say how long a sequence it takes; give --max-model-len.")
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     sliding = "sliding_attention" in layer_types if layer_types else getattr(config, "use_sliding_window", True)
     if sliding and window is not None and window < min(limits):
         raise ModelError(
             f'This "{config.model_type}" model attends over a sliding window of {window} tokens, which is not '
-            f"supported yet; set context_limit to at most {window}."
+            f"supported yet; give --max-model-len {window} or less."
         )
     return int(min(limits))
 
