@@ -55,6 +55,10 @@ class Positions(click.ParamType[int]):
             self.fail(f"{value!r} is neither auto nor a number of positions from 1 on.", param, ctx)
         return positions
 
+    def word(self, value: int) -> object:
+        """As a person writes it."""
+        return value or "auto"
+
 
 def _option(*names: str, **settings: Any) -> Any:
     return click.option(*names, show_envvar=True, **settings)
@@ -62,9 +66,9 @@ def _option(*names: str, **settings: Any) -> Any:
 
 @main.command()
 @config_option()
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
 @_option(
     "--model",
-    required=True,
     multiple=True,
     metavar="[NAME=]MODEL",
     help="Folder of a transformers causal LM, a hub id such as org/name, or demo. Of several, devices that name none "
@@ -158,8 +162,17 @@ def _option(*names: str, **settings: Any) -> Any:
 @_option("--step-ms", default=0.0, type=click.FloatRange(0.0), help="Emulate a larger target: least time of a step.")
 @_option("--step-ms-per-token", default=0.0, type=click.FloatRange(0.0), help="... and this much per position more.")
 @watching_options
-def serve(**options: Any) -> None:
-    """Serve a target model over gRPC."""
+def serve(models: tuple[str, ...], **options: Any) -> None:
+    """Serve a target model over gRPC.
+
+    MODEL is what --model takes.
+    """
+    source = click.get_current_context().get_parameter_source("model")
+    if models and source is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("give the models with --model or without it, not both")
+    options["model"] = models or options["model"]
+    if not options["model"]:
+        raise click.UsageError("say what to serve: cloud-verifier serve MODEL, or model: in the file of --config")
     address, models = _checked(options)
     with watching(options) as eyes:
         _serve(options, address, models, eyes)

@@ -28,6 +28,7 @@ from edge_client.settings.options import (
 from edge_client.setup.cli import setup
 from outrider_cli.config import config_command
 from outrider_cli.extras import install
+from outrider_cli.outputs import OutputFolder
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -56,26 +57,25 @@ main.add_command(setup)
 
 
 @main.command()
-@click.option("--prompt", default=None, help="Text to continue, or - to read it from standard input.")
 @click.option("--message", default=None, help="A user's message, put into the target's chat template.")
+@click.option("--system", default="", help="System message before it.")
+@click.option("--prompt", default=None, help="Text to continue, without a template; - reads it from standard input.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole output as JSON when it is complete.")
 @connection_options
 @device_options
 @pace_options
 @offline_options
 @sampling_options
-def generate(prompt: str | None, message: str | None, as_json: bool, **options: Any) -> None:
-    """Answer one prompt and exit. With neither --prompt nor --message, the prompt is standard input."""
+def generate(message: str | None, system: str, prompt: str | None, as_json: bool, **options: Any) -> None:
+    """Answer one message and exit. With neither --message nor --prompt, the message is standard input."""
     from edge_client.errors import SessionError
     from outrider_cli.terminal import ask_at_terminal, noted
 
     if prompt is not None and message is not None:
         raise click.UsageError("give --prompt or --message, not both")
-    question: Any
-    if message is not None:
-        question = [{"role": "user", "content": message}]
-    else:
-        question = sys.stdin.read() if prompt in (None, "-") else prompt
+    if prompt is not None and system:
+        raise click.UsageError("a prompt is continued as it is; --system goes with --message")
+    question = _question(message, system, prompt)
     params = make_params(options)
     client = make_client(options, ask_at_terminal)
     try:
@@ -100,6 +100,20 @@ def generate(prompt: str | None, message: str | None, as_json: bool, **options: 
         raise CommandError(f"the answer cannot be written: {error.strerror}") from error
     finally:
         client.close()
+
+
+def _question(message: str | None, system: str, prompt: str | None) -> Any:
+    """A text to continue, or the messages of a chat. Raises click.UsageError."""
+    if prompt is not None:
+        return sys.stdin.read() if prompt == "-" else prompt
+    if message is None:
+        if sys.stdin.isatty():
+            click.secho("[your message; Ctrl-D on a line of its own ends it]", fg="yellow", err=True)
+        message = sys.stdin.read().removesuffix("\n")
+        if not message.strip():
+            raise click.UsageError("there is no question: give --message or --prompt, or write it to standard input")
+    before = [{"role": "system", "content": system}] if system else []
+    return [*before, {"role": "user", "content": message}]
 
 
 @main.command()
@@ -153,7 +167,7 @@ def bench(drafter: str, threads: int, tokens: int, against: str, as_json: bool, 
 @click.option(
     "--quantize", default=None, help="none, int8, int4 (onnx), q8_0, q4_k_m, q4_0... (gguf).  [default: 8 bits]"
 )
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--output", required=True, type=OutputFolder(), help="Folder to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written, and its agreement, as JSON.")
 def export(model: Path, kind: str, quantize: str | None, output: Path, as_json: bool) -> None:
     """Make a drafter of a transformers folder, and say how well it agrees with its source."""

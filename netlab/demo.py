@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from outrider_cli.outputs import OutputFile
+
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -50,8 +52,8 @@ WAYS = {"streaming": "streaming", "sync": "sync", OUTRIDER: "adaptive"}
 @click.option("--max-tokens", default=96, type=click.IntRange(2, 512), help="Tokens per answer.")
 @click.option("--target", default=rig.DEMO / "target", type=click.Path(path_type=Path), help="Target model folder.")
 @click.option("--drafter", default=str(rig.DEMO / "drafter-onnx"), help="GGUF file or ONNX folder.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
-@click.option("--svg", "svg_file", type=click.Path(path_type=Path, dir_okay=False), help="Draw the race's finish here.")
+@click.option("--json", "json_file", type=OutputFile(), help="Write the figures here.")
+@click.option("--svg", "svg_file", type=OutputFile(), help="Draw the race's finish here.")
 def main(json_file: Path | None, svg_file: Path | None, **options: Any) -> None:
     """Race streaming, synchronous rounds and Outrider over an emulated network."""
     console = Console()

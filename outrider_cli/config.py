@@ -10,13 +10,21 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import click
 from click.core import ParameterSource
 
 HIDDEN = "(set)"
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+@runtime_checkable
+class Worded(Protocol):
+    """A type of option some of whose values are written as words, such as `auto`."""
+
+    def word(self, value: Any) -> object:
+        """As a person writes it."""
 
 
 class Setting(NamedTuple):
@@ -85,6 +93,8 @@ def resolve(command: click.Command, name: str, flags: list[str], parent: click.C
             value = ctx.params.get(param.name)
             if value and param.name.endswith("api_key"):
                 value = HIDDEN
+            if isinstance(param.type, Worded):
+                value = param.type.word(value)
             yield Setting(key_of(param), value, _source(ctx, param))
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import stat
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -48,10 +52,19 @@ def add(name: str, file: Path, certificate: str, **limits: int | None) -> None:
     except KeyFileError as error:
         raise click.ClickException(str(error)) from error
     if key:
+        _close_to_others(sys.stdout)
         click.echo(key)
         click.echo(f"{name} has this key from now on. It is kept nowhere: copy it.", err=True)
     else:
         click.echo(f"{name} is who shows a client certificate with the name {certificate}.", err=True)
+
+
+def _close_to_others(out: TextIO) -> None:
+    """`keys add NAME > FILE`: the shell made a file that everybody may read."""
+    with contextlib.suppress(OSError, ValueError):  # no file at all, or not ours to change
+        mode = os.fstat(out.fileno()).st_mode
+        if stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
+            os.fchmod(out.fileno(), stat.S_IRUSR | stat.S_IWUSR)
 
 
 @keys.command("list")

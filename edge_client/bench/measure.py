@@ -41,7 +41,9 @@ class AtContext:
 
 @dataclass(frozen=True)
 class Measurements:
-    """load_ms: from the call until the drafter can be fed. memory_bytes: by which loading and use raised the largest
+    """notices: what a person should know, such as an accelerator that was missing.
+
+    load_ms: from the call until the drafter can be fed. memory_bytes: by which loading and use raised the largest
     resident size of the process; None where the system does not tell."""
 
     drafter: str
@@ -50,6 +52,7 @@ class Measurements:
     prefill_tokens_per_s: float
     contexts: tuple[AtContext, ...]
     memory_bytes: int | None
+    notices: tuple[str, ...] = ()
 
 
 def measure(load: Callable[[], Drafter], *, tokens: int = 48) -> Measurements:
@@ -76,7 +79,8 @@ def measure(load: Callable[[], Drafter], *, tokens: int = 48) -> Measurements:
         after_bytes = peak_bytes()
         memory_bytes = None if before_bytes is None or after_bytes is None else after_bytes - before_bytes
         info = drafter.info
-        return Measurements(info.name, info.runs_on, load_ms, statistics.median(rates), at, memory_bytes)
+        rate = statistics.median(rates)
+        return Measurements(info.name, info.runs_on, load_ms, rate, at, memory_bytes, info.notices)
     finally:
         drafter.close()
 

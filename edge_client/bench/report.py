@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+import click
 from rich.console import Console
 from rich.table import Table
 
@@ -49,6 +50,8 @@ def run(spec: str, *, threads: int, tokens: int, against_bare: bool, settings: D
 def show(report: Report, *, as_json: bool) -> None:
     """Print to standard output."""
     console = Console()
+    for notice in report.figures.notices:
+        click.secho(notice, fg="yellow", err=True)
     if as_json:
         overheads = [
             dataclasses.asdict(o) | {"overhead_ms": o.overhead_ms, "overhead_percent": o.overhead_percent}

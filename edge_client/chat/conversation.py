@@ -98,8 +98,10 @@ class Conversation:
             with file.open("rb") as opened:
                 content = opened.read(MOST_BYTES + 1)
             parsed = json.loads(content) if len(content) <= MOST_BYTES else None
-        except (OSError, ValueError) as error:
-            raise ConversationError(f"cannot load {file}: {error}") from error
+        except OSError as error:
+            raise ConversationError(f"cannot load {file}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise ConversationError(f"{file} is no JSON; /load takes a file that /save wrote") from error
         if not isinstance(parsed, dict) or parsed.get("outrider_chat") != FORMAT:
             raise ConversationError(f"{file} is no conversation that /save of this version wrote")
         turns, seed, temperature = parsed.get("turns"), parsed.get("seed"), parsed.get("temperature")

@@ -11,6 +11,8 @@ import grpc
 
 from edge_client.errors import SessionError
 
+MAX_PORT = 65535
+
 
 @dataclass(frozen=True)
 class Security:
@@ -42,8 +44,9 @@ class Security:
         """Raises ValueError if it does not fit together, or if plaintext would leave the machine unasked."""
         if not self.encrypted and not self.insecure and not is_loopback(host):
             raise ValueError(
-                f"{host} is not this machine, and without TLS prompts and answers would travel in the clear; use TLS, "
-                "or allow plaintext (insecure) if the network is yours alone"
+                f"{host} is not this machine, and without TLS prompts and answers would travel in the clear; use TLS "
+                "(--tls, or --ssl-ca-certs FILE for a certificate of your own), or allow plaintext with --insecure if "
+                "the network is yours alone"
             )
         if (self.certificate is None) != (self.key is None):
             raise ValueError("a client certificate needs its private key and the key needs its certificate; give both")
@@ -92,6 +95,12 @@ def _no_password() -> str:
 
 def host_and_port(address: str) -> tuple[str, int]:
     """Of HOST:PORT, where an IPv6 address has brackets, which are taken off. Raises ValueError."""
+    scheme, separator, _ = address.partition("://")
+    if separator:
+        raise ValueError(
+            f"the verifier's address is {address!r}; it is no URL: leave {scheme}:// out and write HOST:PORT, with the "
+            "port of the verifier's gRPC (50051 by default)"
+        )
     host, _, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not bare or not (port.isascii() and port.isdigit()):
@@ -101,6 +110,8 @@ def host_and_port(address: str) -> tuple[str, int]:
             f"the verifier's address is {address!r}; an IPv6 address needs brackets, such as [::1]:50051, or else "
             "nobody knows where it ends and the port begins"
         )
+    if not 1 <= int(port) <= MAX_PORT:
+        raise ValueError(f"the verifier's address is {address!r}; a port is a number from 1 to {MAX_PORT}")
     return bare, int(port)
 
 

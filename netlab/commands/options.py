@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from outrider_cli.outputs import OutputFile
+
 MAX_PORT = 65535
 
 
@@ -37,7 +39,7 @@ def words(_context: click.Context, _parameter: click.Parameter, value: str | Non
     return tuple(part.strip() for part in value.split(",")) if value else ()
 
 
-FILE_OUT = click.Path(path_type=Path, dir_okay=False, writable=True)
+FILE_OUT = OutputFile()
 FILE_IN = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from netlab.commands.extras import needs
+from outrider_cli.outputs import OutputFolder
 
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the figures.")
+@click.option("--out", type=OutputFolder(), required=True, help="Folder for the figures.")
 def plot(source: Path, out: Path) -> None:
     """Draw an experiment as PNG and SVG.
 

@@ -55,6 +55,7 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
     from edge_client.drafters.base import DrafterError
     from edge_client.errors import SessionError
     from netlab import provenance
+    from netlab.console import print_whole
     from netlab.experiments import conditions as networks
     from netlab.experiments import race as races
     from netlab.experiments import race_table
@@ -87,7 +88,7 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
         rows = _run(console, target, step_ms, settings, conditions)
     except (DrafterError, SessionError, LinkProcessError, VerifierProcessError) as error:
         raise click.ClickException(str(error)) from error
-    console.print(race_table.table(rows))
+    print_whole(console, race_table.table(rows))
     if json_file is not None:
         shown = {"target": str(target), "step_ms": step_ms, **options}
         shown["policies"] = list(settings.lanes)

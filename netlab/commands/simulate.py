@@ -59,6 +59,7 @@ def simulate(json_file: Path | None, **options: Any) -> None:
         from netlab.simulator import policies, report
     except ModuleNotFoundError as error:
         raise click.ClickException(f"the simulator needs {error.name}: {install('lab')}") from error
+    from netlab.console import print_whole
     from netlab.simulator.recording import RecordingError
     from netlab.simulator.sweep import Grid
 
@@ -88,7 +89,7 @@ def simulate(json_file: Path | None, **options: Any) -> None:
     except (RecordingError, ValueError) as error:
         raise click.UsageError(f"{error}.") from error
     rows = report.run(grid, console)
-    console.print(report.table(rows))
+    print_whole(console, report.table(rows))
     if json_file is not None:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
         settings["policies"] = list(grid.policies)

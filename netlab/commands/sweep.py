@@ -11,6 +11,7 @@ import click
 
 from netlab.commands.extras import needs
 from netlab.commands.options import simulate_or_real
+from outrider_cli.outputs import OutputFolder
 
 if TYPE_CHECKING:
     from netlab.experiments.store import Store
@@ -34,7 +35,7 @@ def _grid_file(_context: click.Context, _parameter: click.Parameter, value: str)
 @click.command()
 @click.argument("grid", callback=_grid_file)
 @simulate_or_real
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the results.")
+@click.option("--out", type=OutputFolder(), required=True, help="Folder for the results.")
 @click.option(
     "--jobs", default=os.cpu_count() or 1, show_default="all CPUs", type=click.IntRange(1), help="Of --simulate."
 )

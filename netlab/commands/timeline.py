@@ -10,6 +10,7 @@ import click
 
 from netlab.commands.extras import needs
 from netlab.commands.options import simulate_or_real, words
+from outrider_cli.outputs import OutputFolder
 
 
 @click.command()
@@ -24,7 +25,7 @@ from netlab.commands.options import simulate_or_real, words
 @click.option("--tokens", default=64, type=click.IntRange(2, 512), help="Tokens of the answer.")
 @click.option("--seed", default=1, type=click.IntRange(0, 2**31), help="Another seed, another answer.")
 @click.option("--until-ms", type=click.FloatRange(1), help="Show no more than this.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the figure.")
+@click.option("--out", type=OutputFolder(), required=True, help="Folder for the figure.")
 def timeline(simulate: bool, out: Path, until_ms: float | None, **options: Any) -> None:
     """Draw one answer as it happened: who drafted, what was in flight, what was committed.
 

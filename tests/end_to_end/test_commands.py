@@ -52,10 +52,21 @@ def test_generate_gives_the_words_of_the_python_api(verifier: VerifierProcess) -
     assert output["metrics"]["drafted_tokens"] > 0
 
 
-def test_generate_reads_a_prompt_from_a_pipe(verifier: VerifierProcess) -> None:
-    done = run("edge_client", "generate", "--verifier", verifier.address, "--max-tokens", "8", given="<|user|>Hello")
-    assert done.returncode == 0
-    assert done.stdout.strip()
+def test_generate_takes_a_message_from_a_pipe_and_with_a_dash_a_prompt(verifier: VerifierProcess) -> None:
+    arguments = ("generate", "--verifier", verifier.address, "--max-tokens", "8", "--temperature", "0")
+    said = {
+        name: run("edge_client", *arguments, *flags, given=given)
+        for name, flags, given in (
+            ("pipe", (), "Find me a hotel\n"),
+            ("message", ("--message", "Find me a hotel"), ""),
+            ("dash", ("--prompt", "-"), "Find me a hotel\n"),
+            ("prompt", ("--prompt", "Find me a hotel\n"), ""),
+        )
+    }
+    assert all(done.returncode == 0 and done.stdout.strip() for done in said.values())
+    assert said["pipe"].stdout == said["message"].stdout
+    assert said["dash"].stdout == said["prompt"].stdout
+    assert said["pipe"].stdout != said["dash"].stdout
 
 
 def test_chat_remembers_what_was_said(verifier: VerifierProcess) -> None:

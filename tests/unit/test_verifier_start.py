@@ -40,6 +40,13 @@ def test_a_good_start_goes_on_to_loading(serve: Any, folder: str) -> None:
     assert (result.exit_code, result.output) == (0, "loading\n")
 
 
+def test_the_model_may_stand_alone_and_must_stand_somewhere(serve: Any, folder: str) -> None:
+    assert serve(folder, "--port", "0").output == "loading\n"
+    result = serve("--port", "0")
+    assert result.exit_code == 2
+    assert "cloud-verifier serve MODEL" in result.output
+
+
 def test_a_port_in_use_is_refused_before_loading_and_says_what_to_do(serve: Any, folder: str, used_port: int) -> None:
     result = serve("--model", folder, "--port", str(used_port))
     assert result.exit_code == 1
