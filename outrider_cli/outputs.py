@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 
-class OutputFile(click.Path):  # type: ignore[type-arg]  # older click knows no argument
+class OutputFile(click.Path):
     """A file to write, whose folder exists."""
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class OutputFile(click.Path):  # type: ignore[type-arg]  # older click knows no 
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuses a file in a folder that does not exist or cannot be written to."""
-        file = Path(os.fspath(super().convert(value, param, ctx)))
+        file = Path(os.fsdecode(super().convert(value, param, ctx)))
         if not file.parent.is_dir():
             self.fail(f"{str(file)!r}: there is no folder {str(file.parent)!r}.", param, ctx)
         if not file.exists() and not os.access(file.parent, os.W_OK):
@@ -25,7 +25,7 @@ class OutputFile(click.Path):  # type: ignore[type-arg]  # older click knows no 
         return file
 
 
-class OutputFolder(click.Path):  # type: ignore[type-arg]
+class OutputFolder(click.Path):
     """A folder to write to, which is there or can be made."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class OutputFolder(click.Path):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuses a folder below a file, or below a folder that cannot be written to."""
-        folder = Path(os.fspath(super().convert(value, param, ctx)))
+        folder = Path(os.fsdecode(super().convert(value, param, ctx)))
         above = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             self.fail(
