@@ -104,7 +104,7 @@ def _check_hub(model: str) -> None:
             ) from error
         except errors.HFValidationError as error:
             raise ModelSourceError(f"{model} is neither a folder nor a hub id, which is written ORG/NAME.") from error
-        except (OSError, errors.HTTPError) as error:
+        except Exception as error:  # no network, no answer, no name: whatever the HTTP library raises
             lines = (str(error).strip() or type(error).__name__).splitlines()
             why = f"the hub cannot be reached ({lines[0]})"
     if not cached:
