@@ -28,6 +28,7 @@ from edge_client.settings.options import (
 from edge_client.setup.cli import setup
 from outrider_cli.config import config_command
 from outrider_cli.extras import install
+from outrider_cli.option_groups import GroupedCommand
 from outrider_cli.outputs import OutputFolder
 
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
@@ -56,7 +57,7 @@ main.add_command(chat)
 main.add_command(setup)
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @click.option("--message", default=None, help="A user's message, put into the target's chat template.")
 @click.option("--system", default="", help="System message before it.")
 @click.option("--prompt", default=None, help="Text to continue, without a template; - reads it from standard input.")
@@ -116,7 +117,7 @@ def _question(message: str | None, system: str, prompt: str | None) -> Any:
     return [*before, {"role": "user", "content": message}]
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @connection_options
 @device_options
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")

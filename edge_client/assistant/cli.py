@@ -19,9 +19,10 @@ from edge_client.settings.options import (
 )
 from edge_client.types import OfflineAnswers
 from outrider_cli.extras import install
+from outrider_cli.option_groups import GroupedCommand
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @option("--host", default="127.0.0.1", help="Address to listen on; others than this machine's own need a key.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @option(

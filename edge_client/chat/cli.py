@@ -19,9 +19,10 @@ from edge_client.settings.options import (
     sampling_options,
 )
 from outrider_cli.extras import install
+from outrider_cli.option_groups import GroupedCommand
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @option("--system", default="", help="System message.")
 @connection_options
 @device_options

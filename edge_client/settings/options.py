@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from edge_client.drafters.settings import DeviceSettings, FlashAttention, KvType
 from edge_client.drafters.sources.memory_check import parse_bytes
 from edge_client.types import OfflineAnswers
 from outrider_cli.config import config_option
+from outrider_cli.option_groups import options_of
 from speculation.pace.base import Objective
 
 if TYPE_CHECKING:
@@ -39,23 +39,13 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # older click knows no a
             self.fail(str(error), param, ctx)
 
 
-def options_of(*options: Any) -> Callable[[Any], Any]:
-    """One decorator for several options, which --help lists in this order."""
-
-    def decorate(command: Any) -> Any:
-        for one in reversed(options):
-            command = one(command)
-        return command
-
-    return decorate
-
-
 def option(*names: str, **settings: Any) -> Any:
     """An option that --help shows with its environment variable."""
     return click.option(*names, show_envvar=True, **settings)
 
 
 connection_options = options_of(
+    "Verifier and drafter",
     config_option(platformdirs.user_config_path("outrider") / "edge-client.yaml"),
     option(
         "--verifier",
@@ -99,6 +89,7 @@ connection_options = options_of(
     option("--insecure", is_flag=True, help="Allow plaintext to another machine."),
 )
 device_options = options_of(
+    "Device",
     option(
         "--context-tokens",
         default=None,
@@ -134,6 +125,7 @@ device_options = options_of(
     ),
 )
 pace_options = options_of(
+    "Pace",
     option("--pace", default="adaptive", help="How far to ride ahead, and when; unknown names list all."),
     option(
         "--objective",
@@ -155,6 +147,7 @@ pace_options = options_of(
     ),
 )
 offline_options = options_of(
+    "Without network",
     option(
         "--offline-answers",
         default=OfflineAnswers.NEVER.value,
@@ -163,6 +156,7 @@ offline_options = options_of(
     ),
 )
 sampling_options = options_of(
+    "Answer",
     option("--temperature", default=0.8, help="0 takes the likeliest token."),
     option("--top-k", default=0, help="Keep this many of the likeliest tokens; 0 keeps all."),
     option("--top-p", default=1.0, help="Keep the likeliest tokens up to this share."),

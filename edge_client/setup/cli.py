@@ -110,6 +110,9 @@ def setup(
     elif asking:
         click.echo(f"{trouble}\n{tables.UNJUDGED}")
     choice = drafter_choice.named(measuring, drafters) if drafters else drafter_choice.found(measuring, look_in)
+    if drafters and not choice.tried:  # another drafter, or none, is not what was asked for
+        reasons = "; ".join(f"{one.what}: {one.why}" for one in choice.left_out)
+        raise CommandError(f"no drafter that was named can be used ({reasons}); nothing was written")
     if asking and choice.on_hub:
         drafter_choice.offer_downloads(measuring, choice)
     if asking and not drafters:

@@ -373,3 +373,11 @@ def test_without_anybody_to_ask_the_hub_is_only_mentioned(demo: VerifierProcess,
     done = run("--json", "--target", demo.address)
     assert json.loads(done.stdout)["on_hub"] == ["hf:bartowski/Qwen2.5-0.5B-Instruct-GGUF"]
     assert on_hub == []
+
+
+def test_a_named_drafter_that_cannot_be_used_is_an_error_and_writes_nothing(verifier: InProcessVerifier) -> None:
+    done = run("--yes", "--target", verifier.address, "--drafter", "nofile.gguf")
+    assert done.exit_code == 1
+    assert "no drafter that was named can be used" in done.output
+    assert "nofile.gguf" in done.output
+    assert not Path("edge.yaml").exists()

@@ -128,3 +128,12 @@ def test_the_programs_take_files(main: click.Group, command: str, file: Path) ->
     done = run("config", "show", command, "--config", str(file), main=main)
     assert done.exit_code == 0, done.output
     assert ["model", "from-the-file", str(file)] in [line.split() for line in done.output.splitlines()]
+
+
+@pytest.mark.parametrize("command", ["chat", "generate", "serve", "doctor"])
+def test_options_stand_under_titles(command: str) -> None:
+    text = CliRunner().invoke(edge_client.cli.main, [command, "--help"]).output
+    titles = [line for line in text.splitlines() if line and not line.startswith(" ") and line.endswith(":")]
+    assert "Verifier and drafter:" in titles
+    assert len(titles) == len(set(titles)) >= 3
+    assert text.count("--verifier ") == 1
