@@ -173,9 +173,9 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     options["model"] = models or options["model"]
     if not options["model"]:
         raise click.UsageError("say what to serve: cloud-verifier serve MODEL, or model: in the file of --config")
-    address, models = _checked(options)
+    address, named = _checked(options)
     with watching(options) as eyes:
-        _serve(options, address, models, eyes)
+        _serve(options, address, named, eyes)
 
 
 def _checked(options: dict[str, Any]) -> tuple[Address, dict[str, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -31,7 +32,7 @@ def folder(tmp_path: Path) -> str:
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the command; "loading" in the output if a model would be loaded now."""
-    monkeypatch.setattr(cli, "_serve", lambda *_: cli.click.echo("loading"))
+    monkeypatch.setattr(cli, "_serve", lambda *_: click.echo("loading"))
     return lambda *flags: CliRunner().invoke(cli.main, ["serve", *flags])
 
 
