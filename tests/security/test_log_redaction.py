@@ -54,7 +54,7 @@ def test_no_words_in_the_logs_unless_asked_for(level: int, told: bool, caplog: p
         assert ends(text=f"{MARKER}Q") == "VERIFIER_FAULT"
         assert ends(chat=chat) == "ENGINE_FAILED", "a chat begins with token 0"
     assert "RuntimeError at" in caplog.text
-    assert "test_discretion.py" in caplog.text
+    assert "test_log_redaction.py" in caplog.text
     quoted = MARKER in caplog.text or str(TOKENS)[1:-1] in caplog.text
     assert quoted is told
 
@@ -67,7 +67,7 @@ def test_the_cause_of_an_exception_is_named_too() -> None:
             raise ValueError("secret too") from error
     except ValueError as error:
         said = without_words(error)
-    assert "ValueError at test_discretion.py" in said
+    assert "ValueError at test_log_redaction.py" in said
     assert "of KeyError at" in said
     assert "secret" not in said
     assert without_words(OSError("secret")) == "OSError at an unknown place"
