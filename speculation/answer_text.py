@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class TokenStream(Protocol):
-    """DrafterQueue tokens into text one at a time; text that may still change is held back."""
+    """Turns tokens into text one at a time; text that may still change is held back."""
 
     def push(self, token: int) -> str:
         """Text that became certain with this token."""

@@ -136,11 +136,11 @@ class _House:
 
     def __init__(self, verifiers: Sequence[Verifier], assignment: Assignment) -> None:
         self.verifiers, self.sessions = verifiers, [0] * len(verifiers)
-        self._assignment, self._drafter_queue = assignment, itertools.cycle(range(len(verifiers)))
+        self._assignment, self._turns = assignment, itertools.cycle(range(len(verifiers)))
 
     def choose(self) -> Verifier:
         """For the next session."""
-        index = next(self._drafter_queue)
+        index = next(self._turns)
         if self._assignment is Assignment.LEAST_SESSIONS:
             index = min(range(len(self.verifiers)), key=lambda i: self.verifiers[i].running)
         self.sessions[index] += 1

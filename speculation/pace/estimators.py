@@ -68,7 +68,7 @@ class TransferTime:
 
 
 class Calibration:
-    """DrafterQueue a drafter's confidence into the probability that the guess is right, given that all before it are.
+    """Turns a drafter's confidence into the probability that the guess is right, given that all before it are.
 
     Counts hits by bins of confidence, and corrects by the depth at which a guess was drawn, for acceptance is
     heavy-headed (2606.20591). Old outcomes fade, because acceptance drifts within an answer (2605.09329).
