@@ -11,34 +11,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from cloud_verifier.engines.base import (
-    Block,
-    Choices,
-    EngineDead,
-    EngineFull,
-    EngineInfo,
-    Logprobs,
-    Memory,
-    SequenceId,
-    TargetEngine,
-)
-from cloud_verifier.engines.pages import Pages, Table
+from cloud_verifier.engines.base import Block, EngineDead, EngineInfo
+from cloud_verifier.engines.paged import PagedEngine
+from cloud_verifier.engines.pages import Pages
 from cloud_verifier.engines.torch_engine.activations import steady
 from cloud_verifier.engines.torch_engine.attention import PLAIN, STATIC, STRICT, forward_on
 from cloud_verifier.engines.torch_engine.fast import FastForward
 from cloud_verifier.engines.torch_engine.fast_path import Parts
 from cloud_verifier.engines.torch_engine.graphs import Result
 from cloud_verifier.engines.torch_engine.layout import Layout, Segment
-from cloud_verifier.engines.torch_engine.penalties import Past, TokenCounts
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool
 from cloud_verifier.engines.torch_engine.row_rules import PLAIN_ROWS, RowRule, strict_row_rules, summing_as
-from cloud_verifier.engines.torch_engine.sampler import Row, choose, logprobs, rows_of
+from cloud_verifier.engines.torch_engine.sampler import Row, choose
 from cloud_verifier.engines.torch_engine.upload import upload
 
 
@@ -46,7 +35,7 @@ class OutOfMemory(RuntimeError):
     """A step did not fit into the device's memory. The message says what to lower."""
 
 
-class TorchEngine(TargetEngine):
+class TorchEngine(PagedEngine):
     """A transformers causal LM as a target. `load` makes one from a folder or a hub id and checks that it works."""
 
     def __init__(
@@ -64,17 +53,13 @@ class TorchEngine(TargetEngine):
         pool: with the model's layers; its pages hold at least one sequence of `info.context_limit` tokens. parts: run
         in fixed shapes, for GPUs; None for the simple forward. cuda_graphs: see `FastForward`.
         """
-        self.info = info
+        super().__init__(info, Pages(pool.pages, PAGE_TOKENS, pool))
         self.model = model.eval()
         self._device = model.device  # transformers looks for it among all parameters, each time
         self.strict = strict
         self.rows = strict_row_rules(model.device)[0] if strict else PLAIN_ROWS
         self._pool = pool
         pool.context_limit = info.context_limit
-        self._pages = Pages(pool.pages, PAGE_TOKENS, pool)
-        self._sequences: dict[SequenceId, Table] = {}
-        self._counts: dict[SequenceId, TokenCounts] = {}  # of those whose penalties need them
-        self._opened = 0
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.fast: FastForward | None = None
         if parts is not None:
@@ -89,56 +74,11 @@ class TorchEngine(TargetEngine):
         if self.fast is not None:
             self.fast.forget()
 
-    def describe(self, **changes: object) -> None:
-        """Replace fields of `info`, for what is known only after trying (strictness)."""
-        self.info = replace(self.info, **changes)  # type: ignore[arg-type]
-
-    @property
-    def memory(self) -> Memory:
-        return self._pages.memory
-
-    def open(self, tokens: Sequence[int] = (), scope: str = "") -> SequenceId:
-        if len(self._sequences) >= self.info.max_sequences:
-            raise EngineFull(
-                f"all {self.info.max_sequences} sequences of the engine are open; close one or raise max_sequences"
-            )
-        self._opened += 1
-        sequence = SequenceId(self._opened)
-        self._sequences[sequence] = self._pages.open(tokens, scope)
-        return sequence
-
-    def reserve(self, sequence: SequenceId, tokens: int) -> None:
-        self._pages.reserve(self._find(sequence), tokens)
-
-    def length(self, sequence: SequenceId) -> int:
-        return len(self._find(sequence).tokens)
-
-    def truncate(self, sequence: SequenceId, length: int) -> None:
-        found = self._find(sequence)
-        if not 0 <= length <= len(found.tokens):
-            raise ValueError(f"sequence {sequence} has {len(found.tokens)} tokens and cannot be truncated to {length}")
-        if (counts := self._counts.get(sequence)) is not None and counts.length > length:
-            counts.shrink(found.tokens[length : counts.length])
-        self._pages.truncate(found, length)
-
-    def close(self, sequence: SequenceId) -> None:
-        found = self._find(sequence)
-        del self._sequences[sequence]
-        self._counts.pop(sequence, None)
-        self._pages.close(found)
-
-    def forget(self) -> None:
-        """Give up what is kept of closed sequences."""
-        self._pages.forget()
-
-    @torch.inference_mode()
-    def step(self, blocks: Sequence[Block]) -> list[Choices]:
-        self._check(blocks)
-        rows = [row for block in blocks for row in self._rows_of(block)]
+    def _choose(self, blocks: Sequence[Block], rows: Sequence[Row]) -> tuple[torch.Tensor, list[int]]:
         try:
             with summing_as(self.rows, self._device):
                 logits, drawn = self._evaluate(blocks, rows)
-            tokens = choose(logits, rows, drawn) if rows else []
+            return logits, choose(logits, rows, drawn) if rows else []
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
                 f"a step of {sum(len(block.tokens) for block in blocks)} tokens found too little memory on "
@@ -148,17 +88,6 @@ class TorchEngine(TargetEngine):
             if not self._device_works():
                 raise EngineDead(f"{self.model.device} does not work any more: {error}") from error
             raise
-        results: list[Choices] = []
-        first = 0
-        for block in blocks:
-            last = first + block.choices
-            wanted: list[Logprobs] = []
-            if (top := block.sampler.params.logprobs) is not None and block.choices:
-                wanted = logprobs(logits[first:last], tokens[first:last], top)
-            results.append(Choices(tuple(tokens[first:last]), tuple(wanted)))
-            first = last
-        self._grow(blocks)
-        return results
 
     @torch.inference_mode()
     def logits(self, blocks: Sequence[Block]) -> list[torch.Tensor]:
@@ -177,55 +106,6 @@ class TorchEngine(TargetEngine):
             return bool(torch.ones(1, device=self._device).sum().item() == 1)
         except RuntimeError:
             return False
-
-    def _find(self, sequence: SequenceId) -> Table:
-        try:
-            return self._sequences[sequence]
-        except KeyError:
-            raise ValueError(f"sequence {sequence} is not open") from None
-
-    def _check(self, blocks: Sequence[Block]) -> None:
-        seen = set()
-        for block in blocks:
-            found, count = self._find(block.sequence), len(block.tokens)
-            if block.sequence in seen:
-                raise ValueError(f"sequence {block.sequence} is named twice in one step")
-            seen.add(block.sequence)
-            if count == 0:
-                raise ValueError(f"the block of sequence {block.sequence} is empty")
-            if not 0 <= block.choices <= count:
-                raise ValueError(f"{block.choices} choices are wanted of a block of {count} tokens")
-            if min(block.tokens) < 0 or max(block.tokens) >= self.info.vocabulary_size:
-                raise ValueError(
-                    f"the block of sequence {block.sequence} has a token id outside 0..{self.info.vocabulary_size - 1}"
-                )
-            if len(found.tokens) + count > self.info.context_limit:
-                raise ValueError(
-                    f"sequence {block.sequence} would grow to {len(found.tokens) + count} tokens; "
-                    f"the context limit is {self.info.context_limit}"
-                )
-
-    def _rows_of(self, block: Block) -> list[Row]:
-        """The rows to choose at, one per choice of a block."""
-        length, count = len(self._sequences[block.sequence].tokens), len(block.tokens)
-        past: Past | Sequence[int] = ()
-        if block.sampler.params.needs_history and block.choices:
-            before = count - block.choices + 1
-            past = self._counted(block).past(block.tokens[:before], block.tokens[before:])
-        return rows_of(block.sampler, range(length + count - block.choices + 1, length + count + 1), past)
-
-    def _counted(self, block: Block) -> TokenCounts:
-        """How often each token is in a block's sequence by now. Only what came since the last time is counted."""
-        tokens, counts = self._sequences[block.sequence].tokens, self._counts.get(block.sequence)
-        if counts is None or counts.prompt_length != block.sampler.prompt_length:
-            counts = TokenCounts(self.info.vocabulary_size, block.sampler.prompt_length)
-            self._counts[block.sequence] = counts
-        counts.extend(tokens[counts.length :])
-        return counts
-
-    def _grow(self, blocks: Sequence[Block]) -> None:
-        for block in blocks:
-            self._pages.extend(self._sequences[block.sequence], block.tokens)
 
     def _evaluate(self, blocks: Sequence[Block], rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits at the rows whose choice is wanted, [sum of choices, V]; writes keys and values, changes no length.
