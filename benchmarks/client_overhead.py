@@ -19,6 +19,7 @@ from benchmarks import report
 from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Drafter
+from netlab.console import print_whole
 from netlab.experiments.rig import DEMO
 from netlab.race import WARM_UP, chat
 from netlab.verifier_process import VerifierProcess
@@ -90,7 +91,7 @@ def measure(spec: str, verifier: str, bursts: int, length: int) -> dict[str, Any
 @click.option("--drafter", "drafters", multiple=True, default=[str(DEMO / "drafter-onnx"), str(DEMO / "drafter.gguf")])
 @click.option("--bursts", default=40)
 @click.option("--length", default=64, help="Guesses per burst.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(drafters: tuple[str, ...], bursts: int, length: int, json_file: Path | None) -> None:
     """Measure every drafter and print a table."""
     options = ["--max-lookahead", str(length), "--threads", "1"]
@@ -99,7 +100,7 @@ def main(drafters: tuple[str, ...], bursts: int, length: int, json_file: Path | 
     table = Table(*results[0])
     for result in results:
         table.add_row(*map(str, result.values()))
-    Console().print(table)
+    print_whole(Console(), table)
     report.write(json_file, {"rows": results})
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
+from netlab.console import print_whole
 from netlab.experiments.rig import DEMO
 from netlab.verifier_process import VerifierProcess
 
@@ -62,7 +63,7 @@ def verifier_ready_s(times: int) -> float:
 
 
 @click.command()
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(json_file: Path | None) -> None:
     """Measure and print a table."""
     results: dict[str, Any] = {
@@ -79,7 +80,7 @@ def main(json_file: Path | None) -> None:
     table = Table("what", "figure")
     for name, value in results.items():
         table.add_row(name, str(value))
-    Console().print(table)
+    print_whole(Console(), table)
     report.write(json_file, results)
 
 

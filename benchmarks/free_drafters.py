@@ -36,6 +36,7 @@ from edge_client.drafters.lookup.chain import ChainDrafter
 from edge_client.drafters.lookup.history import HistoryDrafter
 from edge_client.drafters.lookup.history_store import HistoryStore
 from edge_client.drafters.lookup.ngram import NgramDrafter
+from netlab.console import print_whole
 from netlab.experiments.drafters import Slowed
 from netlab.experiments.rig import DEMO
 from netlab.link_process import LinkProcess
@@ -265,7 +266,7 @@ def _row(case: str, lane: str, outputs: dict[str, list[Any]], tokens: int) -> di
 @click.option("--pace", default="adaptive")
 @click.option("--case", "cases", multiple=True, type=click.Choice(CASES), default=CASES)
 @click.option("--lane", "lanes", multiple=True, type=click.Choice(LANES), default=LANES)
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(tokens: int, cases: tuple[str, ...], json_file: Path | None, **settings: Any) -> None:
     """Measure every drafter in every case and print a table."""
     texts, fingerprint = write_texts(tokens)
@@ -273,7 +274,7 @@ def main(tokens: int, cases: tuple[str, ...], json_file: Path | None, **settings
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*map(str, row.values()))
-    Console().print(table)
+    print_whole(Console(), table)
     report.write(json_file, {"tokens": tokens} | settings | {"rows": rows})
 
 

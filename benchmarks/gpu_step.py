@@ -40,6 +40,7 @@ from cloud_verifier.engines.torch_engine.fast_path import Parts
 from cloud_verifier.engines.torch_engine.kernels import GATHERED
 from cloud_verifier.engines.torch_engine.load import wrap
 from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
+from netlab.console import print_whole
 from speculation.sampling import SamplingParams
 
 # The published configurations, as far as they decide what a step costs.
@@ -448,7 +449,7 @@ def numbers(_context: click.Context, _option: click.Parameter, value: str) -> tu
 @click.option("--warm-ups", default=5, show_default=True, type=click.IntRange(2), help="The second captures.")
 @click.option("--budget-s", default=540.0, show_default=True, help="No new case is begun after so many seconds.")
 @click.option("--kernel", default="auto", type=click.Choice(["auto", "gathered"]), help="gathered: also on a CPU.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Rewritten after every case.")
+@report.json_option("Rewritten after every case.")
 def main(
     device: str,
     shapes: tuple[str, ...],
@@ -496,7 +497,7 @@ def main(
                 last = found.rows[-1]
                 logging.info("%s: %s", shape, {k: last[k] for k in (*list(last)[:4], "step_ms", "over_limit")})
     finally:
-        Console(width=120).print(table_of(shape, found.rows))
+        print_whole(Console(), table_of(shape, found.rows))
         Console().print(found.summary())
 
 

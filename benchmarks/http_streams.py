@@ -27,6 +27,7 @@ from rich.table import Table
 
 from benchmarks import report
 from netlab.assistant_process import AssistantProcess
+from netlab.console import print_whole
 from netlab.experiments.rig import DEMO
 from netlab.prompts import OPENINGS
 from netlab.verifier_process import VerifierProcess
@@ -157,7 +158,7 @@ def fairness(answers: Sequence[Answer]) -> dict[str, float]:
 @click.option("--rounds", default=40, type=click.IntRange(3), help="Of single requests.")
 @click.option("--streams", default=32, type=click.IntRange(2), help="At once.")
 @click.option("--tokens", default=64, type=click.IntRange(2), help="Of each of them.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(drafter: str, rounds: int, streams: int, tokens: int, json_file: Path | None) -> None:
     """Measure and print a table."""
     prompts = fresh_prompts()
@@ -173,7 +174,7 @@ def main(drafter: str, rounds: int, streams: int, tokens: int, json_file: Path |
     table = Table("figure", "value")
     for name, value in rows.items():
         table.add_row(name, str(value))
-    Console().print(table)
+    print_whole(Console(), table)
     report.write(json_file, {"settings": {"drafter": Path(drafter).name, "rounds": rounds, "tokens": tokens}, **rows})
 
 

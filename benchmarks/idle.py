@@ -30,6 +30,7 @@ from benchmarks.load.profile import MemoryBound
 from benchmarks.load.simulated import Setting
 from benchmarks.load.verifier import LoadVerifier, VerifierSetup
 from benchmarks.load.wire import write
+from netlab.console import print_whole
 from speculation.pace.base import PATIENCE_UNLIMITED_MS
 
 STREAMS_PER_CONNECTION = 50
@@ -158,7 +159,7 @@ async def idle_and_active(idle: int, active: int, setting: Setting, verifier: Lo
 @click.option("--idle", default=1000, type=click.IntRange(1))
 @click.option("--active", default=200, type=click.IntRange(1))
 @click.option("--seconds", default=30.0, type=click.FloatRange(2.0), help="That the active ones are watched.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(idle: int, active: int, seconds: float, json_file: Path | None) -> None:
     """Open them all, watch, and fail if a keepalive was missed."""
     free_place(2 * (idle // STREAMS_PER_CONNECTION + active))
@@ -174,7 +175,7 @@ def main(idle: int, active: int, seconds: float, json_file: Path | None) -> None
             table.add_row(name, str(value))
     for name in ("tpot_p50", "tpot_p95", "step_ms", "busy", "wrong_words", "verifier_cpu", "generator_cpu", "trouble"):
         table.add_row(f"active: {name}", str(found["active"][name]))
-    console.print(table)
+    print_whole(console, table)
     report.write(json_file, {"settings": {"idle": idle, "active": active, "seconds": seconds}} | found)
     if found["missed_pongs"] or found["broken_streams"] or found["active"]["wrong_words"]:
         raise click.ClickException(

@@ -27,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import report
+from netlab.console import print_whole
 from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.oracle import oracle
@@ -179,7 +180,7 @@ SUMMARISED = {
 @click.option("--tokens", default=192, type=click.IntRange(2))
 @click.option("--seed", default=5, help="Of the answers.")
 @click.option("--jobs", default=os.cpu_count(), type=click.IntRange(1))
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(answers: int, tokens: int, seed: int, jobs: int, json_file: Path | None) -> None:
     """Play the grid; print the summary and the cells where the pace does worst."""
     cells = list(itertools.starmap(Cell, itertools.product(ACCEPTANCES, DRAFT_MS, STEP_MS, RTT_MS)))
@@ -191,7 +192,7 @@ def main(answers: int, tokens: int, seed: int, jobs: int, json_file: Path | None
     table = Table("", *next(iter(figures.values())), title=f"{len(rows)} cells", title_justify="left")
     for name, what in SUMMARISED.items():
         table.add_row(what, *(f"{value:.3f}" for value in figures[name].values()))
-    console.print(table)
+    print_whole(console, table)
     for objective in ("latency", "capacity"):
         for worst in sorted(rows, key=lambda r: r[f"{objective}_over_best"])[-3:]:
             cell = ", ".join(f"{key} {worst[key]:g}" for key in Cell._fields)

@@ -22,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import report
+from netlab.console import print_whole
 from netlab.link_settings import LinkSettings
 from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
@@ -92,7 +93,7 @@ def row(change: Change, policy: str, rates: NDArray[np.float64]) -> dict[str, An
 @click.command(context_settings={"show_default": True})
 @click.option("--answers", default=96, type=click.IntRange(1))
 @click.option("--jobs", default=os.cpu_count(), type=click.IntRange(1))
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(answers: int, jobs: int, json_file: Path | None) -> None:
     """Play every change; print what share of its settled speed the pace has how soon."""
     played = heavy_headed(ACCEPTANCE).answers(answers, TOKENS, seed=11)
@@ -106,7 +107,7 @@ def main(answers: int, jobs: int, json_file: Path | None) -> None:
     table = Table("change", "policy", "ms/token before", "settled", *windows, "noise")
     for one in rows:
         table.add_row(*(str(value) for value in one.values()))
-    Console().print(table)
+    print_whole(Console(), table)
     settings = {"answers": answers, "step_ms": STEP_MS, "acceptance": ACCEPTANCE}
     report.write(json_file, {"settings": settings, "rows": rows})
 

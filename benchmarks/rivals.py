@@ -21,6 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import report
+from netlab.console import print_whole
 from netlab.simulator import recording
 from netlab.simulator.pair import Pair, heavy_headed
 from netlab.simulator.sweep import Grid, sweep
@@ -80,7 +81,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @click.option("--answers", default=24, type=click.IntRange(1))
 @click.option("--tokens", default=128, type=click.IntRange(2))
 @click.option("--jobs", default=os.cpu_count(), type=click.IntRange(1))
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(answers: int, tokens: int, jobs: int, json_file: Path | None) -> None:
     """Play every cell; print how much slower each rival is."""
     console = Console()
@@ -111,7 +112,7 @@ def main(answers: int, tokens: int, jobs: int, json_file: Path | None) -> None:
             str(one["most"]),
             wins,
         )
-    console.print(table)
+    print_whole(console, table)
     settings = {"answers": answers, "tokens": tokens, "step_ms": STEP_MS}
     report.write(json_file, {"settings": settings, "summary": found, "rows": rows})
 

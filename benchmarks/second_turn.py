@@ -34,6 +34,7 @@ from rich.table import Table
 from benchmarks import report
 from edge_client.export.exporting import export
 from netlab.assistant_process import AssistantProcess
+from netlab.console import print_whole
 from netlab.experiments.rig import DEMO
 from netlab.prompts import OPENINGS
 from netlab.verifier_process import VerifierProcess
@@ -167,7 +168,7 @@ def summary(turns: Sequence[Turn]) -> dict[str, Any]:
 @click.option("--format", "kind", default="gguf", type=click.Choice(["gguf", "onnx"]), help="Of the drafter.")
 @click.option("--exchanges", default=60, type=click.IntRange(1), help="Of a conversation before its first answer.")
 @click.option("--rounds", default=15, type=click.IntRange(2))
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(target: Path, drafter: Path, kind: str, exchanges: int, rounds: int, json_file: Path | None) -> None:
     """Measure and print a table."""
     told: list[dict[str, Turn]] = []
@@ -185,7 +186,7 @@ def main(target: Path, drafter: Path, kind: str, exchanges: int, rounds: int, js
     table = Table("", *ways)
     for name in next(iter(ways.values())):
         table.add_row(name, *(str(figures.get(name)) for figures in ways.values()))
-    Console().print(table)
+    print_whole(Console(), table)
     settings = {"target": target.name, "drafter": drafter.name, "format": kind, "rounds": rounds, "answer": TOKENS}
     report.write(json_file, {"settings": settings, **ways})
 

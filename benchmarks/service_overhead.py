@@ -20,6 +20,7 @@ from benchmarks.load.bare import Traffic, cpu_ms_per_commit
 from benchmarks.load.profile import MemoryBound
 from benchmarks.load.simulated import Setting
 from benchmarks.load.verifier import LoadVerifier, VerifierSetup
+from netlab.console import print_whole
 
 PROFILE = MemoryBound(60.0, 0.05, 0.1, 256)
 BAR_MS = 0.3
@@ -53,7 +54,7 @@ async def measured(sessions: int, seconds: float) -> list[dict[str, Any]]:
 @click.command(context_settings={"show_default": True})
 @click.option("--sessions", default=160, type=click.IntRange(1))
 @click.option("--seconds", default=15.0, type=click.FloatRange(1.0), help="That each mode is watched.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(sessions: int, seconds: float, json_file: Path | None) -> None:
     """Measure streaming, and sessions that draft."""
     rows = asyncio.run(measured(sessions, seconds))
@@ -64,7 +65,7 @@ def main(sessions: int, seconds: float, json_file: Path | None) -> None:
     )
     for row in rows:
         table.add_row(*map(str, row.values()))
-    Console().print(table)
+    print_whole(Console(), table)
     report.write(json_file, {"settings": {"sessions": sessions, "seconds": seconds, "bar_ms": BAR_MS}, "rows": rows})
 
 

@@ -23,6 +23,7 @@ from edge_client.cli import SWITCH_INTERVAL_S
 from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter
 from edge_client.types import RideSettings
+from netlab.console import print_whole
 from netlab.experiments.rig import DEMO
 from netlab.experiments.troubled import Trouble, Troubled
 from netlab.link_process import LinkProcess
@@ -93,7 +94,7 @@ def measure(address: str, repetitions: int, tokens: int, objective: Objective) -
 @click.option("--step-ms", default=30.0)
 @click.option("--rtt-ms", default=50.0)
 @click.option("--objective", type=click.Choice(list(Objective), case_sensitive=False), default=Objective.LATENCY)
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(
     repetitions: int, tokens: int, step_ms: float, rtt_ms: float, objective: Objective, json_file: Path | None
 ) -> None:
@@ -130,7 +131,7 @@ def main(
         }
         rows.append(row)
         table.add_row(*map(str, row.values()))
-    Console().print(table)
+    print_whole(Console(), table)
     report.write(json_file, {"rtt_ms": rtt_ms, "step_ms": step_ms, "objective": objective.value, "rows": rows})
 
 

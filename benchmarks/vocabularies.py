@@ -31,6 +31,7 @@ from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Candidates, Drafter
 from edge_client.drafters.vocabulary.strategy import match
 from models.demo.evaluate import answer
+from netlab.console import print_whole
 from netlab.experiments import rig
 from netlab.experiments.drafters import Slowed
 from netlab.link_settings import LinkSettings
@@ -220,7 +221,7 @@ def _opened(path: Path) -> Drafter:
 @click.option("--rtt-ms", default=50.0)
 @click.option("--step-ms", default=30.0, help="Of the target.")
 @click.option("--draft-ms", default=5.0, help="Of an evaluation of the drafter's, in sessions.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(  # noqa: D103 - click shows the module's text
     same: Path,
     others: tuple[Path, ...],
@@ -243,7 +244,7 @@ def main(  # noqa: D103 - click shows the module's text
             for figure in rows["same"][sampling]:
                 values = [rows[name][sampling][figure] for name in folders]
                 table.add_row(what, sampling, figure, *map(str, values), *(f"{v / values[0]:.2f}" for v in values[1:]))
-    Console().print(table)
+    print_whole(Console(), table)
     report.write(json_file, result)
 
 

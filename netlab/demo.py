@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from edge_client.types import StreamChunk
 from netlab import provenance
+from netlab.console import print_whole
 from netlab.experiments import rig
 from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
@@ -110,7 +111,7 @@ class Demo:
                 lane.tune(self._params, self._seed)
             status.stop()
             self._race(lanes, link)
-        self._console.print(table(lanes))
+        print_whole(self._console, table(lanes))
         return self._report(lanes)
 
     # -- racing ------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from benchmarks.chaos.run import Run
 @click.option("--devices", default=12, type=click.IntRange(1), help="That ask at once.")
 @click.option("--target", default="mock", type=click.Choice(["mock", "demo"]), help="demo: the demo pair, not a mock.")
 @click.option("--show-plan", is_flag=True, help="Print the faults, one a line, and do nothing.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(faults: int, seed: int, devices: int, target: str, show_plan: bool, json_file: Path | None) -> None:
     """Carry a plan of faults out; exit code 1 if a session ended wrongly or anything is left."""
     planned = plan(seed, faults)

@@ -112,7 +112,7 @@ def _show_failure(seed: int, number: int, keys: bool, found: list[str], console:
 @click.option("--connections", default=2000, type=click.IntRange(0), help="That speak no gRPC.")
 @click.option("--keys", is_flag=True, help="The verifier asks for keys, which come and go, and has quotas.")
 @click.option("--replay", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Play one case instead.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(
     messages: int,
     seed: int,

@@ -27,6 +27,7 @@ from benchmarks.load.record import record
 from benchmarks.load.search import most_held
 from benchmarks.load.simulated import Setting
 from benchmarks.load.verifier import LoadVerifier, VerifierSetup
+from netlab.console import print_whole
 
 OBJECTIVES_MS = (26.0, 30.0, 36.0, 45.0)
 ANSWERS = 24
@@ -111,7 +112,7 @@ def real_search(
 @click.option("--simulate", is_flag=True, help="In the simulator only.")
 @click.option("--quick", is_flag=True, help="Short trials, coarse search: to see it work.")
 @click.option("--jobs", default=os.cpu_count(), type=click.IntRange(1), help="Processes for the simulator.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(
     objective_ms: float,
     ttft_ms: float,
@@ -144,7 +145,7 @@ def main(
     goals = [Goal(each, ttft_ms) for each in sorted(objectives) if each > weights_ms]
     with Progress(console=console) as progress:
         predicted = _predict(goals, setting, resolution, jobs, progress.track)
-        console.print(table("Sessions held, in the simulator", predicted))
+        print_whole(console, table("Sessions held, in the simulator", predicted))
         figures: dict[str, Any] = {
             "settings": asdict(setting) | {"ttft_ms": ttft_ms, "slow_motion": slow_motion, "quick": quick},
             "emulated": "step times of Qwen3-32B on two A100-80GB by data sheet, contexts of 4,096 tokens"
@@ -161,7 +162,7 @@ def main(
             figures |= {"sessions": found, "ratio_to_streaming": ratios(found), "trials": trials}
     troubles: list[str] = []
     if not simulate:
-        console.print(table("Sessions held, on a real verifier", {f"{objective_ms:g}": found}))
+        print_whole(console, table("Sessions held, on a real verifier", {f"{objective_ms:g}": found}))
         troubles = sorted({one["trouble"] for one in trials if one["trouble"]})
         figures["machine_was_the_limit"] = troubles
     report.write(json_file, figures)

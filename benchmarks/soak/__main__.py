@@ -114,7 +114,7 @@ def findings(readings: Sequence[Reading], last: Reading, churns: Sequence[Churn]
 @click.option("--devices", default=12, type=click.IntRange(1), help="That come and go at one time.")
 @click.option("--step-ms", default=40.0, type=click.FloatRange(0.0), help="Least time of a step.")
 @click.option("--every-s", default=5.0, type=click.FloatRange(0.1), help="Between two readings.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@report.json_option()
 def main(hours: float, devices: int, step_ms: float, every_s: float, json_file: Path | None) -> None:
     """Churn for a while, and say whether memory is flat; fails if it is not."""
     console = Console()

@@ -41,6 +41,7 @@ def agree(json_file: Path | None, step_ms: float, **options: Any) -> None:
         from edge_client.drafters.base import DrafterError
         from edge_client.errors import SessionError
         from netlab import provenance
+        from netlab.console import print_whole
         from netlab.experiments import agreement
         from netlab.link_process import LinkProcessError
         from netlab.simulator.device import PaceError
@@ -64,7 +65,7 @@ def agree(json_file: Path | None, step_ms: float, **options: Any) -> None:
     ) as error:
         raise click.ClickException(str(error)) from error
     median, worst = agreement.summary(rows)
-    console.print(_table(rows))
+    print_whole(console, _table(rows))
     console.print(
         f"time per token, simulated against real: {median:.1%} apart in the median, {worst:.1%} in the worst of "
         f"{len(rows)} cells"

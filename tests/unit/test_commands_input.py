@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import stat
@@ -25,6 +26,11 @@ from edge_client.settings.options import make_params
 from netlab.cli import main as netlab
 from netlab.console import print_whole
 from outrider_cli.outputs import OutputFile, OutputFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = [
+    file for file in sorted((ROOT / "benchmarks").rglob("*.py")) if "@report.json_option(" in file.read_text()
+]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +104,13 @@ def test_outputs_are_checked_before_anything_is_measured(tmp_path: Path) -> None
     assert OutputFile().convert(str(tmp_path / "x.json"), None, None) == tmp_path / "x.json"
     assert OutputFolder().convert(str(tmp_path / "a" / "b"), None, None) == tmp_path / "a" / "b"
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("module", [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in BENCHMARKS])
+def test_a_benchmark_checks_its_file_before_it_measures(module: str) -> None:
+    result = CliRunner().invoke(importlib.import_module(module).main, ["--json", "/no/dir/x.json"])
+    assert result.exit_code == 2
+    assert "no folder" in result.output
 
 
 def test_a_table_keeps_all_columns_where_there_is_little_width() -> None:
