@@ -12,6 +12,7 @@ import click
 
 from edge_client.assistant.cli import serve
 from edge_client.chat.cli import chat
+from edge_client.drafters.sources.cli import models, pull
 from edge_client.settings.options import (
     CommandError,
     connection_options,
@@ -27,6 +28,7 @@ from edge_client.settings.options import (
 )
 from edge_client.setup.cli import setup
 from outrider_cli.config import config_command
+from outrider_cli.environment import take_former_names
 from outrider_cli.extras import install
 from outrider_cli.option_groups import GroupedCommand
 from outrider_cli.outputs import OutputFolder
@@ -40,6 +42,13 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "OUTRIDER_EDGE", "show_default": True}
 
 
+# Environment names of an earlier version that were not those of their options.
+FORMER_NAMES = {
+    "OUTRIDER_EDGE_SERVE_MORE_HOSTS": "OUTRIDER_EDGE_SERVE_ALLOWED_HOST",
+    "OUTRIDER_EDGE_SERVE_ORIGINS": "OUTRIDER_EDGE_SERVE_CORS_ORIGIN",
+    "OUTRIDER_EDGE_SETUP_DRAFTERS": "OUTRIDER_EDGE_SETUP_DRAFTER",
+}
+
 # A drafter that computes in Python (a lookup, a translated vocabulary) would else keep a word that has come waiting for
 # 5 ms, Python's default, in each of the three threads that it passes through.
 SWITCH_INTERVAL_S = 0.0005
@@ -50,11 +59,14 @@ SWITCH_INTERVAL_S = 0.0005
 def main() -> None:
     """Draft on the device: answers from a verifier, with a local drafter riding ahead."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    take_former_names(FORMER_NAMES)
 
 
 main.add_command(serve)
 main.add_command(chat)
 main.add_command(setup)
+main.add_command(pull)
+main.add_command(models)
 
 
 @main.command(cls=GroupedCommand)

@@ -13,11 +13,12 @@ from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.drafters.base import ANY_VOCABULARY, Drafter
 from edge_client.drafters.runtime_build import (
+    DISTRIBUTIONS,
     LLAMA_CPP,
     ONNX_RUNTIME,
     has_amx,
-    llama_cpp_install,
     llama_cpp_reinstall,
+    runtime_install,
     uses_amx,
 )
 from edge_client.drafters.runtime_trial import forget_refusals
@@ -26,13 +27,11 @@ from edge_client.drafters.sources.file_choice import listed
 from edge_client.drafters.sources.spec import CHAIN, LOOKUPS
 from edge_client.link.certificates import Fault, examine_certificate, examine_own
 from edge_client.link.security import Security
-from outrider_cli.extras import install
 
 RUNTIMES = {ONNX_RUNTIME: "ONNX drafters", LLAMA_CPP: "GGUF drafters"}
 SLOW_MS = 40.0  # per guess: no faster than most verifiers write by themselves
 FAR_MS = 150.0
 _DAY_S = 86_400.0
-DISTRIBUTIONS = {LLAMA_CPP: "llama-cpp-python"}
 
 
 class Finding(NamedTuple):
@@ -79,13 +78,7 @@ def _runtime(module: str, drafter: str) -> Finding:
         amx = _amx() if module == LLAMA_CPP else ""
         return Finding(name, True, f"{', '.join(versions) or 'of unknown version'}, {purpose}{amx}")
     needed = _format(drafter) == ("gguf" if module == LLAMA_CPP else "onnx")
-    return Finding(name, not needed, f"not installed; for {purpose}: {_remedy(module)}")
-
-
-def _remedy(module: str) -> str:
-    if module == ONNX_RUNTIME:
-        return install("edge")
-    return f"{llama_cpp_install()} in a clone of Outrider; it compiles llama.cpp, which takes minutes"
+    return Finding(name, not needed, f"not installed; for {purpose}: {runtime_install(module)}")
 
 
 def _amx() -> str:
@@ -166,9 +159,9 @@ def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter |
 
 def _models() -> Finding:
     """What this device could draft with."""
-    from edge_client.drafters.sources.model_search import look, usual_places
+    from edge_client.drafters.sources.model_search import search
 
-    models, _ = look(usual_places())
+    models, _ = search()
     there = f"; models here: {listed([model.label for model in models])}" if models else ""
     detail = f"ngram, which needs no model{there}; `edge-client setup` measures them and takes the best"
     return Finding("could draft with", True, detail)

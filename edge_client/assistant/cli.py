@@ -40,12 +40,11 @@ from outrider_cli.option_groups import GroupedCommand
 @option("--without-api-key", is_flag=True, help="Let other machines ask without a key.")
 @option(
     "--allowed-host",
-    "more_hosts",
     multiple=True,
     help="Another name under which this machine may be asked. Off the loopback interface, with a key, any may be used "
     "until one is given.",
 )
-@option("--cors-origin", "origins", multiple=True, help="Origin of web pages that may ask, or *.  [default: none]")
+@option("--cors-origin", multiple=True, help="Origin of web pages that may ask, or *.  [default: none]")
 @option("--max-requests", default=64, type=click.IntRange(1), help="Most requests answered at a time.")
 @option(
     "--log-level",
@@ -63,8 +62,8 @@ def serve(
     api_key: tuple[str, ...],
     api_key_file: Path | None,
     without_api_key: bool,
-    more_hosts: tuple[str, ...],
-    origins: tuple[str, ...],
+    allowed_host: tuple[str, ...],
+    cors_origin: tuple[str, ...],
     max_requests: int,
     log_level: str,
     **options: Any,
@@ -88,7 +87,7 @@ def serve(
         )
     if any(not key.strip() for key in api_keys) or (api_key_file and not api_keys):
         raise CommandError("an API key is empty; give one that is hard to guess")
-    hosts = allowed_hosts(host, more_hosts, has_keys=bool(api_keys))
+    hosts = allowed_hosts(host, allowed_host, has_keys=bool(api_keys))
     try:
         listening = listen(host, port)
     except ServingError as error:
@@ -99,7 +98,7 @@ def serve(
     address = f"http://{name}:{listening[0].getsockname()[1]}"
     serve_until_told(
         client,
-        AssistantSettings(AccessSettings(api_keys, hosts, origins), max_requests, offline=offline),
+        AssistantSettings(AccessSettings(api_keys, hosts, cors_origin), max_requests, offline=offline),
         listening,
         lambda: click.echo(
             f"serving answers from {options['verifier']} at {address}/v1  (to chat here: {address}/; Ctrl-C ends)"

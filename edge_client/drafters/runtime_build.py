@@ -8,7 +8,10 @@ import os
 import platform
 from pathlib import Path
 
+from outrider_cli.extras import install
+
 LLAMA_CPP, ONNX_RUNTIME = "llama_cpp", "onnxruntime"
+DISTRIBUTIONS = {LLAMA_CPP: "llama-cpp-python"}  # where that is not the module's name
 _FOLDERS = ("", "bin", "lib", "capi")  # of a package, with its native libraries
 _SUFFIXES = (".so", ".dylib", ".dll", ".pyd")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -90,6 +93,13 @@ def uses_amx() -> bool:
     """Whether the installed llama.cpp has ggml's code for AMX."""
     cpu_libraries = (path for path in native_libraries(LLAMA_CPP) if "ggml-cpu" in path)
     return any(_AMX_MARK in Path(path).read_bytes() for path in cpu_libraries)
+
+
+def runtime_install(module: str) -> str:
+    """How to get a runtime."""
+    if module == ONNX_RUNTIME:
+        return install("edge")
+    return f"{llama_cpp_install()} in a clone of Outrider; it compiles llama.cpp, which takes minutes"
 
 
 def llama_cpp_install(what: str = "'.[llama]'") -> str:

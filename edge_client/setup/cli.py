@@ -26,9 +26,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.command()
 @option("--verifier", "--target", default=None, help="HOST:PORT of the verifier.")
 @option("--model", default="", help="Model to ask for.  [default: the verifier's]")
-@option(
-    "--drafter", "drafters", multiple=True, help="Measure this one and no others; of several, the best here is taken."
-)
+@option("--drafter", multiple=True, help="Measure this one and no others; of several, the best here is taken.")
 @click.option(
     "--look-in",
     multiple=True,
@@ -61,7 +59,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 def setup(
     verifier: str | None,
     model: str,
-    drafters: tuple[str, ...],
+    drafter: tuple[str, ...],
     look_in: tuple[Path, ...],
     threads: int | None,
     provider: str,
@@ -109,23 +107,23 @@ def setup(
         console.print(tables.told_of(measuring.reference), soft_wrap=True)
     elif asking:
         click.echo(f"{trouble}\n{tables.UNJUDGED}")
-    choice = drafter_choice.named(measuring, drafters) if drafters else drafter_choice.found(measuring, look_in)
-    if drafters and not choice.tried:  # another drafter, or none, is not what was asked for
+    choice = drafter_choice.named(measuring, drafter) if drafter else drafter_choice.found(measuring, look_in)
+    if drafter and not choice.tried:  # another drafter, or none, is not what was asked for
         reasons = "; ".join(f"{one.what}: {one.why}" for one in choice.left_out)
         raise CommandError(f"no drafter that was named can be used ({reasons}); nothing was written")
     if asking and choice.on_hub:
         drafter_choice.offer_downloads(measuring, choice)
-    if asking and not drafters:
+    if asking and not drafter:
         chosen = drafter_choice.ask_which(console, measuring, choice)
     else:
         chosen = choose(choice.tried)
         if not as_json:
             tables.show(console, tables.in_order(choice.tried, chosen), choice.left_out, measuring.reference)
-    drafter = chosen.spec if chosen else "none"
+    spec = chosen.spec if chosen else "none"
     with console.status("checking the whole path"):
         threads = chosen.threads if chosen else 1
-        checked = check(way, drafter, threads, accelerator.device, measuring.reference)
-    settings = way.settings | {"drafter": drafter}
+        checked = check(way, spec, threads, accelerator.device, measuring.reference)
+    settings = way.settings | {"drafter": spec}
     if chosen:
         settings |= {"threads": threads, **accelerator.settings}
     settings |= previous_settings.kept(before, context)

@@ -11,15 +11,13 @@ from rich.console import Console
 
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.sources.memory_check import available_bytes, readable
-from edge_client.drafters.sources.model_search import LeftOut, Place, look, usual_places
+from edge_client.drafters.sources.model_search import LeftOut, search
 from edge_client.drafters.sources.spec import CHAIN, HubModel, LocalModel, parse
 from edge_client.setup import tables
 from edge_client.setup.drafter_trial import NONE, Tried
 from edge_client.setup.hub_suggestions import family_of, suggestions
 from edge_client.setup.measurement import Measuring, choose
 from edge_client.setup.proposals import SHARE, Candidate, candidates
-
-_LOOK_IN_DEPTH = 3
 
 
 @dataclass
@@ -47,7 +45,7 @@ def named(measuring: Measuring, drafters: Sequence[str]) -> Choice:
 def found(measuring: Measuring, folders: Sequence[Path]) -> Choice:
     """Of what is free, and of what lies on this device. folders: where to look besides the usual places."""
     reference = measuring.reference
-    models, unusable = look([*usual_places(), *(Place(str(one), one.absolute(), _LOOK_IN_DEPTH) for one in folders)])
+    models, unusable = search(folders)
     by_memory = reference is not None and measuring.accelerator == NONE  # which may be faster than that
     step_ms = reference.step_ms if reference is not None and by_memory else None
     worth, left_out = candidates(models, measuring.most_threads, step_ms)

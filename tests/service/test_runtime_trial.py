@@ -19,7 +19,7 @@ from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter, runtime_build, runtime_trial
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.onnx.providers import available_providers
-from edge_client.drafters.runtime_build import LLAMA_CPP, ONNX_RUNTIME
+from edge_client.drafters.runtime_build import LLAMA_CPP, ONNX_RUNTIME, runtime_install
 from edge_client.drafters.runtime_trial import Trial, check_runtime
 from edge_client.drafters.settings import DeviceSettings
 from speculation.sampling import SamplingParams
@@ -326,7 +326,7 @@ def test_a_child_answers_apart_from_what_it_prints_and_ends_with_its_parent_gone
 def test_amx_is_told_of_where_commands_are_copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     flags = {"flags": "avx512f amx_tile amx_int8"}
     monkeypatch.setattr(runtime_build, "cpu_facts", lambda: flags)
-    assert "CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__ pip install --no-cache-dir" in doctor._remedy(LLAMA_CPP)
+    assert "CFLAGS=-U__AMX_INT8__ CXXFLAGS=-U__AMX_INT8__ pip install --no-cache-dir" in runtime_install(LLAMA_CPP)
     monkeypatch.setattr(runtime_build, "native_libraries", lambda _package: [str(tmp_path / "libggml-cpu.so.0")])
     (tmp_path / "libggml-cpu.so.0").write_bytes(b"...AMX is not ready to be used!...")
     assert (
@@ -335,4 +335,4 @@ def test_amx_is_told_of_where_commands_are_copied(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "libggml-cpu.so.0").write_bytes(b"...")
     assert "AMX" not in doctor._runtime(LLAMA_CPP, "").detail
     flags["flags"] = "avx2"
-    assert "AMX" not in doctor._remedy(LLAMA_CPP)
+    assert "AMX" not in runtime_install(LLAMA_CPP)

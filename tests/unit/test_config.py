@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from click.testing import CliRunner, Result
 
 import cloud_verifier.cli
 import edge_client.cli
-from outrider_cli.config import config_command, config_option
+import netlab.cli
+from outrider_cli.config import config_command, config_option, key_of, settable
+from outrider_cli.environment import take_former_names
 
 
 @pytest.fixture
@@ -137,3 +140,49 @@ def test_options_stand_under_titles(command: str) -> None:
     assert "Verifier and drafter:" in titles
     assert len(titles) == len(set(titles)) >= 3
     assert text.count("--verifier ") == 1
+
+
+# Said in docs/operation.md: a key that all commands share, and a file that is the running verifier's.
+SHARED = {"verifier-api-key": "OUTRIDER_VERIFIER_API_KEY", "api-keys": "OUTRIDER_VERIFIER_SERVE_API_KEYS"}
+
+
+@pytest.mark.parametrize("program", [edge_client.cli.main, cloud_verifier.cli.main, netlab.cli.main])
+def test_the_environment_has_every_option_under_its_own_name(program: click.Group) -> None:
+    def check(group: click.Group, prefix: str) -> int:
+        checked = 0
+        for name, command in group.commands.items():
+            inner = f"{prefix}_{name.upper()}"
+            if isinstance(command, click.Group):
+                checked += check(command, inner)
+                continue
+            for option in settable(command):
+                of_click = option.envvar or f"{inner}_{(option.name or '').upper()}"
+                own = f"{inner}_{key_of(option).replace('-', '_').upper()}"
+                assert of_click == SHARED.get(key_of(option), own)
+                checked += 1
+        return checked
+
+    assert check(program, program.context_settings["auto_envvar_prefix"]) > 10
+
+
+def test_a_former_name_of_the_environment_is_taken_and_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("NEW_NAME", raising=False)
+    take_former_names({"OLD_NAME": "NEW_NAME"})
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("OLD_NAME", "x")
+    monkeypatch.setenv("NEW_NAME", "y")
+    take_former_names({"OLD_NAME": "NEW_NAME"})
+    assert os.environ["NEW_NAME"] == "y"
+    assert "OLD_NAME is called NEW_NAME now" in capsys.readouterr().err
+    del os.environ["NEW_NAME"]
+    take_former_names({"OLD_NAME": "NEW_NAME"})
+    assert os.environ["NEW_NAME"] == "x"
+
+
+def test_former_names_lead_to_options_that_there_are() -> None:
+    for new in edge_client.cli.FORMER_NAMES.values():
+        _, _, command, flag = new.split("_", 3)
+        options = settable(edge_client.cli.main.commands[command.lower()])
+        assert flag in {key_of(option).replace("-", "_").upper() for option in options}

@@ -9,9 +9,11 @@ from typing import Any
 import huggingface_hub
 import huggingface_hub.constants
 import pytest
+from click.testing import CliRunner
 from huggingface_hub import errors
 from huggingface_hub.utils._paths import filter_repo_objects
 
+from edge_client.cli import main
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.sources import hub, memory_check
 from edge_client.drafters.sources.spec import HubModel
@@ -139,3 +141,29 @@ def test_too_large_is_said_before_anything_is_fetched(fake: FakeHub, monkeypatch
         hub.fetch(HubModel(MODEL, choice="model.onnx"))
     assert not fake.downloads
     assert hub.fetch(HubModel(MODEL, choice="q8_0")).is_file()
+
+
+@pytest.mark.parametrize("spec", [f"hf:{MODEL}:q4", f"{MODEL}:q4"])
+def test_pull_fetches_and_says_where_the_model_lies_and_how_to_name_it(fake: FakeHub, spec: str) -> None:
+    pulled = CliRunner().invoke(main, ["pull", spec])
+    assert pulled.exit_code == 0, pulled.output
+    assert str(fake.folder / "snapshots" / COMMIT / "onnx" / "model_q4.onnx") in pulled.output
+    assert f"--drafter hf:{MODEL}:q4" in pulled.output
+    assert "onnx/model_q4.onnx" in fake.downloads
+    fake.error = OSError("no network")
+    assert CliRunner().invoke(main, ["pull", spec]).exit_code == 0, "it is here"
+
+
+def test_pull_without_a_network_is_one_sentence(fake: FakeHub) -> None:
+    fake.error = OSError("no network")
+    pulled = CliRunner().invoke(main, ["pull", MODEL])
+    assert pulled.exit_code == 1
+    assert "the hub cannot be reached: fetch it once with a network: edge-client pull hf:org/tiny" in pulled.output
+
+
+def test_pull_of_what_is_no_model_of_the_hub(fake: FakeHub, tmp_path: Path) -> None:
+    assert "needs no download" in CliRunner().invoke(main, ["pull", "ngram"]).output
+    assert f"it is here: {tmp_path}" in CliRunner().invoke(main, ["pull", str(tmp_path)]).output
+    for nothing in ("none", "nofile"):
+        assert CliRunner().invoke(main, ["pull", nothing]).exit_code == 1
+    assert fake.downloads == []

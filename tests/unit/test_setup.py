@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from edge_client.cli import main
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
+from edge_client.drafters.runtime_build import LLAMA_CPP
+from edge_client.drafters.settings import DeviceSettings
+from edge_client.drafters.sources import cli as sources_cli
 from edge_client.drafters.sources import model_search
 from edge_client.drafters.sources.model_search import Model, Place, look, usual_places
 from edge_client.drafters.sources.spec import LOOKUPS
@@ -85,6 +92,47 @@ def test_models_are_found_where_people_and_programs_keep_them(home: Path) -> Non
     drafter = load_drafter(of_ollama.path)
     assert drafter is not None
     drafter.close()
+
+
+def test_models_are_listed_with_the_spec_that_opens_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = home / ".cache" / "huggingface" / "hub" / "models--org--Small-GGUF"
+    for commit in ("c0ffee", "decade"):
+        put(hub / "snapshots" / commit / "small-q8_0.gguf")
+    put(hub / "refs" / "main", "c0ffee")
+    put(Path("models/mine.gguf"))
+    put(Path("cut.gguf"), "GGUF\x03")
+    put(home / ".lmstudio" / "models" / "studio.gguf")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub.parent))
+    monkeypatch.setattr(sources_cli, "is_installed", lambda module: module == LLAMA_CPP)
+    runner = CliRunner()
+    found = json.loads(runner.invoke(main, ["models", "--json"]).output)
+    by_spec = {model["drafter"]: model for model in found["models"]}
+    assert by_spec.keys() == {
+        *("demo", str(DEMO / "drafter.gguf"), "models/mine.gguf", "~/.lmstudio/models/studio.gguf"),
+        *("hf:org/Small-GGUF:small-q8_0.gguf", "hf:org/Small-GGUF@decade:small-q8_0.gguf"),
+    }
+    assert by_spec["demo"] | {"path": "", "memory_bytes": 0, "size_bytes": 0} == {
+        "drafter": "demo",
+        "name": "demo",
+        "kind": "onnx",
+        "path": "",
+        "memory_bytes": 0,
+        "size_bytes": 0,
+        "vocabulary_tokens": 4096,
+        "runtime": "onnxruntime",
+        "runtime_installed": False,
+    }
+    assert by_spec["models/mine.gguf"]["vocabulary_tokens"] == 4096
+    assert by_spec["models/mine.gguf"]["runtime_installed"] is True
+    assert [one["what"] for one in found["left_out"]] == ["cut.gguf"]
+    for spec in by_spec:
+        drafter = load_drafter(spec, settings=DeviceSettings(offline=True))
+        assert drafter is not None
+        drafter.close()
+    table = runner.invoke(main, ["models"]).output
+    assert re.search(r"hf:org/Small-GGUF@decade:small-q8_0.gguf +GGUF +3 MB +4,096 +installed", table)
+    assert "The runtime for ONNX drafters is missing: pip install" in table
+    assert "cannot be used: cut.gguf" in table
 
 
 @pytest.mark.parametrize(

@@ -23,15 +23,22 @@ _MOST = 1 << 32  # no file has more of anything: a larger count means a damaged 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """metadata: scalars, strings and short lists by key. tensor_types: the ggml type numbers that occur."""
+    """metadata: scalars, strings and short lists by key. tensor_types: the ggml type numbers that occur. lengths: of
+    every list, by key."""
 
     metadata: Mapping[str, Any]
     tensor_types: frozenset[int]
+    lengths: Mapping[str, int]
 
     @property
     def architecture(self) -> str:
         """As llama.cpp calls it: llama, qwen2, gemma3, mamba..."""
         return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """How many tokens its tokenizer has; None if it brings none."""
+        return self.lengths.get("tokenizer.ggml.tokens")
 
     def number(self, key: str) -> int | None:
         """One of the architecture's own numbers; of a number per layer, the largest."""
@@ -68,37 +75,49 @@ def read_header(path: Path) -> GgufHeader:
 
 def _read(file: BinaryIO) -> GgufHeader:
     _version, tensors, entries = _unpack(file, "<IQQ")
-    metadata = {}
+    metadata: dict[str, Any] = {}
+    lengths: dict[str, int] = {}
     for _ in range(_sane(entries)):
         key = _string(file)
-        value = _value(file, _unpack(file, "<I")[0])
-        if value is not None:
-            metadata[key] = value
+        (kind,) = _unpack(file, "<I")
+        if kind != _ARRAY:
+            metadata[key] = _scalar(file, kind)
+            continue
+        element, lengths[key] = _unpack(file, "<IQ")
+        if (values := _list(file, element, lengths[key])) is not None:
+            metadata[key] = values
     types = set()
     for _ in range(_sane(tensors)):
         _string(file)
         (dimensions,) = _unpack(file, "<I")
         _skip(file, 8 * dimensions)
         types.add(_unpack(file, "<IQ")[0])
-    return GgufHeader(metadata, frozenset(types))
+    return GgufHeader(metadata, frozenset(types), lengths)
 
 
-def _value(file: BinaryIO, kind: int) -> Any:
+def _scalar(file: BinaryIO, kind: int) -> Any:
     if kind in _SCALARS:
         return _unpack(file, _SCALARS[kind])[0]
     if kind == _STRING:
         return _string(file)
-    if kind != _ARRAY:
-        raise ValueError(f"a value of unknown kind {kind}")
-    element, count = _unpack(file, "<IQ")
-    if element in _SCALARS and count > _LONGEST_LIST:
+    raise ValueError(f"a value of unknown kind {kind}")
+
+
+def _list(file: BinaryIO, element: int, count: int) -> list[Any] | None:
+    """None, and nothing kept in memory, if it is a long one."""
+    if count <= _LONGEST_LIST:
+        return [_item(file, element) for _ in range(_sane(count))]
+    if element in _SCALARS:
         _skip(file, _sane(count) * struct.calcsize(_SCALARS[element]))
         return None
-    values = [_value(file, element) for _ in range(_sane(count))] if count <= _LONGEST_LIST else None
-    if values is None:
-        for _ in range(_sane(count)):
-            _skip(file, _sane(_unpack(file, "<Q")[0]))
-    return values
+    for _ in range(_sane(count)):
+        _skip(file, _sane(_unpack(file, "<Q")[0]))
+    return None
+
+
+def _item(file: BinaryIO, kind: int) -> Any:
+    """A list's; lists may lie in lists."""
+    return _list(file, *_unpack(file, "<IQ")) if kind == _ARRAY else _scalar(file, kind)
 
 
 def _string(file: BinaryIO) -> str:

@@ -5,12 +5,15 @@ Only names, sizes and headers are read. Nothing is loaded, and no folder is walk
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from outrider.demo_pair import demo_folder
 
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.llama_cpp.gguf_header import read_header
@@ -19,6 +22,8 @@ from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS
 from edge_client.drafters.sources.file_choice import PLAIN, choose, companions, is_model
 
 MOST_FOLDERS = 2000  # looked into at one place
+_DEMO = "demo"
+_NAMED_DEPTH = 3
 _SKIPPED = {"node_modules", "site-packages", "__pycache__", "venv", "blobs", "refs"}
 _OLLAMA_MODEL, _OLLAMA_ADAPTER = "application/vnd.ollama.image.model", "application/vnd.ollama.image.adapter"
 _F16_BYTES = 2.0
@@ -36,7 +41,8 @@ class Model(NamedTuple):
     """A model that could be opened as a drafter.
 
     path: the file. label: for people. weights_bytes: of all its files. memory_bytes: with a key-value cache of the
-    usual context. reads_all_weights: whether every token needs all of them, as without experts.
+    usual context. reads_all_weights: whether every token needs all of them, as without experts. vocabulary_tokens: None
+    if its files do not tell. spec: as `--drafter` takes it.
     """
 
     path: Path
@@ -44,6 +50,13 @@ class Model(NamedTuple):
     weights_bytes: int
     memory_bytes: int
     reads_all_weights: bool = True
+    vocabulary_tokens: int | None = None
+    spec: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The format: gguf or onnx."""
+        return "onnx" if self.path.suffix == ".onnx" else "gguf"  # Ollama's have no ending
 
 
 class LeftOut(NamedTuple):
@@ -51,6 +64,15 @@ class LeftOut(NamedTuple):
 
     what: str
     why: str
+
+
+def search(folders: Sequence[Path] = (), *, demo: bool = False) -> tuple[list[Model], list[LeftOut]]:
+    """The models of this device: in the usual places and in these folders. demo: and the demo pair's. As `look`."""
+    places = [*usual_places(), *(Place(str(folder), folder.absolute(), _NAMED_DEPTH) for folder in folders)]
+    if demo:
+        with contextlib.suppress(FileNotFoundError):
+            places.insert(0, Place(_DEMO, demo_folder(), 1))
+    return look(places)
 
 
 def usual_places() -> list[Place]:
@@ -75,12 +97,12 @@ def look(places: list[Place]) -> tuple[list[Model], list[LeftOut]]:
     found: dict[Path, Model] = {}
     left_out = []
     for place in places:
-        for file, label in _ollama(place.folder) if place.name == "Ollama" else _files(place):
+        for file, label, spec in _ollama(place.folder) if place.name == "Ollama" else _files(place):
             real = file.resolve()  # the hub's cache links several names to one file
             if real in found:
                 continue
             try:
-                if (model := _model(file, label)) is not None:
+                if (model := _model(file, label, spec)) is not None:
                     found[real] = model
             except DrafterError as error:
                 left_out.append(LeftOut(label, str(error)))
@@ -94,7 +116,7 @@ def _folder(variable: str, default: Path) -> Path:
     return Path(named).expanduser() if named else default
 
 
-def _files(place: Place) -> Iterator[tuple[Path, str]]:
+def _files(place: Place) -> Iterator[tuple[Path, str, str]]:
     """Files that a drafter could be opened by: every GGUF model, and of ONNX files in a folder the one to take."""
     for folder in _walk(place.folder, place.depth):
         try:
@@ -103,14 +125,14 @@ def _files(place: Place) -> Iterator[tuple[Path, str]]:
             continue
         for name in sorted(names):
             if name.endswith(".gguf") and is_model(name):
-                yield folder / name, _label(place, folder / name)
+                yield folder / name, *_names(place, folder / name)
         if graphs := [name for name in names if name.endswith(".onnx")]:
             try:
                 chosen = folder / choose(graphs, None, str(folder), local=True)
             except DrafterError:
                 continue  # parts of something else, or many of a kind, of which a person has to name one
             if beside(chosen, "tokenizer.json") is not None:
-                yield chosen, _label(place, chosen)
+                yield chosen, *_names(place, chosen)
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
@@ -130,7 +152,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             waiting += [(folder / name, left - 1) for name in inside if name[0] != "." and name not in _SKIPPED]
 
 
-def _ollama(folder: Path) -> Iterator[tuple[Path, str]]:
+def _ollama(folder: Path) -> Iterator[tuple[Path, str, str]]:
     """Its models are plain GGUF files named by their hash; manifests say which is which."""
     manifests = folder / "manifests"
     try:
@@ -146,10 +168,10 @@ def _ollama(folder: Path) -> Iterator[tuple[Path, str]]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if usable:
-            yield blob, f"{manifest.parent.name}:{manifest.name} (Ollama)"
+            yield blob, f"{manifest.parent.name}:{manifest.name} (Ollama)", _short(blob)
 
 
-def _model(file: Path, label: str) -> Model | None:
+def _model(file: Path, label: str, spec: str) -> Model | None:
     """None for a model that does not write text. Raises DrafterError for one that cannot be used, and OSError."""
     beside_it = [entry.name for entry in os.scandir(file.parent)]
     pieces = [file.name, *(name for name in companions(file.name, beside_it) if not name.endswith(".json"))]
@@ -160,7 +182,8 @@ def _model(file: Path, label: str) -> Model | None:
         except DrafterError:
             return None  # an encoder, most often
         context = min(DEFAULT_CONTEXT_TOKENS, config.context_tokens or DEFAULT_CONTEXT_TOKENS)
-        return Model(file, label, weights_bytes, weights_bytes + config.cache_bytes(context))
+        memory_bytes = weights_bytes + config.cache_bytes(context)
+        return Model(file, label, weights_bytes, memory_bytes, True, config.vocabulary_size, spec)
     header = read_header(file)
     about = header.metadata
     if about.get(f"{header.architecture}.attention.causal") is False or "clip" in header.architecture:
@@ -169,16 +192,38 @@ def _model(file: Path, label: str) -> Model | None:
         return None  # it makes vectors
     context = min(DEFAULT_CONTEXT_TOKENS, header.number("context_length") or DEFAULT_CONTEXT_TOKENS)
     memory_bytes = weights_bytes + header.cache_bytes(context, _F16_BYTES)
-    return Model(file, label, weights_bytes, memory_bytes, not header.number("expert_count"))
+    reads_all = not header.number("expert_count")
+    return Model(file, label, weights_bytes, memory_bytes, reads_all, header.vocabulary_size, spec)
 
 
-def _label(place: Place, file: Path) -> str:
-    """As people know it: short, and unmistakable where many files have one name."""
+def _names(place: Place, file: Path) -> tuple[str, str]:
+    """The label: as people know it, short, and unmistakable where many files have one name; and the spec."""
     inside = file.relative_to(place.folder)
-    if inside.name == PLAIN and len(inside.parts) > 1:
+    parts = inside.parts
+    if place.name == _DEMO:
+        return (_DEMO, _DEMO) if inside.name == PLAIN else (f"{_DEMO}/{inside}", _short(file))
+    if place.name == "Hugging Face" and parts[0].startswith("models--"):
+        repository = parts[0].removeprefix("models--").replace("--", "/")
+        inside = Path(*parts[3:])
+        label = f"{repository}/{inside.parent}" if inside.name == PLAIN and len(parts) > 4 else f"{repository}/{inside}"
+        return label, f"hf:{repository}{_revision(place.folder / parts[0], parts[2])}:{inside.as_posix()}"
+    if inside.name == PLAIN and len(parts) > 1:
         inside = inside.parent
-    if place.name == "Hugging Face" and (parts := inside.parts)[0].startswith("models--"):
-        return "/".join((*parts[0].removeprefix("models--").split("--"), *parts[3:]))
     if place.name == "here":
-        return str(inside)
-    return f"models/{inside}" if place.name == "models/" else f"{inside} ({place.name})"
+        return str(inside), str(inside)
+    if place.name == "models/":
+        return f"models/{inside}", f"models/{inside}"
+    return f"{inside} ({place.name})", _short(place.folder / inside)
+
+
+def _revision(repository: Path, commit: str) -> str:
+    """What a spec needs to name this commit; nothing for the one that the hub's cache takes by itself."""
+    try:
+        return "" if (repository / "refs" / "main").read_text().strip() == commit else f"@{commit}"
+    except OSError:
+        return f"@{commit}"
+
+
+def _short(path: Path) -> str:
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
