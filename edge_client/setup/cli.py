@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edge_client.setup.drafter_choice import Choice
     from edge_client.setup.end_to_end_check import Checked
     from edge_client.setup.measurement import Measuring
+    from edge_client.setup.speed_race import Race
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -54,6 +55,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @option("--verifier-api-key-file", type=_FILE, help="File with that key and nothing else.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write.  [default: the user's]")
+@click.option("--no-measure", is_flag=True, help="Do not race the drafter against streaming.")
 @click.option("--yes", is_flag=True, help="Ask nothing: take the flags and the defaults, replace an old file.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found and written as JSON; implies --yes.")
 def setup(
@@ -65,6 +67,7 @@ def setup(
     provider: str,
     gpu_layers: int,
     output: Path | None,
+    no_measure: bool,
     yes: bool,
     as_json: bool,
     **options: Any,
@@ -113,6 +116,10 @@ def setup(
         raise CommandError(f"no drafter that was named can be used ({reasons}); nothing was written")
     if asking and choice.on_hub:
         drafter_choice.offer_downloads(measuring, choice)
+    first = None if no_measure else choose(choice.tried)
+    raced = measuring.race(way, first) if first else None
+    if first and raced:
+        choice.tried = measuring.correct(raced, first, choice.tried)
     if asking and not drafter:
         chosen = drafter_choice.ask_which(console, measuring, choice)
     else:
@@ -120,9 +127,11 @@ def setup(
         if not as_json:
             tables.show(console, tables.in_order(choice.tried, chosen), choice.left_out, measuring.reference)
     spec = chosen.spec if chosen else "none"
+    if raced and (not chosen or raced.drafter != spec):
+        raced = measuring.race(way, chosen) if chosen else None
     with console.status("checking the whole path"):
         threads = chosen.threads if chosen else 1
-        checked = check(way, spec, threads, accelerator.device, measuring.reference)
+        checked = check(way, spec, threads, accelerator.device, measuring.reference, raced)
     settings = way.settings | {"drafter": spec}
     if chosen:
         settings |= {"threads": threads, **accelerator.settings}
@@ -134,9 +143,9 @@ def setup(
         _write(way.key_file, way.security.api_key.encode())
     _write(file, yaml.safe_dump(settings, sort_keys=False).encode())
     if as_json:
-        click.echo(json.dumps(_report(file, settings, measuring, choice, checked, trouble), indent=1))
+        click.echo(json.dumps(_report(file, settings, measuring, choice, checked, raced, trouble), indent=1))
     else:
-        tables.show_check(checked, measuring.reference, trouble)
+        tables.show_check(checked, raced, trouble)
         if way.key_file is not None and new_key:
             click.echo(f"The key was written to {way.key_file}, which only you can read.")
         click.echo(f"Written to {file}. {_next(checked.good, file if output else None)}")
@@ -167,7 +176,13 @@ def _next(good: bool, named: Path | None) -> str:
 
 
 def _report(
-    file: Path, settings: dict[str, object], measuring: Measuring, choice: Choice, checked: Checked, trouble: str
+    file: Path,
+    settings: dict[str, object],
+    measuring: Measuring,
+    choice: Choice,
+    checked: Checked,
+    raced: Race | None,
+    trouble: str,
 ) -> dict[str, object]:
     reference = measuring.reference
     return {
@@ -183,5 +198,13 @@ def _report(
         "ms_per_token": checked.ms_per_token if checked.answers else None,
         "guessed": checked.guessed if checked.answers else None,
         "same_words": checked.same_words,
+        "race": raced
+        and {
+            "answers": len(raced.drafted),
+            "streamed_ms_per_token": raced.streamed_ms,
+            "drafted_ms_per_token": raced.drafted_ms,
+            "speed_up": raced.speed_up,
+            "speed_up_quartiles": raced.spread,
+        },
         "trouble": trouble or checked.trouble,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_client.client import EdgeClient
@@ -9,7 +10,8 @@ from edge_client.doctor import Finding, examine
 from edge_client.drafters.settings import DeviceSettings
 from edge_client.errors import SessionError
 from edge_client.setup.connection import Way
-from edge_client.setup.reference_answers import ANSWER_TOKENS, TEMPERATURE, Reference
+from edge_client.setup.reference_answers import ANSWER_TOKENS, TEMPERATURE, Answer, Reference
+from edge_client.setup.speed_race import Race, ms_per_token
 from edge_client.types import RequestOutput
 from speculation.sampling import SamplingParams
 
@@ -34,9 +36,7 @@ class Checked:
     @property
     def ms_per_token(self) -> float:
         """Of all answers together, after their first tokens."""
-        tokens = sum(len(answer.token_ids) - 1 for answer in self.answers)
-        took_ms = sum(answer.metrics.ms_per_token * (len(answer.token_ids) - 1) for answer in self.answers)
-        return took_ms / max(1, tokens)
+        return ms_per_token(self.answers)
 
     @property
     def guessed(self) -> float:
@@ -45,8 +45,15 @@ class Checked:
         return sum(answer.metrics.accepted_tokens for answer in self.answers) / max(1, tokens)
 
 
-def check(way: Way, drafter: str, threads: int, device: DeviceSettings, reference: Reference | None) -> Checked:
-    """Ask the verifier as an app would."""
+def check(
+    way: Way,
+    drafter: str,
+    threads: int,
+    device: DeviceSettings,
+    reference: Reference | None,
+    raced: Race | None = None,
+) -> Checked:
+    """Ask the verifier as an app would. raced: what has been asked already, with this very drafter."""
     findings = examine(
         verifier=way.verifier,
         drafter=drafter,
@@ -57,7 +64,10 @@ def check(way: Way, drafter: str, threads: int, device: DeviceSettings, referenc
     )
     if not all(finding.ok for finding in findings):
         return Checked(findings)
-    known = [answer for answer in reference.answers if answer.seed == 1] if reference else []
+    known = list(reference.answers) if reference else []
+    if raced is not None:
+        return Checked(findings, raced.drafted, _same_words(raced.drafted, known))
+    known = [answer for answer in known if answer.seed == 1]
     params = SamplingParams(temperature=TEMPERATURE, max_tokens=ANSWER_TOKENS)
     try:
         with EdgeClient(
@@ -68,5 +78,8 @@ def check(way: Way, drafter: str, threads: int, device: DeviceSettings, referenc
             answers = tuple(client.generate(list(one.prompt), params, seed=one.seed) for one in known)
     except (SessionError, ValueError) as error:
         return Checked(findings, trouble=str(error))
-    same_words = all(came.token_ids == one.words for came, one in zip(answers, known, strict=True))
-    return Checked(findings, answers, same_words)
+    return Checked(findings, answers, _same_words(answers, known))
+
+
+def _same_words(answers: Sequence[RequestOutput], known: Sequence[Answer]) -> bool:
+    return all(came.token_ids == one.words for came, one in zip(answers, known, strict=True))

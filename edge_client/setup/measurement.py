@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,9 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from edge_client.drafters.sources.spec import CHAIN, LOOKUPS
 from edge_client.errors import SessionError
 from edge_client.link.security import Security
+from edge_client.setup.connection import Way
 from edge_client.setup.drafter_trial import ABOUT_EQUAL, NONE, Accelerator, Tried, best, try_drafter
 from edge_client.setup.proposals import Candidate
 from edge_client.setup.reference_answers import Reference, take_reference
+from edge_client.setup.speed_race import Race, race
 
 MOST_THREADS = 4
 WORTH_THREADS_MS = 1.0  # a guess that takes less is not made quicker by more threads
@@ -32,6 +35,7 @@ class Measuring:
         """threads: of drafters; None tries one, and several where that may help."""
         self._console, self._threads, self.accelerator = console, threads, accelerator
         self.reference: Reference | None = None
+        self.share = 1.0  # of a forecast's gain that is real here, as far as a race has told
 
     @property
     def most_threads(self) -> int:
@@ -77,8 +81,31 @@ class Measuring:
         quicker = more.token_ms is not None and more.token_ms < (found.token_ms or 0.0)
         return more if quicker else found
 
+    def race(self, way: Way, drafter: Tried) -> Race | None:
+        """Of answers drafted by it and the same ones streamed; None if it cannot be: the check says why."""
+        if self.reference is None:
+            return None
+        with self._bar(f"racing {drafter.label} against streaming"), contextlib.suppress(SessionError, ValueError):
+            return race(way, drafter.spec, drafter.threads, self.accelerator.device, self.reference)
+        return None
+
+    def correct(self, raced: Race, drafter: Tried, tried: Sequence[Tried]) -> list[Tried]:
+        """The forecasts of all, and of those still to be tried, by what the one that has raced has gained."""
+        if self.reference is not None and drafter.expected_ms is not None:
+            self.share = raced.share(drafter.expected_ms, self.reference.step_ms)
+        return [self._corrected(one) for one in tried]
+
+    def _corrected(self, tried: Tried) -> Tried:
+        if self.reference is None or tried.expected_ms is None:
+            return tried
+        step_ms = self.reference.step_ms
+        return dataclasses.replace(tried, expected_ms=step_ms - self.share * (step_ms - tried.expected_ms))
+
     def _try(self, candidate: Candidate, threads: int) -> Tried:
-        return try_drafter(candidate.spec, threads, self.reference, label=candidate.label, accelerator=self.accelerator)
+        tried = try_drafter(
+            candidate.spec, threads, self.reference, label=candidate.label, accelerator=self.accelerator
+        )
+        return self._corrected(tried)
 
     @contextlib.contextmanager
     def _bar(self, what: str) -> Iterator[Callable[..., None]]:

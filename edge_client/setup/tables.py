@@ -14,6 +14,7 @@ from edge_client.drafters.sources.spec import LOOKUPS
 from edge_client.setup.drafter_trial import Tried
 from edge_client.setup.end_to_end_check import Checked
 from edge_client.setup.reference_answers import Reference
+from edge_client.setup.speed_race import Race
 
 UNJUDGED = (
     "Without the verifier nobody knows which guesses would be right: only their time is measured. Run this again when "
@@ -66,7 +67,7 @@ def show_drafters(console: Console, rows: Sequence[Tried], reference: Reference 
     console.print(table)
     if reference is not None:
         click.echo("hits: share of this verifier's tokens that the drafter guesses right; silence is no hit.")
-        click.echo("ms/token, speed-up: to be expected of its answers, from here.")
+        click.echo("ms/token, speed-up: expected of answers on this way to the verifier.")
 
 
 def show_left_out(left_out: Sequence[LeftOut]) -> None:
@@ -86,7 +87,7 @@ def told_of(reference: Reference) -> str:
     )
 
 
-def show_check(checked: Checked, reference: Reference | None, trouble: str) -> None:
+def show_check(checked: Checked, raced: Race | None, trouble: str) -> None:
     """How the whole path did: what is missing, if anything, or the answers' figures."""
     for finding in checked.findings:
         if not finding.ok:
@@ -95,11 +96,17 @@ def show_check(checked: Checked, reference: Reference | None, trouble: str) -> N
         told = all(finding.ok for finding in checked.findings)
         click.echo(f"No answer yet. {checked.trouble or trouble if told else ''}".rstrip())
         return
-    plain = f", {reference.step_ms:.1f} without drafts" if reference else ""
     click.echo(
-        f"Checked: answers came with {checked.ms_per_token:.1f} ms per token{plain}; {checked.guessed:.0%} of their "
+        f"Checked: answers came with {checked.ms_per_token:.1f} ms per token; {checked.guessed:.0%} of their "
         "tokens were guessed here first."
     )
+    if raced is not None:
+        low, high = raced.spread
+        click.echo(
+            f"Measured: {raced.speed_up:.2f} times as fast as streaming: {len(raced.drafted)} answers in turns, "
+            f"{raced.drafted_ms:.1f} ms per token against {raced.streamed_ms:.1f}; half of the answers were between "
+            f"{low:.2f} and {high:.2f} times as fast."
+        )
     if checked.same_words is not None:
         click.echo(SAME_WORDS if checked.same_words else OTHER_WORDS)
 

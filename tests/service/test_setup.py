@@ -85,6 +85,11 @@ def test_what_lies_here_is_measured_and_the_fastest_answers_win(demo: VerifierPr
     assert report["settings"]["drafter"] in (str(here / "good.gguf"), f"ngram+{here / 'good.gguf'}")
     assert report["same_words"] is True
     assert report["guessed"] > 0.2
+    race = report["race"]
+    assert race["speed_up"] == race["streamed_ms_per_token"] / race["drafted_ms_per_token"]
+    low, high = race["speed_up_quartiles"]
+    assert 0 < low <= high
+    assert race["answers"] >= 4
     assert written() == report["settings"]
     assert Path("edge.yaml").stat().st_mode & 0o777 == 0o600
     arguments = ["generate", "--config", "edge.yaml", "--message", "Hello", "--max-tokens", "8", "--json"]
@@ -102,6 +107,7 @@ def test_a_person_sees_a_table_and_presses_enter(demo: VerifierProcess, here: Pa
     assert "ms per token without drafts" in done.output
     assert "models/good.gguf" in done.output
     assert "speed-up" in done.output
+    assert "times as fast as streaming" in done.output
     assert "Their words are those that came without drafts." in done.output
     assert "Now type: edge-client chat --config edge.yaml" in done.output
     assert written()["drafter"].endswith("good.gguf")
@@ -126,6 +132,13 @@ def test_flags_alone_write_a_file_that_works(verifier: InProcessVerifier) -> Non
     assert [one["spec"] for one in report["drafters"]] == ["ngram"]
     assert report["drafters"][0]["token_ms"] > 0
     assert written() == {"verifier": verifier.address, "drafter": "ngram", "threads": 1}
+
+
+def test_without_a_race_the_words_are_checked_all_the_same(demo: VerifierProcess, here: Path) -> None:
+    done = run("--json", "--no-measure", "--target", demo.address, "--drafter", "ngram")
+    report = json.loads(done.stdout)
+    assert report["race"] is None
+    assert report["same_words"] is True
 
 
 def test_paths_hold_from_every_folder(demo: VerifierProcess, here: Path) -> None:

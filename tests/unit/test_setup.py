@@ -30,6 +30,8 @@ from edge_client.setup.measurement import choose
 from edge_client.setup.proposals import Candidate
 from edge_client.setup.reference_answers import Answer, Reference, as_json, from_json
 from edge_client.setup.speed_forecast import expected_ms_per_token, survivals
+from edge_client.setup.speed_race import Race
+from edge_client.types import RequestMetrics, RequestOutput
 from speculation.noise import Noise
 from speculation.vocabulary.vocabulary import Vocabulary
 from tests.contract.tiny_models import save_hybrid_gguf
@@ -287,6 +289,35 @@ def test_a_slow_drafter_is_tried_with_more_threads_and_keeps_what_is_quicker(
     found = measurement.Measuring(Console(), asked, Accelerator("auto", -1)).one(Candidate("m", "m"))
     assert seen == tried_with
     assert found.threads == taken
+
+
+def raced(*ms_per_token: tuple[float, float], tokens: int = 5) -> Race:
+    """Answers of so many tokens, streamed and drafted with these times per token."""
+
+    def outputs(way: int) -> tuple[RequestOutput, ...]:
+        times = [pair[way] for pair in ms_per_token]
+        figures = [RequestMetrics(1.0, 1.0, ms, None, 0, 0, 0, None, 0, 0, 0, 0.0, 0, 0, 0) for ms in times]
+        return tuple(RequestOutput("", (0,) * tokens, (), "stop", 0, 0, found) for found in figures)
+
+    return Race("here", outputs(0), outputs(1))
+
+
+def test_a_race_tells_the_speed_up_of_all_answers_and_how_they_spread() -> None:
+    race = raced((20.0, 5.0), (20.0, 10.0), (20.0, 20.0), (20.0, 25.0))
+    assert race.speed_up == pytest.approx(80 / 60)
+    assert race.spread == pytest.approx((0.95, 2.5))
+    assert raced((20.0, 10.0), (20.0, 0.0)).spread == (4.0, 4.0), "one answer tells no spread"
+
+
+def test_forecasts_are_corrected_by_the_share_of_the_gain_that_was_real() -> None:
+    measuring = measurement.Measuring(Console(quiet=True), 1)
+    measuring.reference = Reference("target", "", 100, 0.0, 20.0, (), None)
+    tried = [Tried("here", "here", expected_ms=10.0), Tried("worse", "worse", expected_ms=16.0), Tried("x", "x")]
+    corrected = measuring.correct(raced((30.0, 22.5)), tried[0], tried)
+    assert [one.expected_ms for one in corrected] == [15.0, 18.0, None]
+    assert raced((30.0, 40.0)).share(10.0, 20.0) == 0.0, "no gain at all"
+    assert raced((30.0, 3.0)).share(10.0, 20.0) == 1.0, "a race that went better than forecast promises nothing"
+    assert raced((30.0, 3.0)).share(20.0, 20.0) == 1.0
 
 
 def test_only_an_accelerator_is_written_down() -> None:
