@@ -104,7 +104,7 @@ def _cached(hub: Any, model: HubModel, why: str) -> Path:
     snapshot = folder / "snapshots" / commit
     if not snapshot.is_dir():
         raise DrafterError(
-            f"{model} is not in the cache {cache}, and {why}: `edge-client pull {model}` with a network fetches it"
+            f"{model} is not in the cache {cache}, and {why}: fetch it once with a network: edge-client pull {model}"
         )
     there = [Path(at, name).relative_to(snapshot).as_posix() for at, _, names in os.walk(snapshot) for name in names]
     return snapshot / choose(there, model.choice, f"the cached part of {model} ({why})")
