@@ -240,7 +240,7 @@ def _clock() -> Finding:
 
 def _versions(info: pb.GetModelInfoResponse) -> list[Finding]:
     """Whether both sides mean the same by a message and by a random number."""
-    from edge_client.client import PROTOCOL_VERSION
+    from edge_client.link.open_message import PROTOCOL_VERSION
     from speculation.noise import NOISE_VERSION
 
     findings = []

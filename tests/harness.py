@@ -23,7 +23,9 @@ from cloud_verifier.serving.draining import Draining
 from cloud_verifier.serving.open_request import Served
 from cloud_verifier.serving.service import ServiceSettings, VerifierService
 from cloud_verifier.supervision import Supervisor
+from edge_client.client import EdgeClient
 from edge_client.drafters.base import Candidates, Drafter, DrafterError, DrafterInfo
+from edge_client.riding.drafter_queue import DrafterQueue
 from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective
 from speculation.vocabulary.vocabulary import Vocabulary
 from tests.mock_engine import VOCABULARY_SIZE, next_token
@@ -123,6 +125,12 @@ class InProcessVerifier:
         self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(timeout=10)
         assert not self._thread.is_alive()
+
+
+def queue_of(client: EdgeClient) -> DrafterQueue:
+    """At the client's drafter."""
+    assert client._drafter is not None
+    return client._drafter.queue
 
 
 class MockDrafter(Drafter):

@@ -1,7 +1,7 @@
 """One answer from its first word to its last: what the verifier says, the link's state, and the device's own words if
 need be.
 
-Its thread never calls the drafter. Drafting goes on beside it (`session.RidingLoop`), and the device's own words are
+Its thread never calls the drafter. Drafting goes on beside it, see `riding_loop`, and the device's own words are
 written on a thread of their own, so that a drafter that is slow or hangs delays no word of the verifier's.
 """
 
@@ -10,19 +10,19 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.drafters.base import DrafterError
-from edge_client.errors import SessionError
+from edge_client.errors import SessionError, closed
 from edge_client.link.inbox import Callback, Failed, Heard, LinkChanged, Message, PromptKnown, Reconnected
 from edge_client.link.session_link import SessionLink
 from edge_client.riding.commit_reader import CommitReader, Progress, Ride
 from edge_client.riding.drafter_lease import DrafterLease
 from edge_client.riding.local_decoding import LocalDecoding
-from edge_client.riding.offline import UNREACHABLE, Consent, TakeOver, own_tokens
+from edge_client.riding.offline import UNREACHABLE, Consent, TakeOver, agreed_length, own_tokens
 from edge_client.riding.riding_loop import RidingLoop
+from edge_client.riding.shared_drafter import SharedDrafter
 from edge_client.types import (
     LinkState,
     OfflinePart,
@@ -42,8 +42,6 @@ FINISH_REASONS = {
 CALL_DEADLINE_S = 10.0  # for one call into a drafter: later than this, the answer goes on without it
 ALONE_DEADLINE_S = 60.0  # where there is nobody else who could answer
 LOOK_S = 0.25  # how often the drafter is looked after while the verifier is silent
-# The lease of the drafter's own model, for one answer alone; None if there is none or the caller gave up.
-Alone = Callable[[Callable[[], bool]], AbstractContextManager[DrafterLease | None]]
 
 
 class AnswerRun:
@@ -57,24 +55,25 @@ class AnswerRun:
         link: SessionLink,
         put: Callable[[StreamChunk], None],
         consent: Consent,
-        alone: Alone,
+        drafter: SharedDrafter | None = None,
         before: RequestOutput | None = None,
     ) -> None:
-        """consent: whether the device may go on alone; `alone` gives it the model. before: the answer to be checked, or
+        """consent: whether the device may go on alone, with the drafter's model. before: the answer to be checked, or
         to be gone on with."""
         self._prompt, self._params, self._seed, self._link = prompt, params, seed, link
-        self._put, self._consent, self._alone = put, consent, alone
+        self._put, self._consent, self._drafter = put, consent, drafter
         self._tokens: list[int] = list(before.token_ids) if before is not None else []
         self._before, self._before_tokens = before, len(self._tokens)
         self._drafted: list[bool] = list(before.drafted) if before is not None else []
-        self._texts: list[str] = [before.committed_text] if before is not None else []
+        # What that answer told of no token, the verifier tells again, with the token that makes it certain.
+        self._told_before = before.held_text if before is not None else ""
+        self._texts: list[str] = [before.committed_text.removesuffix(before.held_text)] if before is not None else []
         self._logprobs: list[TokenLogprob] = list((before.logprobs if before is not None else None) or ())
         self._state = LinkState.CONNECTING
         self._timer: threading.Timer | None = None
         self._cancelled = threading.Event()
         self._declined = False
         self._drafter_hangs = False
-        self._alone_lease: DrafterLease | None = None
         self.ride = Ride()
         self._reader = CommitReader(self.ride, self._tokens)
         self.loop: RidingLoop | None = None  # where there is anything to draft
@@ -154,6 +153,8 @@ class AnswerRun:
         if kind == "opened":
             self._reader.opened = self._reader.opened or response.opened
             self._tell_loop(message)
+            if loop is not None and (self._drafter_hangs or not loop.reacts):
+                loop.stop_waiting()  # this stream's verifier may not know
         elif kind == "commit":
             guessed = loop.guessed if loop is not None else {}
             self._tell_loop(message)  # at once: it may have drafts to send
@@ -196,17 +197,26 @@ class AnswerRun:
         )
         self._logprobs.extend(new)
         self._state = LinkState.LIVE
+        texts = tuple(self._news(text) for text in progress.texts)
         self._put(
             StreamChunk(
-                progress.text,
+                "".join(texts) if texts else self._news(progress.text),
                 tuple(progress.tokens),
-                tuple(progress.texts),
+                texts,
                 tuple(progress.drafted),
                 tuple(progress.corrected),
                 new,
                 model_info=self._model_info,
             )
         )
+
+    def _news(self, text: str) -> str:
+        """Without what the answer told before that this one goes on from."""
+        if not self._told_before:
+            return text
+        known = agreed_length(self._told_before, text)
+        self._told_before = self._told_before[known:] if known == len(text) else ""
+        return text[known:]
 
     # -- while nothing is heard ----------------------------------------------------------------------------------------
 
@@ -247,52 +257,53 @@ class AnswerRun:
     def _go_on_alone(self, reason: str) -> StreamChunk:
         """The rest of the answer by the drafter's model. Raises SessionError if there is none that can."""
         self._link.close()
-        outcome: queue.SimpleQueue[StreamChunk | Exception] = queue.SimpleQueue()
-        threading.Thread(target=lambda: outcome.put(self._write_alone()), name="outrider-alone", daemon=True).start()
-        while True:
+        drafter = self._drafter
+        assert drafter is not None  # or else nobody consents
+        outcome: queue.SimpleQueue[StreamChunk | BaseException] = queue.SimpleQueue()
+        writing = threading.Thread(
+            target=self._write_alone, args=(drafter, outcome.put), name="outrider-alone", daemon=True
+        )
+        writing.start()
+        result: StreamChunk | BaseException | None = None
+        while result is None:
             try:
                 result = outcome.get(timeout=LOOK_S)
-                break
             except queue.Empty:
-                if self._longest_call_s() > ALONE_DEADLINE_S:
-                    self._cancelled.set()
+                if drafter.closed.is_set():
+                    result = closed()
+                elif drafter.busy_s > ALONE_DEADLINE_S:
                     result = DrafterError(f"its model has not answered for {ALONE_DEADLINE_S:.0f} s")
-                    break
         if isinstance(result, StreamChunk):
             return result
-        # Whatever a model does, people are to hear about the verifier, too.
-        sentence = f"{reason}, and the device cannot answer alone: {result}"
-        failed = SessionError("UNAVAILABLE", "NO_ANSWER_ALONE", sentence)
+        self._cancelled.set()  # whoever still writes need not go on
+        failed = result
+        if not isinstance(failed, SessionError):
+            # Whatever a model does, people are to hear about the verifier, too.
+            sentence = f"{reason}, and the device cannot answer alone: {result}"
+            failed = SessionError("UNAVAILABLE", "NO_ANSWER_ALONE", sentence)
         failed.so_far = self._so_far()
-        raise failed from result
+        raise failed from (result if result is not failed else None)
 
-    def _longest_call_s(self) -> float:
-        return max(
-            self.loop.busy_s if self.loop is not None else 0.0,
-            self._alone_lease.busy_s if self._alone_lease is not None else 0.0,
-        )
-
-    def _write_alone(self) -> StreamChunk | Exception:
-        if self.loop is not None:  # which may be within a call into the drafter
-            self.loop.stop()
-            while not self.loop.ended.wait(LOOK_S):
-                if self._cancelled.is_set():
-                    return DrafterError("nobody waits for it any more")
+    def _write_alone(self, drafter: SharedDrafter, tell: Callable[[StreamChunk | BaseException], None]) -> None:
+        given_up = self._cancelled.is_set
         try:
-            with self._alone(self._cancelled.is_set) as lease:
-                if lease is None:
-                    raise DrafterError("this device has no model that could answer")
-                self._alone_lease = lease
-                return self._write(lease)
-        except Exception as error:
-            return error
+            if self.loop is not None:  # which may be within a call into the drafter
+                self.loop.stop()
+                while not self.loop.ended.wait(LOOK_S):
+                    if given_up():
+                        raise DrafterError("nobody waits for it any more")
+            with drafter.alone(given_up) as lease:
+                tell(self._write(lease))  # before the model is given back, which may take its time
+        except BaseException as error:  # on a thread of its own, where nothing but the drafter can have raised it
+            tell(error)
 
     def _write(self, lease: DrafterLease) -> StreamChunk:
         opened, model = self.opened, lease.drafter
-        text = model.model_text()
         shown = "".join(self._texts)
-        prompt, answer, of_log = own_tokens(self._prompt, opened, self._tokens, shown, model, text)
-        solo = LocalDecoding(lease, text, self._params, self._seed, prompt, answer, shown, of_log)
+        with lease.calling():
+            text = model.model_text()
+            prompt, answer, of_log = own_tokens(self._prompt, opened, self._tokens, shown, model, text)
+            solo = LocalDecoding(lease, text, self._params, self._seed, prompt, answer, shown, of_log)
         self._state = LinkState.OFFLINE
         self._put(StreamChunk(link=LinkState.OFFLINE, model_info=self._model_info))
         began_ms = self.ride.elapsed_ms()
@@ -300,11 +311,12 @@ class AnswerRun:
         def emit(token: int, piece: str) -> None:
             if not self.ride.ttft_ms:
                 self.ride.ttft_ms = self.ride.elapsed_ms()
+            piece = self._news(piece)
             self._put(StreamChunk(piece, (token,), (piece,), (False,), (False,), link=LinkState.OFFLINE))
 
         reason = solo.run(emit, self._cancelled.is_set)
         if rest := solo.rest():
-            self._put(StreamChunk(rest, link=LinkState.OFFLINE))
+            self._put(StreamChunk(self._news(rest), link=LinkState.OFFLINE))
         ride = self.ride
         ride.total_ms = self.ride.elapsed_ms()
         ride.notices.append(f"the verifier could not be reached; {model.info.name} wrote on alone")

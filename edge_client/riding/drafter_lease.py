@@ -46,11 +46,11 @@ class DrafterLease:
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
         """Around a call into the drafter, which a runtime may not return from for a long time."""
-        self._call_began_s = time.perf_counter()
+        outer_s, self._call_began_s = self._call_began_s, time.perf_counter()
         try:
             yield
         finally:
-            self._call_began_s = None
+            self._call_began_s = outer_s
 
     @property
     def end(self) -> int:

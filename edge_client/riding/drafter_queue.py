@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+SOON_S = 0.5  # a call into the drafter that has taken longer may take for ever
+
 
 class DrafterQueue:
     """Longest waiting first. `who` is any object that stands for an answer; from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, busy_s: Callable[[], float] = lambda: 0.0) -> None:
+        """busy_s: how long the present call into the drafter has taken so far."""
+        self._busy_s = busy_s
         self._changed = threading.Condition()
         self._holder: object | None = None
         self._waiting: dict[object, Callable[[], None]] = {}
@@ -22,8 +26,9 @@ class DrafterQueue:
 
     @property
     def free_soon(self) -> bool:
-        """Whether who has it is about to leave it, and nobody waits for it."""
-        return self._leaving and not self._waiting
+        """Whether it is as good as free: who has it will leave after a call that should soon be back, and nobody
+        waits for it."""
+        return self._leaving and not self._waiting and self._busy_s() < SOON_S
 
     def leaving(self, who: object) -> None:
         """`who` will leave it as soon as a call into the drafter has come back."""

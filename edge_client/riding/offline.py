@@ -103,17 +103,17 @@ def compare(before: RequestOutput, checked: RequestOutput) -> CheckedAnswer:
     said = checked.text[len(before.committed_text) :]
     if part.of_log:
         new = checked.token_ids[len(before.token_ids) :]
-        kept_tokens = _agreed(part.token_ids, new)
+        kept_tokens = agreed_length(part.token_ids, new)
         kept = "".join(part.texts[:kept_tokens]) if kept_tokens < len(part.token_ids) else part.text
-        kept = said[: _agreed(kept, said)]
+        kept = said[: agreed_length(kept, said)]
         return CheckedAnswer(checked, kept_tokens, kept, part.text[len(kept) :], said[len(kept) :])
-    kept = said[: _agreed(part.text, said)]
+    kept = said[: agreed_length(part.text, said)]
     if kept != part.text or kept != said:
         kept = kept[: max(kept.rfind(" "), kept.rfind("\n")) + 1]  # half a word agrees by chance
     return CheckedAnswer(checked, None, kept, part.text[len(kept) :], said[len(kept) :])
 
 
-def _agreed(left: Sequence[object], right: Sequence[object]) -> int:
+def agreed_length(left: Sequence[object], right: Sequence[object]) -> int:
     """How many items they have in common from the beginning on."""
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 

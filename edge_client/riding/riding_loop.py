@@ -3,7 +3,7 @@
 One thread drafts for one session. Before every single token it looks at its inbox, so a commit is honoured at once:
 what it agrees with is spent, what it contradicts is rolled back to the agreed prefix. The pace says whether to draft
 one more token, to send what there is, or to wait. A drafter that fails, or hangs, costs speed and nothing else: what
-the verifier says reaches the caller by another thread, see `answering`.
+the verifier says reaches the caller by another thread, see `answer`.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class RidingLoop:
         self._opened: pb.Opened | None = None
         self._waits_for_prompt: DrafterLease | None = None
         self._owed_since_s: float | None = None  # when it began to work on the next guess
+        self._sending = threading.Lock()  # what is sent says where the line ends, and goes out in that order
+        self._gave_up = False
         self.ride = ride or Ride()
         self.inbox: queue.SimpleQueue[Message | Stop] = queue.SimpleQueue()
         self.guessed: dict[int, int] = {}
@@ -110,11 +112,21 @@ class RidingLoop:
         """How long the verifier waits for guesses, as it was told last."""
         return self._told_patience_ms or 0
 
+    @property
+    def reacts(self) -> bool:
+        """Whether it will look at its inbox soon: it neither ended in trouble nor is within a call into the drafter."""
+        return not self._gave_up and not self.busy_s
+
     def stop_waiting(self) -> None:
-        """Tell a verifier that waits to go on by itself; it is asked to wait again with the next guess."""
-        line, self._told_patience_ms = self._line, 0
-        draft = pb.Draft(start=line.length + line.sent, known_length=line.length, patience_ms=0)
-        self._link.send(pb.GenerateRequest(draft=draft))
+        """Tell a verifier that waits to go on by itself; it is asked to wait again with the next guess.
+
+        Lost without a stream: say it again on the next one, if the loop does not react by then.
+        """
+        line = self._line
+        with self._sending:
+            self._told_patience_ms = 0
+            draft = pb.Draft(start=line.length + line.sent, known_length=line.length, patience_ms=0)
+            self._link.send(pb.GenerateRequest(draft=draft))
 
     # -- the ride ------------------------------------------------------------------------------------------------------
 
@@ -123,9 +135,10 @@ class RidingLoop:
         try:
             if self._ride().learn:
                 self._learn()
-        except Exception as error:
+        except BaseException as error:  # a SystemExit, or a panic in Rust, would leave a verifier waiting
             log.exception("drafting failed")
             self._notice(f"drafting failed ({type(error).__name__}: {error}); the answer goes on as plain streaming")
+            self._gave_up = True
             self.stop_waiting()
 
     def _ride(self) -> Stop:
@@ -179,7 +192,7 @@ class RidingLoop:
             return
         except DrafterError as error:
             notice = str(error)
-        except Exception as error:  # the answer is complete, whatever becomes of the memory of it
+        except BaseException as error:  # the answer is complete, whatever becomes of the memory of it
             notice = f"the drafter could not learn from the answer ({type(error).__name__}: {error})"
         log.warning("%s", notice)
         self._lease.notices.append(notice)  # the answer has been told: the next one says so
@@ -207,7 +220,8 @@ class RidingLoop:
 
     def _handle(self, message: Message) -> None:
         if isinstance(message, Reconnected):
-            self._line.unsend()
+            with self._sending:
+                self._line.unsend()
             self._in_flight = False
             self._told_patience_ms = None  # it may be another verifier, which knows Open's only
         elif isinstance(message, Callback):
@@ -227,7 +241,8 @@ class RidingLoop:
         if before is not None:
             if not opened.prompt_ids:
                 opened.prompt_ids[:] = before.prompt_ids
-            self._line.trim(opened.max_lookahead)  # this may be another verifier, which takes less
+            with self._sending:
+                self._line.trim(opened.max_lookahead)  # this may be another verifier, which takes less
             if self._lease is not None:
                 with self._losing_drafter():
                     self._lease.rollback(self._line.end)
@@ -291,7 +306,8 @@ class RidingLoop:
 
     def _commit(self, commit: pb.Commit, heard: Heard) -> None:
         line, known = self._line, self._line.length
-        new, agreed, outcomes = line.commit(commit.start, commit.tokens)
+        with self._sending:
+            new, agreed, outcomes = line.commit(commit.start, commit.tokens)
         if agreed < len(new):
             self._silent_at = None
             self.guessed = {}
@@ -376,18 +392,19 @@ class RidingLoop:
             raise DrafterError(f"its log-probabilities make no sense: they give a confidence of {confidence}")
 
     def _flush(self) -> None:
-        start, tokens, confidences = self._line.flush()
-        draft = pb.Draft(
-            start=start,
-            tokens=tokens,
-            known_length=self._line.length,
-            sent_at_us=now_us(),
-            confidence=bytes(min(255, round(c * 255)) for c in confidences),
-        )
-        if self._pace.patience_ms != self._told_patience_ms:
-            draft.patience_ms = self._told_patience_ms = self._pace.patience_ms
-        self._draft_bytes[draft.sent_at_us] = draft.ByteSize()
-        self._link.send(pb.GenerateRequest(draft=draft))
+        with self._sending:
+            start, tokens, confidences = self._line.flush()
+            draft = pb.Draft(
+                start=start,
+                tokens=tokens,
+                known_length=self._line.length,
+                sent_at_us=now_us(),
+                confidence=bytes(min(255, round(c * 255)) for c in confidences),
+            )
+            if self._pace.patience_ms != self._told_patience_ms:
+                draft.patience_ms = self._told_patience_ms = self._pace.patience_ms
+            self._draft_bytes[draft.sent_at_us] = draft.ByteSize()
+            self._link.send(pb.GenerateRequest(draft=draft))
         # A draft that brings nothing but a patience asks for nothing: no commit will answer it.
         self._in_flight |= bool(tokens) or not draft.HasField("patience_ms")
         self.ride.draft_messages += 1
@@ -397,13 +414,14 @@ class RidingLoop:
         """A drafter may fail in any way its runtime can; the answer goes on without it."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             self._lose_drafter(f"the drafter failed ({type(error).__name__}: {error})")
 
     def _lose_drafter(self, reason: str) -> None:
         """Go on as plain streaming, and say so once."""
         self._lease = None
-        self._line.erase()
+        with self._sending:
+            self._line.erase()
         self.guessed = {}
         self._pace.reset()
         self._notice(f"{reason}; the answer goes on as plain streaming")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from outrider.v1 import verifier_pb2 as pb
@@ -32,7 +33,7 @@ class VocabularyMatching:
         self._lock = threading.Lock()
         self._known: dict[str, Match] = {}
         self._waiting: dict[str, list[Ready]] = {}
-        self._threads: list[threading.Thread] = []
+        self._threads: set[threading.Thread] = set()
 
     def ask(self, info: pb.GetModelInfoResponse, ready: Ready) -> None:
         """Call `ready` with the match, now or from another thread as soon as it is known."""
@@ -44,25 +45,34 @@ class VocabularyMatching:
                 self._waiting.setdefault(key, []).append(ready)
                 if first:
                     thread = threading.Thread(target=self._find, args=(info,), name="outrider-matching", daemon=True)
-                    self._threads.append(thread)
-                    thread.start()
+                    try:
+                        thread.start()
+                    except RuntimeError:  # the next who asks may have more luck
+                        del self._waiting[key]
+                        raise
+                    self._threads.add(thread)
         if known is not None:
             ready(known)
 
-    def close(self) -> None:
-        """Wait until nothing reads the drafter any more. Close the channel before."""
-        for thread in self._threads:
-            thread.join()
+    def ended(self, timeout_s: float) -> bool:
+        """Wait until nothing reads the drafter any more; whether that was in time. Close the channel before."""
+        deadline_s = time.monotonic() + timeout_s
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
 
     def _find(self, info: pb.GetModelInfoResponse) -> None:
         found, lasting = self._look(info)
         key = info.vocabulary_fingerprint
         with self._lock:
+            self._threads.discard(threading.current_thread())
             if lasting:
                 self._known[key] = found
                 if len(self._known) > KEPT_MATCHES:
                     del self._known[next(iter(self._known))]
-                if found.way is not Way.EQUAL:
+                if found.way is not Way.EQUAL and found.sentence not in self._notices:
                     self._notices.append(found.sentence)
             waiting = self._waiting.pop(key)
         for ready in waiting:
@@ -85,6 +95,6 @@ class VocabularyMatching:
         except VocabularyError as error:
             sentence = f"the drafter's vocabulary is not the target's, which the verifier tells wrongly: {error}"
             return Match(Way.NONE, sentence, None), True
-        except Exception as error:  # whatever reading a drafter's files does, answers must still come
+        except BaseException as error:  # whatever reading a drafter's files does, answers must still come
             sentence = f"the drafter cannot be matched with the target ({type(error).__name__}: {error})"
             return Match(Way.NONE, sentence, None), True

@@ -114,7 +114,7 @@ def bench() -> Iterator[Bench]:
             yield subject
         finally:
             for client in subject.clients.values():
-                if client._lease is not None and isinstance(client._lease.drafter, Troubled):
-                    client._lease.drafter.released.set()
+                if client._drafter is not None and isinstance(client._drafter.lease.drafter, Troubled):
+                    client._drafter.lease.drafter.released.set()
                 client.close()
             subject.verifier.stop()

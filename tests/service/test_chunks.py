@@ -11,7 +11,7 @@ from edge_client.client import EdgeClient
 from edge_client.types import RideSettings, StreamChunk
 from speculation.pace.observed import Committed, Diary, Sent
 from speculation.sampling import SamplingParams
-from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
+from tests.harness import InProcessVerifier, LetterCodec, MockDrafter, queue_of
 from tests.mock_engine import MockEngine, answer
 from tests.service.engines import GatedEngine
 from tests.service.raw import DEADLINE_S, PROMPT, SEED, until
@@ -84,9 +84,9 @@ def test_an_answer_that_found_the_drafter_taken_gets_it_in_mid_answer() -> None:
         next(first)  # it has the drafter
         second = thread.submit(client.generate, PROMPT, SamplingParams(max_tokens=200), seed=SEED)
         until(lambda: verifier.service.sessions == 2, "the second one is open")
-        until(lambda: client._drafter_queue._waiting != {}, "it waits for the drafter")
+        until(lambda: queue_of(client)._waiting != {}, "it waits for the drafter")
         first.close()
-        until(lambda: client._drafter_queue._waiting == {}, "the drafter is handed over")
+        until(lambda: queue_of(client)._waiting == {}, "the drafter is handed over")
         engine.allow(10_000)
         output = second.result(DEADLINE_S)
         assert output.token_ids == tuple(answer(PROMPT, SEED, 200))

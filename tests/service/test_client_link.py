@@ -412,7 +412,7 @@ def test_a_cancel_before_the_session_is_open_is_not_lost() -> None:
         EdgeClient(road.address, link=replace(HASTY, connect_timeout_s=DEADLINE_S, stalled_s=DEADLINE_S)) as client,
     ):
         road.pause()
-        cancel = client._start(PROMPT, PARAMS, SEED, lambda _: None)
+        cancel = client._answers.start(PROMPT, PARAMS, SEED, lambda _: None)
         until(lambda: road.connections == 1, "the client knocks")
         cancel()
         road.resume()
@@ -429,7 +429,7 @@ def test_a_cancel_while_the_link_is_down_ends_the_ride() -> None:
         Road(verifier.address) as road,
         EdgeClient(road.address, link=HASTY) as client,
     ):
-        cancel = client._start(PROMPT, PARAMS, SEED, ends.append)
+        cancel = client._answers.start(PROMPT, PARAMS, SEED, ends.append)
         engine.allow(1)
         until(lambda: len(ends) == 1, "the answer begins")
         tried = road.connections

@@ -20,7 +20,7 @@ from edge_client.types import RequestOutput
 from speculation.pace.adaptive import Adaptive
 from speculation.pace.base import Action, BoundedLookahead, FixedLookahead, Pace, Pipelined, Synchronous, View
 from speculation.sampling import SamplingParams
-from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
+from tests.harness import InProcessVerifier, LetterCodec, MockDrafter, queue_of
 from tests.mock_engine import MockEngine, answer
 from tests.service.raw import PROMPT, SEED, until
 
@@ -132,7 +132,7 @@ def test_an_answer_that_cannot_be_kept_is_a_notice(tmp_path_factory: pytest.Temp
         outputs = []
         for _ in range(3):
             outputs.append(client.generate(PROMPT, PARAMS, seed=SEED))
-            until(lambda: not client._drafter_queue.taken, "the drafter has learned")
+            until(lambda: not queue_of(client).taken, "the drafter has learned")
     assert {output.token_ids for output in outputs} == {WORDS}
     told = [[notice for notice in output.metrics.notices if "kept" in notice] for output in outputs]
     assert [len(notices) for notices in told] == [0, 1, 0], "the next answer tells it, and once is enough"
@@ -170,10 +170,10 @@ def test_the_duty_cycle_holds_and_nobody_polls() -> None:
         InProcessVerifier(MockEngine()) as verifier,
         EdgeClient(verifier.address, Slow(3, SEED, 1.0), pace=lambda: pace, max_draft_duty=0.25) as client,
     ):
-        assert client._lease is not None
-        assert client._lease.duty is not None
+        assert client._drafter is not None
+        assert client._drafter.lease.duty is not None
         now_ms = time.perf_counter() * 1e3
-        client._lease.duty.spend(now_ms - 400.0, now_ms)  # 100 ms are left of what is saved up
+        client._drafter.lease.duty.spend(now_ms - 400.0, now_ms)  # 100 ms are left of what is saved up
         output = client.generate(PROMPT, PARAMS, seed=SEED)
     elapsed_ms = (time.perf_counter() - began_s) * 1e3
     assert output.token_ids == WORDS

@@ -45,7 +45,7 @@ def cancelled_after(client: EdgeClient, engine: GatedEngine, tokens: int, params
 
     def start(put: Callable[[StreamChunk | BaseException], None]) -> Callable[[], None]:
         nonlocal cancel
-        cancel = client._start(PROMPT, params, SEED, put)
+        cancel = client._answers.start(PROMPT, params, SEED, put)
         return cancel
 
     count = 0

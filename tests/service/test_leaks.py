@@ -21,7 +21,7 @@ from cloud_verifier.serving.service import ServiceSettings, VerifierService
 from edge_client.client import AsyncEdgeClient, EdgeClient, SamplingParams
 from edge_client.errors import SessionError
 from speculation.pace.base import PATIENCE_UNLIMITED_MS
-from tests.harness import InProcessVerifier, MockDrafter
+from tests.harness import InProcessVerifier, MockDrafter, queue_of
 from tests.mock_engine import MockEngine, answer
 from tests.service.links import Road
 from tests.service.raw import PROMPT, SEED, Stream, opening, until
@@ -282,7 +282,7 @@ def test_a_client_keeps_no_threads_and_no_tasks() -> None:
                     assert output.metrics.reconnects == 0, "its last draft came too late, which is no broken stream"
             until(lambda: ours() == 1, "all rides end")
             until(lambda: link_tasks(client) <= before, "all tasks end")
-            assert not client._drafter_queue.taken
+            assert not queue_of(client).taken
         until(lambda: verifier.service.sessions == 0, "the verifier has forgotten all")
     assert ours() == 0
 

@@ -78,7 +78,8 @@ def test_a_session_goes_by_the_drafter_it_gets_and_not_by_the_one_that_was_there
         verifier.other.allow(1000)
         rest(ask(client, "other", 400))
         until(
-            lambda: client._lease is not None and client._lease.end > 0, "the drafter is matched with the other model"
+            lambda: client._drafter is not None and client._drafter.lease.end > 0,
+            "the drafter is matched with the other model",
         )
         verifier.other.forbid()
         # Opened one after the other: one that drafts, one that will exchange the drafter, one that gets it after that.

@@ -97,7 +97,7 @@ def test_a_verifier_that_has_none_costs_only_the_drafts(tmp_path: Path) -> None:
         matching = VocabularyMatching(channel, drafter, notices, VocabularyCache(tmp_path))
         found = matching.find(channel.model_info())
         channel.close()
-        matching.close()
+        assert matching.ended(30.0)
     assert (found.way, found.speaking) == (Way.NONE, None)
     assert "cannot be had" in found.sentence
 
@@ -221,6 +221,6 @@ def test_what_is_kept_of_many_targets_has_a_bound(tmp_path: Path, monkeypatch: p
         matching.ask(told(target.fingerprint), ready.put)
         assert ready.get(timeout=DEADLINE_S).speaking is not None
         assert (tmp_path / (target.fingerprint.removeprefix("sha256:") + vocabulary_cache._SUFFIX)).is_file()
-    matching.close()
+    assert matching.ended(30.0)
     assert len(list(tmp_path.iterdir())) == 3
     assert len(matching._known) == 2
