@@ -137,6 +137,13 @@ def _option(*names: str, **settings: Any) -> Any:
     type=Positions(),
     help="Positions in one forward, prompts aside; auto: as many as take hardly longer than a few, by measurement.",
 )
+@_option(
+    "--step-timeout-s",
+    default=300.0,
+    type=click.FloatRange(0.0, min_open=True),
+    help="A forward that takes longer, by half a second for each of its positions, is taken for one that hangs: the "
+    "verifier hands its sessions back and exits.",
+)
 @_option("--chunk-tokens", default=256, type=click.IntRange(1), help="Prompt positions besides, of all sessions.")
 @_option(
     "--objective",
@@ -280,7 +287,7 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
     least = max(options["max_lookahead"] + 1, options["max_sessions"])
     step_tokens = options["step_tokens"] or max(least, min(map(free_positions, [engine, *(e for e, _ in others)])))
     logging.getLogger(__name__).info("a step has room for %d positions, prompts aside", step_tokens)
-    steps = SchedulerSettings(step_tokens, options["chunk_tokens"])
+    steps = SchedulerSettings(step_tokens, options["chunk_tokens"], step_timeout_s=options["step_timeout_s"])
     try:
         asyncio.run(
             serve_until_stopped(

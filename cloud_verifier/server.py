@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
@@ -34,6 +34,7 @@ MAX_MESSAGE_BYTES = 1 << 20
 # only once all words of the last one have been written.
 SWITCH_INTERVAL_S = 0.0005
 PLACES_LOOKED_AT_EVERY_S = 0.5
+STEPS_WATCHED_EVERY_S = 1.0
 KEYS_READ_EVERY_S = 1.0  # besides at every call: so soon does an answer end whose key was taken away
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VerifierService"].full_name
 
@@ -75,7 +76,8 @@ async def running(
     """A verifier that serves while the context is open. others: more models, that devices have to ask for by name.
 
     On leaving it says NOT_SERVING, gives open streams a second to end, and stops the engine's thread. If its background
-    work fails, it says NOT_SERVING at once and hands all sessions back; see `Running.supervisor`. Raises ServerError.
+    work fails, or a step of an engine hangs, it says NOT_SERVING at once and hands all sessions back; see
+    `Running.supervisor`. Raises ServerError.
     """
     schedulers = [Scheduler(one, scheduler_settings) for one in (engine, *(one for one, _ in others))]
     models = [served, *(one for _, one in others)]
@@ -102,6 +104,7 @@ async def running(
         supervisor.start(f"the scheduler of {name}", scheduler.run())
     if authentication is not None and authentication.has_keys:
         supervisor.start("the watch over removed keys", _expel(authentication, services.values()))
+    supervisor.start("the watch over steps", _watch_steps(dict(zip(services, schedulers, strict=True)), supervisor))
     supervisor.start("the watch over silent devices", _reclaim(services.values()))
     if metrics is not None and metrics.thread is not None:
         supervisor.watch("the server of metrics", metrics.thread)
@@ -127,6 +130,16 @@ async def _reclaim(services: Collection[VerifierService]) -> None:
         await asyncio.sleep(PLACES_LOOKED_AT_EVERY_S)
         for service in services:
             service.reclaim()
+
+
+async def _watch_steps(schedulers: Mapping[str, Scheduler], supervisor: Supervisor) -> None:
+    """Fail when an engine hangs; cancel to stop. schedulers: by model."""
+    while True:
+        await asyncio.sleep(STEPS_WATCHED_EVERY_S)
+        for name, scheduler in schedulers.items():
+            if trouble := scheduler.trouble:
+                supervisor.fail(f"the engine of {name} hangs: {trouble}")
+                return
 
 
 async def _leave_on_failure(supervisor: Supervisor, draining: Draining) -> None:

@@ -23,7 +23,7 @@ THREAD_WATCHED_EVERY_S = 1.0
 class Supervisor:
     """The background work of one verifier.
 
-    failed: set once any of it has ended by itself. failure: then a sentence that says which, and where it failed.
+    failed: set once any of it has ended by itself, or `fail` was called. failure: then a sentence that says why.
     """
 
     def __init__(self) -> None:
@@ -40,6 +40,13 @@ class Supervisor:
     def watch(self, name: str, thread: threading.Thread) -> None:
         """A thread that is to live until `stop`."""
         self.start(name, _until_it_ends(thread))
+
+    def fail(self, sentence: str) -> None:
+        """Count the verifier as failed. sentence: why, in words of ours."""
+        log.error("%s", sentence)
+        if not self.failed.is_set():
+            self.failure = sentence
+            self.failed.set()
 
     async def stop(self) -> None:
         """End all of it."""

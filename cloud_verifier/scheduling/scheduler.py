@@ -13,8 +13,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from grpc import StatusCode
 
@@ -22,6 +22,7 @@ from cloud_verifier.engines.base import Block, Choices, EngineDead, EngineFull, 
 from cloud_verifier.errors import VerifierError
 from cloud_verifier.log_redaction import log_failure
 from cloud_verifier.scheduling.counters import Counters, LatestStep
+from cloud_verifier.scheduling.engine_thread import EngineThread
 from cloud_verifier.scheduling.load import Load
 from cloud_verifier.scheduling.preemption import PRIORITY_S, Preemption
 from cloud_verifier.scheduling.session import LastStep, Session
@@ -38,12 +39,14 @@ class SchedulerSettings:
 
     step_tokens: positions in one forward that go on with logs and check guesses; best as many as the engine evaluates
     in about the time of few. chunk_tokens: positions more that read prompts, of all sessions together.
-    unread_tokens: how far a session writes on that nobody reads.
+    unread_tokens: how far a session writes on that nobody reads. step_timeout_s: a step that takes longer, by half a
+    second for each of its positions, is taken for one that never ends.
     """
 
     step_tokens: int = 512
     chunk_tokens: int = 256
     unread_tokens: int = 128
+    step_timeout_s: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Scheduler:
         self.on_room: Callable[[], None] | None = None
         self._wake = asyncio.Event()
         self._next_due_s: float | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._thread = EngineThread(self.settings.step_timeout_s)
 
     @property
     def running(self) -> int:
@@ -88,6 +91,11 @@ class Scheduler:
     def room(self) -> int:
         """Sessions that would find room in the engine. `on_room` is called when it may have grown."""
         return self.engine.info.max_sequences - self.running - len(self._ended)
+
+    @property
+    def trouble(self) -> str:
+        """Why the present step is taken for one that never ends, in a sentence; empty if it is not."""
+        return self._thread.trouble
 
     def add(self, session: Session) -> None:
         """Let a session take part from the next step on. Check `room` first."""
@@ -111,7 +119,6 @@ class Scheduler:
         What an engine raises of one session ends that session. Raises EngineDead, and whatever else would have ended
         the steps of all: whoever runs this must then give up the sessions.
         """
-        loop = asyncio.get_running_loop()
         try:
             while True:
                 self._wake.clear()
@@ -122,12 +129,13 @@ class Scheduler:
                     continue
                 began = self._clock()
                 # Streams read and write meanwhile: the engine does not stand still for that.
-                results = await loop.run_in_executor(self._thread, self._step, plan)
+                positions = sum(len(planned.block.tokens) for planned in plan)
+                results = await self._thread.run(partial(self._step, plan), positions)
                 self._apply(plan, results, began, self._clock())
         finally:
-            self._thread.shutdown(wait=True)
-            self._ended += self._sessions
-            self._free_ended()  # the engine may outlive its scheduler
+            if self._thread.end():
+                self._ended += self._sessions
+                self._free_ended()  # the engine may outlive its scheduler
 
     async def _sleep(self) -> None:
         """Until a message comes or, by what `_plan` has just seen, somebody is due."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +15,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from outrider.v1 import verifier_pb2 as pb
 
+from cloud_verifier import server
 from cloud_verifier.engines.base import Block, Choices, EngineDead, Memory, SequenceId
 from cloud_verifier.observability.interceptor import Call
 from cloud_verifier.observability.metrics import Metrics
+from cloud_verifier.scheduling import engine_thread
+from cloud_verifier.scheduling.engine_thread import EngineThread
+from cloud_verifier.scheduling.scheduler import SchedulerSettings
 from cloud_verifier.server import serve
 from cloud_verifier.serving.address import Address, ServerError
 from cloud_verifier.serving.open_request import Served
@@ -150,6 +156,110 @@ def test_the_process_ends_with_an_error() -> None:
         assert asking.result(DEADLINE_S) == "DRAINING"
 
 
+class Hanging(MockEngine):
+    """Its step hangs, once `armed`, until the gate is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.armed, self.gate = False, threading.Event()
+
+    def step(self, blocks: Sequence[Block]) -> list[Choices]:
+        if self.armed:
+            self.gate.wait()
+        return super().step(blocks)
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    monkeypatch.setattr(server, "STEPS_WATCHED_EVERY_S", 0.05)
+    monkeypatch.setattr(engine_thread, "POSITION_TIMEOUT_S", 0.0)
+    engine = Hanging()
+    yield engine
+    engine.gate.set()
+
+
+QUICK = SchedulerSettings(step_timeout_s=0.3)
+
+
+def test_a_verifier_whose_engine_hangs_hands_its_sessions_back(hanging: Hanging) -> None:
+    with InProcessVerifier(hanging, scheduler=QUICK) as verifier, Stream(verifier.address, WAITING) as waiting:
+        waiting.opened()
+        said = waiting.tokens(1)
+        hanging.armed = True
+        with Stream(verifier.address, WAITING) as other:
+            assert other.refusal()[:2] == ("UNAVAILABLE", "DRAINING")
+        rest, refusal = waiting.until_the_end()
+        assert [*said, *rest] == WORDS[: 1 + len(rest)]
+        assert refusal[:2] == ("UNAVAILABLE", "DRAINING")
+        assert health(verifier.address) == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert "the engine of mock hangs: a step has taken more than 0 s" in verifier.supervisor.failure
+        assert "in step" in verifier.supervisor.failure, "it says where"
+
+
+def test_a_device_goes_on_elsewhere_when_an_engine_hangs(hanging: Hanging) -> None:
+    hanging.armed = True
+    with InProcessVerifier(hanging, scheduler=QUICK) as failing, InProcessVerifier(MockEngine()) as other:
+        with EdgeClient(f"{failing.address},{other.address}") as client:
+            output = client.generate(PROMPT, SamplingParams(max_tokens=COUNT), seed=SEED)
+        assert list(output.token_ids) == WORDS
+        assert output.metrics.reconnects
+
+
+def test_an_engine_of_several_that_hangs_is_noticed_too(hanging: Hanging) -> None:
+    others: Any = {"second": hanging}
+    hanging.armed = True
+    with InProcessVerifier(MockEngine(), scheduler=QUICK, others=others) as verifier:
+        with Stream(verifier.address, opening(model="second")) as stream:
+            assert stream.refusal()[:2] == ("UNAVAILABLE", "DRAINING")
+        assert "the engine of second hangs" in verifier.supervisor.failure
+
+
+def test_a_step_may_take_longer_the_more_it_evaluates() -> None:
+    async def test() -> None:
+        now, gate = [0.0], threading.Event()
+        thread = EngineThread(300.0, lambda: now[0])
+        assert not thread.trouble
+        job = thread.run(gate.wait, 768)
+        for seconds, hangs in ((300.1, False), (683.9, False), (684.1, True)):
+            now[0] = seconds
+            assert bool(thread.trouble) == hangs
+        assert not thread.end(), "what hangs is not waited for"
+        gate.set()
+        assert await job
+        assert not thread.trouble
+
+    asyncio.run(test())
+
+
+def test_a_process_whose_engine_hangs_ends() -> None:
+    """A thread that can never be joined does not keep it."""
+    program = """
+import asyncio, threading
+from cloud_verifier import server
+from cloud_verifier.scheduling import engine_thread
+from cloud_verifier.scheduling.scheduler import SchedulerSettings
+from cloud_verifier.serving.address import Address
+from cloud_verifier.serving.open_request import Served
+from edge_client.client import EdgeClient
+from tests.harness import LetterCodec
+from tests.mock_engine import MockEngine
+server.STEPS_WATCHED_EVERY_S, engine_thread.POSITION_TIMEOUT_S = 0.05, 0.0
+engine = MockEngine()
+engine.step = lambda blocks: threading.Event().wait()
+def ask(port):
+    client = EdgeClient(f"127.0.0.1:{port}")
+    threading.Thread(target=client.generate, args=([2, 3],), daemon=True).start()
+settings = SchedulerSettings(step_timeout_s=0.3)
+asyncio.run(server.serve(engine, Served("mock", engine.info, LetterCodec()), Address(port=0), ask, settings))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE_S * 2, check=False
+    )
+    assert ended.returncode == 1
+    assert "the engine of mock hangs" in ended.stderr
+    assert "start this verifier again" in ended.stderr
+
+
 def test_a_watch_that_ends_is_a_failure_and_one_that_is_stopped_is_none() -> None:
     async def returns() -> None: ...
 
@@ -177,12 +287,12 @@ def test_a_watch_that_ends_is_a_failure_and_one_that_is_stopped_is_none() -> Non
 
 def test_a_server_of_metrics_that_ends_is_noticed() -> None:
     metrics = Metrics()
-    _, server = metrics.serve("127.0.0.1", 0)
+    _, exporter = metrics.serve("127.0.0.1", 0)
     with InProcessVerifier(MockEngine(), watchers=[metrics], metrics=metrics) as verifier:
         assert metrics.thread is not None
         assert metrics.thread.is_alive()
-        server.shutdown()
-        server.server_close()
+        exporter.shutdown()
+        exporter.server_close()
         until(verifier.supervisor.failed.is_set, "the end of the thread is noticed")
         assert "the server of metrics ended unexpectedly" in verifier.supervisor.failure
         until(lambda: health(verifier.address) == health_pb2.HealthCheckResponse.NOT_SERVING, "it says so")
