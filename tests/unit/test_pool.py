@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from types import SimpleNamespace
+from typing import cast
 
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape, PagePool
+import torch
+from transformers import PreTrainedModel
+
+from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape, PagePool, cache_name
 
 
 def test_pages_are_copied_into_memory_that_is_kept() -> None:
@@ -27,3 +31,14 @@ def test_pages_are_copied_into_memory_that_is_kept() -> None:
     assert values.shape == (6, PAGE_TOKENS, 2, 4)
     assert torch.equal(values, pool.paged_layer(2).values[:6])
     assert torch.equal(keys, pool.paged_layer(2).keys[:6])
+
+
+def test_the_cache_is_called_what_the_model_calls_it() -> None:
+    """transformers 5.24 renamed the argument, and means to drop the old name."""
+
+    def before(input_ids: object, past_key_values: object = None) -> None: ...
+
+    def since(input_ids: object, cache: object = None) -> None: ...
+
+    for forward, name in ((before, "past_key_values"), (since, "cache")):
+        assert cache_name(cast(PreTrainedModel, SimpleNamespace(forward=forward))) == name

@@ -26,7 +26,7 @@ from cloud_verifier.engines.torch_engine.static_inputs import StaticLayout
 
 STRICT = "outrider_strict"
 PLAIN = "outrider_plain"
-STATIC = "outrider_standing"
+STATIC = "outrider_static"
 UNSUPPORTED = ("softcap", "s_aux", "sinks")  # score soft-capping and attention sinks: not sums that SDPA computes
 HARMLESS = ("position_ids", "cache_position")  # tensors that models hand on and attention does not look at
 

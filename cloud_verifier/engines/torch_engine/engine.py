@@ -25,7 +25,7 @@ from cloud_verifier.engines.torch_engine.fast import FastForward
 from cloud_verifier.engines.torch_engine.fast_path import Parts
 from cloud_verifier.engines.torch_engine.graphs import Result
 from cloud_verifier.engines.torch_engine.layout import Layout, Segment
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool
+from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool, cache_name
 from cloud_verifier.engines.torch_engine.row_rules import PLAIN_ROWS, RowRule, strict_row_rules, summing_as
 from cloud_verifier.engines.torch_engine.sampler import Row, choose
 from cloud_verifier.engines.torch_engine.upload import upload
@@ -60,6 +60,7 @@ class TorchEngine(PagedEngine):
         self.rows = strict_row_rules(model.device)[0] if strict else PLAIN_ROWS
         self._pool = pool
         pool.context_limit = info.context_limit
+        self._cache = {cache_name(model): pool, "use_cache": True}
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.fast: FastForward | None = None
         if parts is not None:
@@ -162,9 +163,7 @@ class TorchEngine(PagedEngine):
         keep = upload(wanted + padding, torch.int64, device)
         only = {"logits_to_keep": keep} if self._takes_rows else {}
         with forward_on(self._pool, layout):
-            out = self.model(
-                input_ids=ids, position_ids=layout.positions, past_key_values=self._pool, use_cache=True, **only
-            )
+            out = self.model(input_ids=ids, position_ids=layout.positions, **self._cache, **only)
         logits: torch.Tensor = out.logits[0] if self._takes_rows else out.logits[0, keep]
         return logits[: len(wanted)]
 

@@ -17,7 +17,7 @@ from cloud_verifier.engines.torch_engine.attention import StaticAttention, forwa
 from cloud_verifier.engines.torch_engine.fast_path import Parts
 from cloud_verifier.engines.torch_engine.graphs import Result, Steps
 from cloud_verifier.engines.torch_engine.layout import Segment
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool
+from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool, cache_name
 from cloud_verifier.engines.torch_engine.row_rules import RowRule
 from cloud_verifier.engines.torch_engine.sampler import Row
 from cloud_verifier.engines.torch_engine.static_inputs import Inputs, StaticLayout, fill, shape_of
@@ -43,6 +43,7 @@ class FastForward:
         self._model, self._pool, self._strict, self.parts = model, pool, strict, parts
         self._most_pages = -(-context_limit // PAGE_TOKENS)
         self.split_pages = strict_split_pages(self._most_pages) if strict else None
+        self._cache = {cache_name(model): pool, "use_cache": True}
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._decoder = parts.decoder(model, pool) if parts.decoder is not None else None
         self._pinned = model.device.type == "cuda"
@@ -84,13 +85,7 @@ class FastForward:
         """As transformers has the model."""
         only = {"logits_to_keep": inputs.keep} if self._takes_rows else {}
         with forward_on(self._pool, static):
-            out = self._model(
-                input_ids=inputs.ids[None],
-                position_ids=inputs.positions[None],
-                past_key_values=self._pool,
-                use_cache=True,
-                **only,
-            )
+            out = self._model(input_ids=inputs.ids[None], position_ids=inputs.positions[None], **self._cache, **only)
         logits: torch.Tensor = out.logits[0]
         return logits if self._takes_rows else logits.index_select(0, inputs.keep)
 

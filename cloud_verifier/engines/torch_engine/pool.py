@@ -7,6 +7,7 @@ reaches another.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -27,6 +28,11 @@ class LayerShape(NamedTuple):
     value_width: int
 
 
+def cache_name(model: PreTrainedModel) -> str:
+    """What a forward of the model calls its cache, in arguments and result: `cache` since transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 @torch.inference_mode()
 def layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
     """What the layers of a model cache, by trying: configurations name it in too many ways.
@@ -34,7 +40,7 @@ def layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
     Empty if they cache nothing.
     """
     ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
-    cache = model(input_ids=ids, use_cache=True).past_key_values
+    cache = model(input_ids=ids, use_cache=True).get(cache_name(model))
     if cache is None:
         return []
     return [LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in cache.layers]
