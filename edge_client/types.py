@@ -116,7 +116,7 @@ class RequestOutput:
     had evaluated before, for another. target: fingerprint of what wrote it; empty if no verifier was reached.
     prompt_fingerprint: of the tokens that the verifier made of the prompt; 0 if it did not tell.
     held_text: the end of the text that belongs to no token, for it became certain only because the answer ended: half a
-    character, or the beginning of a stop text.
+    character, or the beginning of a stop text. An answer that goes on from there does not tell it again.
     """
 
     text: str

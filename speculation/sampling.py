@@ -180,12 +180,17 @@ class Guess:
     def _filtered(
         self, scores: FloatArray, log_probs: FloatArray, noise: FloatArray, power_sum: PowerSum | None
     ) -> FloatArray:
-        """`filtered`, where top-p cuts by the probability of the whole vocabulary, not of the candidates alone."""
-        params = self._params
-        if params.top_p == 1.0 or params.top_k > 0:  # which cuts within the likeliest few
+        """`filtered`, where top-p cuts by the probability of the whole vocabulary, not of the candidates alone.
+
+        A top-k that reaches past the candidates leaves of what lies beyond them at most so many tokens, none likelier
+        than the last candidate.
+        """
+        params, count = self._params, len(scores)
+        if params.top_p == 1.0 or 0 < params.top_k <= count:  # which cuts within the likeliest few
             return filtered(scores, params)
         power = 1.0 / params.temperature
         relative = np.exp(log_probs - log_probs[0])  # of q, to its greatest probability
+        most = (params.top_k - count) * float(relative[-1]) ** power if params.top_k else math.inf
         rest = max(0.0, 1.0 - float(np.exp(log_probs).sum())) / math.exp(log_probs[0])
         if power == 1.0:
             beyond = rest
@@ -202,5 +207,6 @@ class Guess:
             best = int((scaled + noise).argmax())
             if float(shares[scaled > scaled[best]].sum()) >= params.top_p * float(shares.sum()):
                 beyond = max(0.0, power_sum(power) - float((relative**power).sum()))
+        beyond = min(beyond, most)
         # A bias may have moved the greatest.
         return filtered(scores, params, beyond * math.exp(min(700.0, log_probs[0] * power - float(scaled.max()))))

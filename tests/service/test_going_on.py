@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -86,8 +87,15 @@ def test_an_answer_that_had_ended_goes_on(codec: type[LetterCodec], stop: tuple[
         for tokens in range(1, COUNT + 1):
             first = client.generate(PROMPT, replace(longest, max_tokens=tokens), seed=SEED)
             assert first.finish_reason == "length"
-            whole = client.generate(PROMPT, longest, continues=first)
+            chunks = list(client.stream(PROMPT, longest, continues=first))
+            whole = chunks[-1].output
+            assert whole is not None
             assert (whole.token_ids, whole.text) == (alone.token_ids, alone.text)
+            # The half of a character was told as U+FFFD, which cannot be taken back; the rest of it follows.
+            known = len(os.path.commonprefix([first.text, alone.text]))  # noqa: RUF071 - of texts
+            assert known >= len(first.text) - (codec is HalvesCodec)
+            assert "".join(chunk.text for chunk in chunks) == alone.text[known:]
+            assert all(chunk.text == "".join(chunk.texts) for chunk in chunks if chunk.texts)
 
 
 def test_a_verifier_that_tells_what_it_held_back_is_not_heard_twice(monkeypatch: pytest.MonkeyPatch) -> None:

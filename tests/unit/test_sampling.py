@@ -135,6 +135,30 @@ def test_few_candidates_are_cut_by_the_probability_of_the_whole_vocabulary(
     assert inside > 20
 
 
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+@pytest.mark.parametrize("top_k", [65, 100, 1000])
+def test_a_top_k_past_the_candidates_is_nearly_always_followed(top_k: int, temperature: float) -> None:
+    """How much of q lies between the last candidate and the last of the top-k is not known, only a bound of it. With
+    the candidates taken for all there is, one guess in ten is wrong."""
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=0.9)
+    guess, noise, tokens, rng = Guess(params, seed=21), Noise(21), np.arange(2000), np.random.default_rng(4)
+    inside = right = 0
+    for position in range(300):
+        logits = rng.normal(0, 2.5, len(tokens))
+        target = int((filtered(logits, params) + noise.gumbel(position, tokens)).argmax())
+        log_q = logits - np.log(np.exp(logits).sum())
+        order = np.argsort(-logits)[:64]
+
+        def power_sum(power: float, log_q: npt.NDArray[np.float64] = log_q) -> float:
+            return float(np.exp((log_q - log_q.max()) * power).sum())
+
+        if target in order:
+            inside += 1
+            right += guess(position, order, log_q[order], power_sum)[0] == target
+    assert inside > 150
+    assert right >= 0.975 * inside
+
+
 def test_candidates_alone_leave_room_for_what_they_do_not_tell() -> None:
     """Two of q's tokens are known, .5 and .1: the second is within a top-p of .6, and not within .4."""
     ids, log_q = np.array([0, 1]), np.log(np.array([0.5, 0.1]))
