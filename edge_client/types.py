@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-
-from outrider.v1 import verifier_pb2 as pb
+from typing import TYPE_CHECKING
 
 from speculation.pace.observed import Diary
+
+if TYPE_CHECKING:
+    from outrider.v1 import verifier_pb2 as pb
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]

@@ -1,19 +1,24 @@
 """Drafters: small models on the device that guess what the target will say. `base` is the contract.
 
-Runtimes are imported only when a drafter that needs them is loaded.
+Runtimes are imported only when a drafter that needs them is loaded, and NumPy not before: commands show their --help
+at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from outrider.demo_pair import demo_folder
 
-from edge_client.drafters.base import Drafter, DrafterError
+from edge_client.drafters.errors import DrafterError
 from edge_client.drafters.settings import DeviceSettings
 from edge_client.drafters.sources.file_choice import choose
 from edge_client.drafters.sources.spec import CHAIN, LOOKUPS, HubModel, LocalModel, NamedDrafter, Part, parse
+
+if TYPE_CHECKING:
+    from edge_client.drafters.base import Drafter
 
 
 def load_drafter(

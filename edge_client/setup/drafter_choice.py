@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from edge_client.drafters.base import DrafterError
+from edge_client.drafters.errors import DrafterError
 from edge_client.drafters.sources.memory_check import available_bytes, readable
 from edge_client.drafters.sources.model_search import LeftOut, search
 from edge_client.drafters.sources.spec import CHAIN, HubModel, LocalModel, parse

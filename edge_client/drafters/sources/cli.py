@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_client.drafters.base import DrafterError
+from edge_client.drafters.errors import DrafterError
 from edge_client.drafters.runtime_build import LLAMA_CPP, ONNX_RUNTIME, is_installed, runtime_install
 from edge_client.settings.options import CommandError
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
-from edge_client.drafters.base import DrafterError
+from edge_client.drafters.errors import DrafterError
 
 # Best first: small enough for a device, and still the source's words.
 GGUF_ORDER = ("q4_k_m", "q4_k_s", "q4_0", "q5_k_m", "q5_k_s", "iq4_xs", "iq4_nl", "q6_k", "q8_0", "f16", "bf16", "f32")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_client.drafters.base import DrafterError
+from edge_client.drafters.errors import DrafterError
 from edge_client.drafters.sources.file_choice import choose, companions
 from edge_client.drafters.sources.memory_check import available_bytes, check_memory, readable
 from edge_client.drafters.sources.spec import HubModel

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_client.drafters.base import DrafterError
+from edge_client.drafters.errors import DrafterError
 from edge_client.drafters.settings import DeviceSettings
 
 MOST_CONVERSATIONS_BYTES = 256 << 20

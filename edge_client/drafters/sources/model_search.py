@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from outrider.demo_pair import demo_folder
 
-from edge_client.drafters.base import DrafterError
+from edge_client.drafters.errors import DrafterError
 from edge_client.drafters.llama_cpp.gguf_header import read_header
 from edge_client.drafters.onnx.graph import beside, read_folder_config
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS

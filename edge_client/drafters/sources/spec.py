@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_client.drafters.base import DrafterError
+from edge_client.drafters.errors import DrafterError
 
 CHAIN = "+"
 LOOKUPS = ("ngram", "history")
