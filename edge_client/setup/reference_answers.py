@@ -6,9 +6,11 @@ its tokens they would have guessed. The verifier is asked only once.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from edge_client.errors import SessionError
 from edge_client.link.reachability import round_trip_ms
 from edge_client.link.security import Security
 from edge_client.riding.vocabulary_cache import VocabularyError
-from edge_client.types import Prompt
+from edge_client.types import Prompt, RequestOutput
 from speculation.sampling import SamplingParams
 from speculation.vocabulary.vocabulary import Vocabulary
 
@@ -27,6 +29,7 @@ TEMPERATURE = 0.8  # as chats have it
 ANSWER_TOKENS = 48
 ENOUGH_TOKENS = 128  # of all answers; where they are short, the questions are asked once more
 MOST_ROUNDS = 2
+HEARD_S = 5.0
 _TEXT = (
     "The library opens at nine in the morning and closes at six in the evening. On Saturdays it closes at noon. Books "
     "can be kept for three weeks. Whoever needs a book for longer may ask at the desk or on the telephone."
@@ -85,13 +88,15 @@ def take_reference(
     with EdgeClient(verifier, listener, model=model, pace="streaming", security=security) as client:
         info = client.model_info(timeout_s=5.0)
         rtt_ms = round_trip_ms(client.model_info)
+        answers: list[Answer] = []
         step_ms: list[float] = []
         for seed in range(1, MOST_ROUNDS + 1):
             for question in QUESTIONS:
-                tokens = sum(len(answer.words) for answer in listener.answers)
+                tokens = sum(len(answer.words) for answer in answers)
                 told(min(tokens, ENOUGH_TOKENS), ENOUGH_TOKENS)
-                if tokens < ENOUGH_TOKENS:
-                    step_ms += _ask(client, listener, question, seed)
+                if tokens < ENOUGH_TOKENS and (output := _ask(client, question, seed)) is not None:
+                    answers += listener.heard(output)
+                    step_ms += [output.metrics.ms_per_token] if len(output.token_ids) > 1 else []
         if not step_ms:
             raise SessionError("INTERNAL", "NO_ANSWER", "the verifier gave no answer of more than one token")
         try:
@@ -104,19 +109,28 @@ def take_reference(
         vocabulary_size=info.vocabulary_size,
         rtt_ms=rtt_ms,
         step_ms=statistics.median(step_ms),
-        answers=tuple(listener.answers),
+        answers=tuple(answers),
         vocabulary=vocabulary,
     )
 
 
 class Listener(Drafter):
-    """Guesses nothing and keeps the answers it hears: a drafter is told the log when an answer is complete."""
+    """Guesses nothing and keeps the logs it hears: a drafter is told the log when an answer is complete."""
 
     def __init__(self) -> None:
         self.info = DrafterInfo("listener", 0, ANY_VOCABULARY, 1 << 20)
-        self.answers: list[Answer] = []
-        self.seed = 0  # of the answer that is heard
+        self._logs: SimpleQueue[tuple[tuple[int, ...], int]] = SimpleQueue()
         self._length = 0
+
+    def heard(self, output: RequestOutput) -> list[Answer]:
+        """The answer with its prompt. The drafting thread tells it, some time after the output has come; none, if it
+        does not."""
+        with contextlib.suppress(Empty):
+            while True:
+                log, prompt_tokens = self._logs.get(timeout=HEARD_S)
+                if log[prompt_tokens:] == output.token_ids:
+                    return [Answer(log, prompt_tokens, output.seed)]
+        return []
 
     @property
     def length(self) -> int:
@@ -133,16 +147,15 @@ class Listener(Drafter):
 
     def learn(self, log: Sequence[int], prompt_tokens: int) -> None:
         if len(log) > prompt_tokens:
-            self.answers.append(Answer(tuple(log), prompt_tokens, self.seed))
+            self._logs.put((tuple(log), prompt_tokens))
 
     def close(self) -> None:
         pass
 
 
-def _ask(client: EdgeClient, listener: Listener, question: str, seed: int) -> list[float]:
-    """Milliseconds per token of the answer; none if the target takes no such question, or says next to nothing."""
+def _ask(client: EdgeClient, question: str, seed: int) -> RequestOutput | None:
+    """None if the target takes no such question, or says nothing."""
     params = SamplingParams(temperature=TEMPERATURE, max_tokens=ANSWER_TOKENS)
-    listener.seed = seed
     for prompt in _ways_to_ask(question):
         try:
             output = client.generate(prompt, params, seed=seed)
@@ -150,8 +163,8 @@ def _ask(client: EdgeClient, listener: Listener, question: str, seed: int) -> li
             if error.code not in _REFUSED:
                 raise
             continue
-        return [output.metrics.ms_per_token] if len(output.token_ids) > 1 else []
-    return []
+        return output if output.token_ids else None
+    return None
 
 
 def _ways_to_ask(question: str) -> Iterator[Prompt]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from edge_client.drafters.sources import cli as sources_cli
 from edge_client.drafters.sources import model_search
 from edge_client.drafters.sources.model_search import Model, Place, look, usual_places
 from edge_client.drafters.sources.spec import LOOKUPS
-from edge_client.setup import hub_suggestions, measurement, proposals, tables
+from edge_client.setup import hub_suggestions, measurement, proposals, reference_answers, tables
 from edge_client.setup.drafter_trial import Accelerator, Tried, best, replay, try_drafter
 from edge_client.setup.measurement import choose
 from edge_client.setup.proposals import Candidate
-from edge_client.setup.reference_answers import Answer, Reference, as_json, from_json
+from edge_client.setup.reference_answers import Answer, Listener, Reference, as_json, from_json
 from edge_client.setup.speed_forecast import expected_ms_per_token, survivals
 from edge_client.setup.speed_race import Race
 from edge_client.types import RequestMetrics, RequestOutput
@@ -356,6 +357,20 @@ def test_hits_are_those_of_the_shared_noise_at_the_positions_of_the_log() -> Non
     others, _ = replay(drafter, Answer(tuple(log), 10, seed=8))
     assert sum(others) < 25
     drafter.close()
+
+
+def test_an_answer_is_that_of_its_output_however_late_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drafting thread tells the log when the output has come already."""
+    listener = Listener()
+    metrics = RequestMetrics(1.0, 1.0, 1.0, None, 0, 0, 0, None, 0, 0, 0, 0.0, 0, 0, 0)
+    output = RequestOutput("", (8, 9), (), "stop", 2, 7, metrics)
+    listener.learn([1, 2, 5], 2)  # of an answer before
+    later = threading.Timer(0.2, listener.learn, ([1, 2, 8, 9], 2))
+    later.start()
+    assert listener.heard(output) == [Answer((1, 2, 8, 9), 2, seed=7)]
+    later.join()
+    monkeypatch.setattr(reference_answers, "HEARD_S", 0.0)
+    assert listener.heard(output) == [], "not told"
 
 
 def test_a_reference_reaches_another_process_unchanged() -> None:
