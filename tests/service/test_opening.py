@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,13 +22,14 @@ from edge_client.drafters.base import Candidates
 from edge_client.errors import SessionError
 from edge_client.link.channel import LinkSettings
 from edge_client.link.retry_policy import OpenRetryPolicy
-from edge_client.link.session_link import WHOLE_OPEN_BYTES
+from edge_client.link.session_link import QUEUE_POSITION, WHOLE_OPEN_BYTES
+from edge_client.types import LinkState
 from netlab.link import LinkSettings as RoadSettings
 from speculation.pace.base import Synchronous
 from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
 from tests.mock_engine import MockEngine, answer
 from tests.service.engines import GatedEngine, WordyEngine
-from tests.service.links import Road, ScriptedVerifier, ending, listening, port_of, saying
+from tests.service.links import Road, Script, ScriptedVerifier, ending, listening, port_of, saying
 from tests.service.raw import DEADLINE_S, PROMPT, SEED, Stream, opening, until
 from tests.speaking import SpeakingDrafter
 
@@ -269,6 +271,52 @@ def test_a_verifier_that_is_busy_is_not_taken_for_unreachable(busy_with: str) ->
     assert output.token_ids == tuple(answer(LetterCodec().encode_text("hello"), SEED, 8))
 
 
+def _in_its_queue(told_by: str, place_after_s: float) -> Script:
+    """A verifier that is full. Older ones tell so once, in the initial metadata."""
+
+    def script(_open: pb.Open, _requests: Any, context: grpc.ServicerContext) -> Iterator[pb.GenerateResponse]:
+        if told_by == "metadata":
+            context.send_initial_metadata(((QUEUE_POSITION, "3"),))
+        until_s = time.monotonic() + place_after_s
+        while time.monotonic() < until_s and context.is_active():
+            if told_by == "progress":
+                yield _progress(queue_position=3)
+            time.sleep(0.05)
+        yield _opened(len(PROMPT))
+        yield _commit(len(PROMPT), [5])
+        yield pb.GenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_STOP))
+
+    return script
+
+
+@pytest.mark.parametrize("told_by", ["metadata", "progress"])
+def test_a_place_in_a_queue_is_waited_for_in_peace(told_by: str) -> None:
+    """Longer than for anything else, and nobody is told that the network is away, nor asked to answer alone."""
+    link = LinkSettings(
+        quiet_s=0.05, waiting_s=0.1, offline_after_s=0.2, connect_timeout_s=0.4, stalled_s=0.3, place_timeout_s=30
+    )
+    with (
+        ScriptedVerifier(_in_its_queue(told_by, 1.5)) as verifier,
+        EdgeClient(verifier.address, SpeakingDrafter(SEED), offline_answers="auto", link=link) as client,
+    ):
+        chunks = list(client.stream(PROMPT, seed=SEED))
+    assert [token for chunk in chunks for token in chunk.token_ids] == [5]
+    assert {chunk.link for chunk in chunks} == {LinkState.LIVE}
+    assert len(verifier.opens) == 1
+
+
+@pytest.mark.parametrize("told_by", ["metadata", "progress"])
+def test_a_place_that_never_comes_is_told_as_such(told_by: str) -> None:
+    link = LinkSettings(waiting_s=5, connect_timeout_s=0.4, stalled_s=0.3, place_timeout_s=0.6)
+    with (
+        ScriptedVerifier(_in_its_queue(told_by, DEADLINE_S)) as verifier,
+        EdgeClient(verifier.address, SpeakingDrafter(SEED), offline_answers="auto", link=link) as client,
+        pytest.raises(SessionError, match="no place became free") as caught,
+    ):
+        client.generate(PROMPT, seed=SEED)
+    assert (caught.value.code, caught.value.reason) == ("RESOURCE_EXHAUSTED", "QUEUED")
+
+
 def _let_in(holder: Stream, codec: _SlowCodec) -> None:
     codec.go_on.set()
     holder.send(cancel=pb.Cancel())
@@ -379,6 +427,18 @@ def test_a_verifier_that_does_not_compare_prompts_is_found_out(length: int, fing
     assert caught.value.reason == "PROMPT_CHANGED"
     assert verifier.opens[-1].prompt_fingerprint == 3
     assert list(verifier.opens[-1].continue_from) == [7]
+
+
+def test_a_verifier_refuses_to_go_on_under_another_prompt_than_the_device_knows() -> None:
+    """Not left to devices: one that does not compare would go on with other words."""
+    going_on = {"continue_from": answer(PROMPT, SEED, 2), "sampling": pb.SamplingParams(max_tokens=4)}
+    with InProcessVerifier(MockEngine()) as verifier:
+        for fingerprint in (0, prompt_fingerprint(PROMPT)):
+            with Stream(verifier.address, opening(prompt_fingerprint=fingerprint, **going_on)) as stream:
+                stream.opened()
+                assert stream.rest().tokens == answer(PROMPT, SEED, 4)[2:]
+        with Stream(verifier.address, opening(prompt_fingerprint=3, **going_on)) as stream:
+            assert stream.refusal()[:2] == ("FAILED_PRECONDITION", "PROMPT_CHANGED")
 
 
 def test_fingerprints_of_prompts_are_the_contract_s() -> None:

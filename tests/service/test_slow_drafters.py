@@ -242,14 +242,16 @@ def test_a_thread_that_cannot_be_started_leaks_nothing(name: str, monkeypatch: p
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    drafter = MockDrafter(1, SEED, 1.0)
-    with InProcessVerifier(MockEngine(max_sequences=2)) as verifier, EdgeClient(verifier.address, drafter) as edge:
+    drafter, engine = MockDrafter(1, SEED, 1.0), GatedEngine(max_sequences=2)  # no session ends by itself
+    with InProcessVerifier(engine) as verifier, EdgeClient(verifier.address, drafter) as edge:
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", refuse)
             for _ in range(3):
                 with pytest.raises(RuntimeError, match="can't start"):
                     edge.generate(PROMPT, SamplingParams(max_tokens=1000), seed=SEED)
+        until(lambda: not edge._channel._links, "the links end")
         until(lambda: not verifier.service.sessions and not queue_of(edge).taken, "everything is given back")
+        engine.allow(1000)
         output = edge.generate(PROMPT, PARAMS, seed=SEED)
         assert list(output.token_ids) == WORDS
         assert output.metrics.drafted_tokens
