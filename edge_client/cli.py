@@ -82,7 +82,7 @@ main.add_command(models)
 def generate(message: str | None, system: str, prompt: str | None, as_json: bool, **options: Any) -> None:
     """Answer one message and exit. With neither --message nor --prompt, the message is standard input."""
     from edge_client.errors import SessionError
-    from outrider_cli.terminal import ask_at_terminal, noted
+    from edge_client.terminal import ask_at_terminal, noted
 
     if prompt is not None and message is not None:
         raise click.UsageError("give --prompt or --message, not both")

@@ -39,8 +39,8 @@ def chat(system: str, **options: Any) -> None:
     from edge_client.chat.app import Chat
     from edge_client.chat.conversation import Conversation
     from edge_client.chat.rendering import Renderer, figures
+    from edge_client.terminal import ask_at_terminal, read_line
     from edge_client.types import OfflineAnswers
-    from outrider_cli.terminal import ask_at_terminal, read_line
 
     painter = Renderer(Console(highlight=False), Console(stderr=True, highlight=False))
     talking = sys.stdin.isatty() and sys.stdout.isatty()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edge_client.assistant.ride import RideView
+from edge_client.terminal import TOLD
 from edge_client.types import LinkState, StreamChunk
-from outrider_cli.terminal import TOLD
 
 _WORTH_COUNTING_S = 1.0
 

@@ -12,8 +12,8 @@ from rich.text import Text
 from edge_client.chat.progress import Progress
 from edge_client.chat.status import StatusLine
 from edge_client.riding.offline import CheckedAnswer
+from edge_client.terminal import TOLD
 from edge_client.types import LinkState, RequestMetrics, RequestOutput, StreamChunk
-from outrider_cli.terminal import TOLD
 
 DEVICE, SERVER, CORRECTED, OFFLINE = "green", "", "yellow", "italic cyan"
 LEGEND = (

@@ -71,9 +71,7 @@ class Adaptive(Pace):
     def heard(self, news: News) -> None:
         known = self.known
         known.heard(news, waited=self.patience_ms > 0)
-        first = not self._account.begun
-        self._account.heard(news.now_ms, news.new_tokens, known.step.median_ms)
-        if not first:
+        if self._account.heard(news.now_ms, news.new_tokens, known.step.median_ms):
             known.ahead_ms = self._account.ahead_ms
         stands = len(news.outcomes) == news.new_tokens and all(outcome.right for outcome in news.outcomes)
         if stands:

@@ -35,16 +35,13 @@ class TimeAccount:
         self._carried_ms = CARRIED * max(0.0, last_ahead_ms)
         self._heard_ms: float | None = None
 
-    def heard(self, now_ms: float, new_tokens: int, step_ms: float) -> None:
-        """A commit came."""
-        if self._heard_ms is not None:
-            self.ahead_ms += new_tokens * step_ms - (now_ms - self._heard_ms)
-        self._heard_ms = now_ms
-
-    @property
-    def begun(self) -> bool:
-        """Whether there was a commit."""
-        return self._heard_ms is not None
+    def heard(self, now_ms: float, new_tokens: int, step_ms: float) -> bool:
+        """A commit came; whether there was one before, from which on time counts."""
+        before_ms, self._heard_ms = self._heard_ms, now_ms
+        if before_ms is None:
+            return False
+        self.ahead_ms += new_tokens * step_ms - (now_ms - before_ms)
+        return True
 
     def behind(self, step_ms: float) -> bool:
         """Whether the answer is clearly slower than streaming."""

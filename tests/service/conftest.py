@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import platformdirs
 import pytest
 
 from cloud_verifier.serving.codec import TextError
@@ -11,6 +13,7 @@ from cloud_verifier.serving.service import ServiceSettings
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine
 from tests.service.raw import Bystander
+from tests.service.two_models import TwoModels
 
 
 class QuotingCodec(LetterCodec):
@@ -33,6 +36,16 @@ def verifier() -> Iterator[InProcessVerifier]:
         engine, QuotingCodec(), service=ServiceSettings(lease_s=60.0, open_timeout_s=2.0)
     ) as subject:
         yield subject
+
+
+@pytest.fixture
+def two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoModels]:
+    """With a cache of vocabularies of its own for whoever asks it."""
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_: tmp_path)
+    running = TwoModels()
+    with running:
+        yield running
+        running.allow()
 
 
 @pytest.fixture

@@ -6,10 +6,8 @@ import json
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import platformdirs
 import pytest
 
 from cloud_verifier.serving.address import Address
@@ -25,23 +23,10 @@ from tests.service.raw import SEED
 from tests.service.two_models import LettersDrafter, TwoModels
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_: tmp_path)
-
-
 @pytest.fixture
-def verifier() -> Iterator[TwoModels]:
-    running = TwoModels()
-    with running:
-        yield running
-        running.allow()
-
-
-@pytest.fixture
-def assistant(verifier: TwoModels) -> Iterator[RunningAssistant]:
-    verifier.allow()
-    with RunningAssistant(EdgeClient(verifier.address)) as running:
+def assistant(two_models: TwoModels) -> Iterator[RunningAssistant]:
+    two_models.allow()
+    with RunningAssistant(EdgeClient(two_models.address)) as running:
         yield running
 
 
@@ -55,9 +40,9 @@ def fingerprints(address: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("model", ["mock", "other", "default"])
 def test_fingerprint_and_log_probabilities_are_of_the_model_that_was_asked(
-    verifier: TwoModels, assistant: RunningAssistant, model: str
+    two_models: TwoModels, assistant: RunningAssistant, model: str
 ) -> None:
-    fingerprint = fingerprints(verifier.address)[model.replace("default", "mock")]
+    fingerprint = fingerprints(two_models.address)[model.replace("default", "mock")]
     client = assistant.openai()
     asked: Any = question(model=model, logprobs=True)
     for _ in range(2):
@@ -76,10 +61,10 @@ def test_fingerprint_and_log_probabilities_are_of_the_model_that_was_asked(
     assert "".join(legacy.choices[0].logprobs.tokens or ()) == legacy.choices[0].text
 
 
-def test_all_models_are_listed_and_each_is_found(verifier: TwoModels, assistant: RunningAssistant) -> None:
+def test_all_models_are_listed_and_each_is_found(two_models: TwoModels, assistant: RunningAssistant) -> None:
     client = assistant.openai()
     listed = {model.id: model.to_dict()["fingerprint"] for model in client.models.list()}
-    assert listed == fingerprints(verifier.address)
+    assert listed == fingerprints(two_models.address)
     assert list(listed) == ["mock", "other"]
     for name, fingerprint in listed.items():
         assert client.models.retrieve(name).to_dict()["fingerprint"] == fingerprint
@@ -102,12 +87,12 @@ def test_a_target_that_was_exchanged_is_told_at_once() -> None:
                 assert assistant.chat().json["system_fingerprint"] == fingerprints(verifier.address)["mock"]
 
 
-def test_an_offline_answer_is_checked_by_the_model_that_began_it(verifier: TwoModels) -> None:
+def test_an_offline_answer_is_checked_by_the_model_that_began_it(two_models: TwoModels) -> None:
     quick = LinkSettings(quiet_s=0.05, waiting_s=0.1, offline_after_s=0.2)
-    with Road(verifier.address) as road:
+    with Road(two_models.address) as road:
         client = EdgeClient(road.address, LettersDrafter(SEED), link=quick, offline_answers=OfflineAnswers.AUTO)
         with RunningAssistant(client, AssistantSettings(offline=OfflineAnswers.AUTO)) as assistant:
-            verifier.other.allow(2)
+            two_models.other.allow(2)
             body = json.dumps(question(model="other", stream=True)).encode()
             response = assistant.send("POST", "/v1/chat/completions", body)
             while b'"content":"' not in (line := response.readline()) or b'"content":""' in line:
@@ -117,6 +102,6 @@ def test_an_offline_answer_is_checked_by_the_model_that_began_it(verifier: TwoMo
             chunks = events(response)
             assert chunks[-1]["model"] == "other:offline"
             road.refuse(False)
-            verifier.allow()
+            two_models.allow()
             checked = assistant.ask("POST", "/v1/outrider/check", {"id": chunks[0]["id"]}).json
     assert checked["committed_text"] + checked["kept_text"] + checked["verifier_text"] == checked["text"]

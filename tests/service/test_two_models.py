@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
-import platformdirs
 import pytest
 
 from edge_client.client import EdgeClient, RequestOutput, SamplingParams
@@ -22,19 +20,6 @@ from tests.service.two_models import LettersDrafter, TwoModels, reversed_ids
 
 PROMPTS = {"mock": PROMPT, "other": tuple(reversed_ids(PROMPT))}
 COUNT = 40
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_: tmp_path)
-
-
-@pytest.fixture
-def verifier() -> Iterator[TwoModels]:
-    running = TwoModels()
-    with running:
-        yield running
-        running.allow()
 
 
 def ask(client: EdgeClient, model: str, count: int = COUNT) -> Generator[StreamChunk, None, None]:
@@ -59,9 +44,9 @@ def chained(seed: int) -> Drafter:
 
 
 @pytest.mark.parametrize("make", [LettersDrafter, chained])
-def test_a_drafter_is_as_right_for_one_model_after_the_other(verifier: TwoModels, make: Any) -> None:
-    verifier.allow()
-    with EdgeClient(verifier.address, make(SEED), pace=lambda: Synchronous(4)) as client:
+def test_a_drafter_is_as_right_for_one_model_after_the_other(two_models: TwoModels, make: Any) -> None:
+    two_models.allow()
+    with EdgeClient(two_models.address, make(SEED), pace=lambda: Synchronous(4)) as client:
         rest(ask(client, "other", 400))  # until it is matched
         for model in ("mock", "other", "other", "mock", "mock", "other"):
             output = rest(ask(client, model))
@@ -72,33 +57,33 @@ def test_a_drafter_is_as_right_for_one_model_after_the_other(verifier: TwoModels
 
 
 def test_a_session_goes_by_the_drafter_it_gets_and_not_by_the_one_that_was_there_when_it_opened(
-    verifier: TwoModels,
+    two_models: TwoModels,
 ) -> None:
-    with EdgeClient(verifier.address, LettersDrafter(SEED), pace=lambda: Synchronous(4)) as client:
-        verifier.other.allow(1000)
+    with EdgeClient(two_models.address, LettersDrafter(SEED), pace=lambda: Synchronous(4)) as client:
+        two_models.other.allow(1000)
         rest(ask(client, "other", 400))
         until(
             lambda: client._drafter is not None and client._drafter.lease.end > 0,
             "the drafter is matched with the other model",
         )
-        verifier.other.forbid()
+        two_models.other.forbid()
         # Opened one after the other: one that drafts, one that will exchange the drafter, one that gets it after that.
         with closing(ask(client, "other", 3000)) as first, closing(ask(client, "mock", 200)) as second:
             third = ask(client, "other", 200)
-            for stream, engine in ((first, verifier.other), (second, verifier.own), (third, verifier.other)):
+            for stream, engine in ((first, two_models.other), (second, two_models.own), (third, two_models.other)):
                 engine.allow(20)
                 next(stream)
             first.close()
-            for model, stream, engine in (("mock", second, verifier.own), ("other", third, verifier.other)):
+            for model, stream, engine in (("mock", second, two_models.own), ("other", third, two_models.other)):
                 engine.allow(1000)
                 output = rest(stream)
                 assert list(output.token_ids) == words(model, 200)
                 assert output.metrics.acceptance == 1.0, (model, output.metrics)
 
 
-def test_chunks_tell_which_model_answers(verifier: TwoModels) -> None:
-    verifier.allow()
-    with EdgeClient(verifier.address) as client:
+def test_chunks_tell_which_model_answers(two_models: TwoModels) -> None:
+    two_models.allow()
+    with EdgeClient(two_models.address) as client:
         fingerprints = {info.model: info.target_fingerprint for info in client.models()}
         assert len(set(fingerprints.values())) == 2
         for model in ("mock", "other", ""):
