@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-from edge_client.drafters.runtime_build import LLAMA_CPP, ONNX_RUNTIME
 from edge_client.drafters.runtime_trial import Trial, check_runtime
+from outrider_models.runtime_build import LLAMA_CPP, ONNX_RUNTIME
 
 LATER_STARTS = 20
 

@@ -184,7 +184,7 @@ def bench(drafter: str, threads: int, tokens: int, against: str, as_json: bool, 
 @click.option("--json", "as_json", is_flag=True, help="Print what was written, and its agreement, as JSON.")
 def export(model: Path, kind: str, quantize: str | None, output: Path, as_json: bool) -> None:
     """Make a drafter of a transformers folder, and say how well it agrees with its source."""
-    from edge_client.drafters.runtime_build import llama_cpp_install
+    from outrider_models.runtime_build import llama_cpp_install
 
     try:
         from edge_client.export.exporting import export_and_check

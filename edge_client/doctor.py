@@ -12,7 +12,13 @@ from typing import NamedTuple
 from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.drafters.base import ANY_VOCABULARY, Drafter
-from edge_client.drafters.runtime_build import (
+from edge_client.drafters.runtime_trial import forget_refusals
+from edge_client.drafters.settings import DeviceSettings
+from edge_client.drafters.sources.spec import CHAIN, LOOKUPS
+from edge_client.link.certificates import Fault, examine_certificate, examine_own
+from edge_client.link.security import Security
+from outrider_models.file_choice import listed
+from outrider_models.runtime_build import (
     DISTRIBUTIONS,
     LLAMA_CPP,
     ONNX_RUNTIME,
@@ -21,12 +27,6 @@ from edge_client.drafters.runtime_build import (
     runtime_install,
     uses_amx,
 )
-from edge_client.drafters.runtime_trial import forget_refusals
-from edge_client.drafters.settings import DeviceSettings
-from edge_client.drafters.sources.file_choice import listed
-from edge_client.drafters.sources.spec import CHAIN, LOOKUPS
-from edge_client.link.certificates import Fault, examine_certificate, examine_own
-from edge_client.link.security import Security
 
 RUNTIMES = {ONNX_RUNTIME: "ONNX drafters", LLAMA_CPP: "GGUF drafters"}
 SLOW_MS = 40.0  # per guess: no faster than most verifiers write by themselves
@@ -124,7 +124,7 @@ def _drafter(spec: str, threads: int, device: DeviceSettings) -> tuple[Drafter |
     from edge_client.bench.measure import peak_bytes
     from edge_client.drafters import load_drafter
     from edge_client.drafters.base import DrafterError
-    from edge_client.drafters.sources.memory_check import readable
+    from outrider_models.memory_check import readable
 
     before_bytes = peak_bytes()
 
@@ -168,7 +168,7 @@ def _models() -> Finding:
 
 
 def _memory() -> Finding:
-    from edge_client.drafters.sources.memory_check import available_bytes, readable
+    from outrider_models.memory_check import available_bytes, readable
 
     free_bytes = available_bytes()
     return Finding(

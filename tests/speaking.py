@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge_client.drafters.base import Candidates
-from edge_client.drafters.model_text import ModelText
+from outrider_models.model_text import ModelText
 from tests.harness import LetterCodec, MockDrafter
 from tests.mock_engine import EOS, next_token
 

@@ -14,8 +14,9 @@ from outrider.demo_pair import demo_folder
 
 from edge_client.drafters.errors import DrafterError
 from edge_client.drafters.settings import DeviceSettings
-from edge_client.drafters.sources.file_choice import choose
-from edge_client.drafters.sources.spec import CHAIN, LOOKUPS, HubModel, LocalModel, NamedDrafter, Part, parse
+from edge_client.drafters.sources.spec import CHAIN, LOOKUPS, LocalModel, NamedDrafter, Part, parse
+from outrider_models.file_choice import choose
+from outrider_models.hub_model import HubModel
 
 if TYPE_CHECKING:
     from edge_client.drafters.base import Drafter
@@ -63,7 +64,7 @@ def _load(part: Part, threads: int, settings: DeviceSettings) -> Drafter:
         case LocalModel(path):
             return _load_model(path, threads, settings)
         case HubModel():
-            from edge_client.drafters.sources.hub import fetch
+            from outrider_models.hub import fetch
 
             file = fetch(part, offline=settings.offline)
             drafter = _load_model(file, threads, settings)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.drafters.errors import DrafterError as DrafterError  # noqa: PLC0414 - part of the contract
-from edge_client.drafters.model_text import ModelText
+from outrider_models.model_text import ModelText
 from speculation.sampling import PowerSum
 from speculation.vocabulary.vocabulary import Vocabulary
 

@@ -1,5 +1,6 @@
 """What loading or using a drafter raises."""
 
+from outrider_models.errors import ModelFileError
 
-class DrafterError(Exception):
-    """A drafter that cannot be loaded or used. The message says what was wrong, what was expected and what to do."""
+# A drafter that cannot be loaded or used. One class: what is wrong with a model's file is wrong with the drafter in it.
+DrafterError = ModelFileError

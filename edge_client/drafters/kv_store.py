@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edge_client.drafters.settings import DeviceSettings
+from outrider_models.memory_check import available_bytes
+
 LEAST_TOKENS = 96  # shorter ones are read again as fast; no line of guesses is as long
 _LEAST_GAIN_TOKENS = 16
+MOST_CONVERSATIONS_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,14 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
         if left != right:
             return index
     return min(len(one), len(other))
+
+
+def conversations_bytes(settings: DeviceSettings, model_bytes: int) -> int:
+    """Memory for conversations put aside: a quarter of what a model leaves of what is free or allowed, at most 256 MiB.
+
+    model_bytes: weights and key-value cache.
+    """
+    if not settings.keeps_conversations:
+        return 0
+    known = [found for found in (available_bytes(), settings.memory_limit_bytes) if found is not None]
+    return max(0, min([MOST_CONVERSATIONS_BYTES, *((found - model_bytes) // 4 for found in known)]))

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edge_client.drafters.base import Drafter
-from edge_client.drafters.sources.memory_check import readable
 from edge_client.export.agreement import Agreement, compare, sequences
+from outrider_models.memory_check import readable
 
 FORMATS = ("onnx", "gguf")
 DEFAULT_QUANTIZATION = {"onnx": "int8", "gguf": "q8_0"}

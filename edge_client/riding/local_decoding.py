@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from edge_client.drafters.base import Candidates
-from edge_client.drafters.model_text import ModelText
 from edge_client.riding.drafter_lease import DrafterLease
+from outrider_models.model_text import ModelText
 from speculation.answer_text import AnswerText
 from speculation.sampling import Guess, SamplingParams
 

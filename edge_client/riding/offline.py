@@ -13,9 +13,9 @@ import numpy as np
 from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.drafters.base import ANY_VOCABULARY, Candidates, Drafter, DrafterError, DrafterInfo
-from edge_client.drafters.model_text import ModelText
 from edge_client.drafters.vocabulary.wrapper import NOTHING
 from edge_client.types import OfflineAnswers, OfflinePart, Prompt, RequestOutput
+from outrider_models.model_text import ModelText
 
 UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")  # codes of a SessionError after which the device may go on
 

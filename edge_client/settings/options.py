@@ -9,10 +9,10 @@ import click
 import platformdirs
 
 from edge_client.drafters.settings import DeviceSettings, FlashAttention, KvType, Weights
-from edge_client.drafters.sources.memory_check import parse_bytes
 from edge_client.types import OfflineAnswers
 from outrider_cli.config import config_option
 from outrider_cli.option_groups import options_of
+from outrider_models.memory_check import parse_bytes
 from speculation.pace.base import Objective
 
 if TYPE_CHECKING:

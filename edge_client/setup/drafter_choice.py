@@ -10,14 +10,15 @@ import click
 from rich.console import Console
 
 from edge_client.drafters.errors import DrafterError
-from edge_client.drafters.sources.memory_check import available_bytes, readable
 from edge_client.drafters.sources.model_search import LeftOut, search
-from edge_client.drafters.sources.spec import CHAIN, HubModel, LocalModel, parse
+from edge_client.drafters.sources.spec import CHAIN, LocalModel, parse
 from edge_client.setup import tables
 from edge_client.setup.drafter_trial import NONE, Tried
 from edge_client.setup.hub_suggestions import family_of, suggestions
 from edge_client.setup.measurement import Measuring, choose
 from edge_client.setup.proposals import SHARE, Candidate, candidates
+from outrider_models.hub_model import HubModel
+from outrider_models.memory_check import available_bytes, readable
 
 
 @dataclass
@@ -117,7 +118,7 @@ def _settled_part(text: str) -> str:
         case LocalModel(path):
             return str(path.absolute())
         case HubModel() as model:
-            from edge_client.drafters.sources.hub import fetch
+            from outrider_models.hub import fetch
 
             return str(fetch(model))
         case _:

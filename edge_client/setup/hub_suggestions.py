@@ -10,8 +10,8 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from edge_client.drafters.sources.hub import download_bytes
-from edge_client.drafters.sources.spec import HubModel
+from outrider_models.hub import download_bytes
+from outrider_models.hub_model import HubModel
 
 
 class Family(NamedTuple):

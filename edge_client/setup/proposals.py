@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edge_client.drafters.sources.memory_check import available_bytes, readable
 from edge_client.drafters.sources.model_search import LeftOut, Model
 from edge_client.drafters.sources.spec import LOOKUPS
+from outrider_models.memory_check import available_bytes, readable
 
 MOST_TRIED = 8
 SHARE = 0.5  # of the free memory that a drafter may take without being asked for by name

@@ -8,13 +8,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from edge_client.drafters.sources.memory_check import readable
 from edge_client.drafters.sources.model_search import LeftOut
 from edge_client.drafters.sources.spec import LOOKUPS
 from edge_client.setup.drafter_trial import Tried
 from edge_client.setup.end_to_end_check import Checked
 from edge_client.setup.reference_answers import Reference
 from edge_client.setup.speed_race import Race
+from outrider_models.memory_check import readable
 
 UNJUDGED = (
     "Without the verifier nobody knows which guesses would be right: only their time is measured. Run this again when "

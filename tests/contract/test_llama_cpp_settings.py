@@ -17,7 +17,7 @@ from edge_client.drafters.llama_cpp import rollback
 from edge_client.drafters.llama_cpp.drafter import LlamaCppDrafter
 from edge_client.drafters.llama_cpp.rollback import StateRollback
 from edge_client.drafters.settings import DeviceSettings, FlashAttention, KvType, Weights
-from edge_client.drafters.sources import memory_check
+from outrider_models import memory_check
 from tests.contract.tiny_models import CONTEXT_TOKENS, save_hybrid_gguf, save_recurrent_gguf
 
 Made = Callable[[str], Path]

@@ -202,7 +202,7 @@ def test_a_runtime_failure_in_the_middle_of_a_feed_leaves_the_sequence(folder: P
 
 
 def test_gguf_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DrafterError, match="cannot open the drafter"):
+    with pytest.raises(DrafterError, match="cannot open"):
         LlamaCppDrafter(tmp_path / "nothing.gguf")
 
 

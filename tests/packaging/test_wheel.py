@@ -22,7 +22,7 @@ import pytest
 from netlab.verifier_process import READY
 
 ROOT = Path(__file__).resolve().parents[2]
-TOP_LEVEL = {"cloud_verifier", "edge_client", "netlab", "outrider", "outrider_cli", "speculation"}
+TOP_LEVEL = {"cloud_verifier", "edge_client", "netlab", "outrider", "outrider_cli", "outrider_models", "speculation"}
 HOOKS = "import sys, hatchling.build; print(getattr(hatchling.build, sys.argv[1])(sys.argv[2]))"
 
 

@@ -11,8 +11,8 @@ from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.scheduling.session import Session
 from edge_client.client import EdgeClient, SamplingParams
-from edge_client.drafters.model_text import SpelledText
 from edge_client.types import RequestOutput, StreamChunk
+from outrider_models.model_text import SpelledText
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import VOCABULARY_SIZE, answer
 from tests.service.engines import GatedEngine

@@ -14,10 +14,10 @@ from edge_client.client import EdgeClient, RequestOutput, SamplingParams
 from edge_client.drafters.base import Drafter, DrafterError
 from edge_client.drafters.lookup.chain import ChainDrafter
 from edge_client.drafters.lookup.ngram import NgramDrafter
-from edge_client.drafters.model_text import ModelText
 from edge_client.errors import SessionError
 from edge_client.link.channel import LinkSettings
 from edge_client.types import LinkState, OfflineAnswers, RideSettings, StreamChunk
+from outrider_models.model_text import ModelText
 from speculation.pace.base import Synchronous
 from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
 from tests.mock_engine import EOS, MockEngine, answer

@@ -16,12 +16,13 @@ import pytest
 from edge_client import child_process, doctor
 from edge_client.child_process import IN_CHILD, Ended
 from edge_client.client import EdgeClient
-from edge_client.drafters import load_drafter, runtime_build, runtime_trial
+from edge_client.drafters import load_drafter, runtime_trial
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.onnx.providers import available_providers
-from edge_client.drafters.runtime_build import LLAMA_CPP, ONNX_RUNTIME, runtime_install
 from edge_client.drafters.runtime_trial import Trial, check_runtime
 from edge_client.drafters.settings import DeviceSettings
+from outrider_models import runtime_build
+from outrider_models.runtime_build import LLAMA_CPP, ONNX_RUNTIME, runtime_install
 from speculation.sampling import SamplingParams
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine, answer

@@ -15,14 +15,14 @@ from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.security.keys import KeyFile, KeyStore
 from cloud_verifier.serving.address import Address
 from edge_client.cli import main
-from edge_client.drafters.sources import hub
-from edge_client.drafters.sources.spec import HubModel
 from edge_client.export.gguf_file import export_gguf
 from edge_client.link.reachability import Refusal, Wanted
 from edge_client.link.security import Security
 from edge_client.setup import connection, drafter_choice
 from edge_client.setup.hub_suggestions import FAMILIES
 from netlab.verifier_process import VerifierProcess
+from outrider_models import hub
+from outrider_models.hub_model import HubModel
 from tests.contract.tiny_models import save_transformers
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cloud_verifier.serving.codec import Codec
-from edge_client.drafters.model_text import ModelText
 from edge_client.drafters.onnx.text import read_text
+from outrider_models.model_text import ModelText
 from speculation.answer_text import TokenStream
 from tests.tokenizers_of_all_kinds import KINDS, SPECIAL, TEXTS, byte_level, saved
 

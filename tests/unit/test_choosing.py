@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.sources import file_choice
-from edge_client.drafters.sources.file_choice import choose, companions, quantization
+from outrider_models import file_choice
+from outrider_models.file_choice import choose, companions, quantization
 
 GGUF = [f"SmolLM2-135M-Instruct-{quant}.gguf" for quant in ("Q4_K_M", "Q8_0", "IQ3_XS", "f16")]
 ONNX = [f"onnx/model{suffix}.onnx" for suffix in ("", "_bnb4", "_fp16", "_int8", "_q4", "_q4f16", "_quantized")]

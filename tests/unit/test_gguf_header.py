@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.llama_cpp.gguf_header import read_header
-from edge_client.drafters.sources import memory_check
+from outrider_models import memory_check
+from outrider_models.gguf_header import read_header
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from huggingface_hub.utils._paths import filter_repo_objects
 
 from edge_client.cli import main
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.sources import hub, memory_check
-from edge_client.drafters.sources.spec import HubModel
+from outrider_models import hub, memory_check
+from outrider_models.hub_model import HubModel
 
 FILES = {
     "config.json": 10,

@@ -11,8 +11,8 @@ from edge_client.cli import main
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.settings import DeviceSettings
-from edge_client.drafters.sources import memory_check
-from edge_client.drafters.sources.memory_check import fitting_context, parse_bytes
+from outrider_models import memory_check
+from outrider_models.memory_check import fitting_context, parse_bytes
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 MODELS = {"gguf": DEMO / "drafter.gguf", "onnx": DEMO / "drafter-onnx"}

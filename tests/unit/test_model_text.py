@@ -12,7 +12,7 @@ from cloud_verifier.serving.codec import Codec
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.lookup.ngram import NgramDrafter
-from edge_client.drafters.model_text import ModelText, SpelledText, template_of
+from outrider_models.model_text import ModelText, SpelledText, template_of
 from speculation.vocabulary.vocabulary import Vocabulary
 from tests.speaking import letter_text
 

@@ -19,7 +19,6 @@ from rich.console import Console
 from edge_client.cli import main
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.runtime_build import LLAMA_CPP
 from edge_client.drafters.settings import DeviceSettings
 from edge_client.drafters.sources import cli as sources_cli
 from edge_client.drafters.sources import model_search
@@ -33,6 +32,7 @@ from edge_client.setup.reference_answers import Answer, Listener, Reference, as_
 from edge_client.setup.speed_forecast import expected_ms_per_token, survivals
 from edge_client.setup.speed_race import Race
 from edge_client.types import RequestMetrics, RequestOutput
+from outrider_models.runtime_build import LLAMA_CPP
 from speculation.noise import Noise
 from speculation.vocabulary.vocabulary import Vocabulary
 from tests.contract.tiny_models import save_hybrid_gguf
@@ -433,11 +433,9 @@ def test_the_family_of_a_target_is_known_by_its_tokens_or_else_by_its_name(
 
 
 def test_the_size_of_a_download_is_the_hubs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "edge_client.drafters.sources.hub._listing", lambda _hub, _model: {"m-Q4_K_M.gguf": 7, "m-Q8_0.gguf": 9}
-    )
+    monkeypatch.setattr("outrider_models.hub._listing", lambda _hub, _model: {"m-Q4_K_M.gguf": 7, "m-Q8_0.gguf": 9})
     (family, *_) = [one for one in hub_suggestions.FAMILIES if "smollm2" in one.name.pattern]
     assert [one.download_bytes for one in hub_suggestions.suggestions(family.drafters)] == [7]
-    monkeypatch.setattr("edge_client.drafters.sources.hub._listing", lambda _hub, _model: None)
+    monkeypatch.setattr("outrider_models.hub._listing", lambda _hub, _model: None)
     with pytest.raises(DrafterError, match="the hub cannot be reached"):
         hub_suggestions.suggestions(family.drafters)

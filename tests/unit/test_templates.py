@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cloud_verifier.serving.codec import Codec
-from edge_client.drafters.model_text import ModelText
+from outrider_models.model_text import ModelText
 from tests.tokenizers_of_all_kinds import byte_level, saved
 
 CHAT = [

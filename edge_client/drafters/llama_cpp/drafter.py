@@ -7,11 +7,6 @@ in place.
 
 from __future__ import annotations
 
-import ctypes
-import glob
-import re
-import sys
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,19 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.drafters.base import DrafterError, DrafterInfo
+from edge_client.drafters.kv_store import conversations_bytes
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
-from edge_client.drafters.llama_cpp.gguf_header import GgufHeader, read_header
 from edge_client.drafters.llama_cpp.rollback import SEQUENCE, PositionRollback, Rollback, StateRollback
-from edge_client.drafters.model_text import ModelText
-from edge_client.drafters.runtime_build import LLAMA_CPP, llama_cpp_install
 from edge_client.drafters.runtime_trial import Trial, check_runtime
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS, DeviceSettings, FlashAttention, KvType, Weights
-from edge_client.drafters.sources.memory_check import conversations_bytes, fitting_context
+from outrider_models.gguf_header import read_header, weight_files
+from outrider_models.llama_cpp.api import LOG, check_types, load_api
+from outrider_models.llama_cpp.vocabulary import read_vocabulary
+from outrider_models.memory_check import fitting_context
+from outrider_models.model_text import ModelText
+from outrider_models.runtime_build import LLAMA_CPP
 from speculation.vocabulary.vocabulary import Vocabulary
 
 _BATCH_TOKENS = 256
 _SAME = 1e-2  # of logits that were evaluated in other batches
-_ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 _KV_BYTES = {KvType.F16: 2.0, KvType.Q8_0: 34 / 32, KvType.Q4_0: 18 / 32}  # per number, with the scales of blocks
 
 
@@ -56,7 +53,7 @@ class LlamaCppDrafter(LanguageModelDrafter):
         check_settings(threads, top_candidates, settings.context_tokens)
         path = Path(path)
         header = read_header(path)
-        files = _weight_files(path)
+        files = weight_files(path)
         weights_bytes = sum(file.stat().st_size for file in files)
         limit = header.number("context_length") or DEFAULT_CONTEXT_TOKENS
         context = min(limit, settings.context_tokens or DEFAULT_CONTEXT_TOKENS)
@@ -71,8 +68,8 @@ class LlamaCppDrafter(LanguageModelDrafter):
                 fixed=settings.context_tokens is not None,
             )
         check_runtime(Trial(LLAMA_CPP, tuple(files), threads, settings))
-        self._api = api = _load_api(verbose)
-        _check_types(api, header, path)
+        self._api = api = load_api(verbose)
+        check_types(api, header, path)
         self._model: Any = None
         self._context: Any = None
         self._batch: Any = None
@@ -84,7 +81,7 @@ class LlamaCppDrafter(LanguageModelDrafter):
                 DrafterInfo(
                     name=path.stem,
                     vocabulary_size=size,
-                    vocabulary_fingerprint=_vocabulary(api, vocabulary, size).fingerprint,
+                    vocabulary_fingerprint=read_vocabulary(api, vocabulary, size).fingerprint,
                     context_tokens=context,
                     runs_on=_runs_on(api, self._model, settings),
                     notices=_notices(api, settings),
@@ -106,10 +103,10 @@ class LlamaCppDrafter(LanguageModelDrafter):
             raise
 
     def vocabulary(self) -> Vocabulary:
-        return _vocabulary(self._api, self._api.llama_model_get_vocab(self._model), self.info.vocabulary_size)
+        return read_vocabulary(self._api, self._api.llama_model_get_vocab(self._model), self.info.vocabulary_size)
 
     def model_text(self) -> ModelText:
-        from edge_client.drafters.llama_cpp.text import read_text
+        from outrider_models.llama_cpp.text import read_text
 
         return read_text(self._api, self._model, self.vocabulary(), self.info.name)
 
@@ -210,16 +207,6 @@ class LlamaCppDrafter(LanguageModelDrafter):
 # --- loading ----------------------------------------------------------------------------------------------------
 
 
-def _check_types(api: Any, header: GgufHeader, path: Path) -> None:
-    """An old llama.cpp reads a new quantization as damage; say what it is."""
-    unknown = sorted(kind for kind in header.tensor_types if kind >= api.GGML_TYPE_COUNT)
-    if unknown:
-        raise DrafterError(
-            f"{path} has tensors of type {unknown[0]}, a quantization that the installed llama.cpp does not know; "
-            "update llama-cpp-python or take another quantization"
-        )
-
-
 def _load_model(api: Any, path: Path, settings: DeviceSettings) -> Any:
     params = api.llama_model_default_params()
     params.n_gpu_layers = settings.gpu_layers
@@ -230,7 +217,7 @@ def _load_model(api: Any, path: Path, settings: DeviceSettings) -> Any:
     }[settings.weights]
     model = api.llama_model_load_from_file(str(path).encode(), params)
     if not model:
-        raise DrafterError(f"llama.cpp cannot load {path}: {_LOG.last_error()}")
+        raise DrafterError(f"llama.cpp cannot load {path}: {LOG.last_error()}")
     if api.llama_model_has_encoder(model) or not api.llama_model_has_decoder(model):
         api.llama_model_free(model)
         raise DrafterError(f"the model in {path} has an encoder; expected a causal language model")
@@ -257,9 +244,7 @@ def _open_context(api: Any, model: Any, path: Path, context_tokens: int, threads
     params.no_perf = True
     context = api.llama_init_from_model(model, params)
     if not context:
-        raise DrafterError(
-            f"llama.cpp cannot make a context of {context_tokens} tokens for {path}: {_LOG.last_error()}"
-        )
+        raise DrafterError(f"llama.cpp cannot make a context of {context_tokens} tokens for {path}: {LOG.last_error()}")
     return context
 
 
@@ -279,78 +264,3 @@ def _notices(api: Any, settings: DeviceSettings) -> tuple[str, ...]:
             "(rebuild it with CMAKE_ARGS=-DGGML_CUDA=ON, -DGGML_METAL=ON or -DGGML_VULKAN=ON)",
         )
     return ()
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """The file, or all its pieces, that one first."""
-    shard = re.search(r"-00001-of-(\d{5})\.gguf$", path.name)
-    pieces = path.parent.glob(f"{glob.escape(path.name[: shard.start()])}-*-of-{shard[1]}.gguf") if shard else []
-    return [path, *sorted(piece for piece in pieces if piece != path)]
-
-
-def _vocabulary(api: Any, vocabulary: Any, size: int) -> Vocabulary:
-    """The tokens in id order, without the unused ones at the end that pad the vocabulary to the embedding."""
-
-    def has(token_id: int, attribute: int) -> bool:
-        return bool(api.llama_vocab_get_attr(vocabulary, token_id) & attribute)
-
-    while size and has(size - 1, api.LLAMA_TOKEN_ATTR_UNUSED):
-        size -= 1
-    text = api.llama_vocab_get_text
-    strings = [text(vocabulary, token_id).decode("utf-8", "surrogateescape") for token_id in range(size)]
-    for token_id, name in enumerate(strings):
-        if name == f"[PAD{token_id}]" and has(token_id, api.LLAMA_TOKEN_ATTR_UNUSED):
-            strings[token_id] = ""  # no token: GGUF has no other way to leave an id out
-    return Vocabulary(
-        tuple(strings),
-        frozenset(token_id for token_id in range(size) if has(token_id, api.LLAMA_TOKEN_ATTR_CONTROL)),
-        api.llama_vocab_bos(vocabulary) if api.llama_vocab_get_add_bos(vocabulary) else None,
-        frozenset(token_id for token_id in range(size) if has(token_id, api.LLAMA_TOKEN_ATTR_USER_DEFINED)),
-    )
-
-
-# --- llama.cpp's log is one callback per process ----------------------------------------------------------------
-
-
-class _Log:
-    """Where llama.cpp writes: its latest errors are kept for our messages, the rest is dropped unless asked for."""
-
-    def __init__(self) -> None:
-        self.verbose = False
-        self.errors: deque[str] = deque(maxlen=4)
-        self.callback: Any = None
-
-    def attach(self, api: Any) -> None:
-        """Take the log over; llama.cpp keeps a bare pointer, so the callback is made once and lives on."""
-        if self.callback is None:
-            self.callback = api.llama_log_callback(self._write)
-        api.llama_log_set(self.callback, ctypes.c_void_p(0))
-
-    def last_error(self) -> str:
-        return "; ".join(self.errors) or "it gives no reason"
-
-    def _write(self, level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
-        line = text.decode("utf-8", "replace")
-        if level == _ERROR_LEVEL:
-            self.errors.append(line.strip())
-        if self.verbose:
-            sys.stderr.write(line)
-
-
-_LOG = _Log()
-
-
-def _load_api(verbose: bool) -> Any:
-    """The C functions, with the log in our hands. Raises DrafterError if llama-cpp-python is not installed."""
-    try:
-        from llama_cpp import llama_cpp as api  # here and not above: it is optional and slow to import
-    except ImportError as error:
-        raise DrafterError(
-            f"drafting with .gguf needs llama-cpp-python: {llama_cpp_install('llama-cpp-python')} "
-            "(it compiles llama.cpp, which takes some minutes), or draft with an .onnx folder instead"
-        ) from error
-    _LOG.verbose = verbose
-    _LOG.errors.clear()
-    _LOG.attach(api)
-    api.llama_backend_init()  # may be called again
-    return api

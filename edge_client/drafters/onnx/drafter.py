@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_client.drafters.base import Drafter, DrafterError, DrafterInfo
+from edge_client.drafters.kv_store import conversations_bytes
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
-from edge_client.drafters.model_text import ModelText
 from edge_client.drafters.onnx.graph import read_folder_config, read_graph, read_vocabulary
 from edge_client.drafters.onnx.providers import (
     AUTO,
@@ -29,11 +29,12 @@ from edge_client.drafters.onnx.providers import (
     open_session,
     parse_provider,
 )
-from edge_client.drafters.runtime_build import ONNX_RUNTIME
 from edge_client.drafters.runtime_trial import Trial, check_runtime
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS, DeviceSettings
-from edge_client.drafters.sources.file_choice import choose
-from edge_client.drafters.sources.memory_check import conversations_bytes, fitting_context
+from outrider_models.file_choice import choose
+from outrider_models.memory_check import fitting_context
+from outrider_models.model_text import ModelText
+from outrider_models.runtime_build import ONNX_RUNTIME
 from speculation.vocabulary.vocabulary import Vocabulary
 
 _CHUNK_TOKENS = 256

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.runtime_build import ONNX_RUNTIME
 from edge_client.drafters.runtime_trial import Trial, check_runtime
+from outrider_models.runtime_build import ONNX_RUNTIME
 
 AUTO, CPU = "auto", "cpu"
 CLASSES = {

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.model_text import ModelText, template_of
 from edge_client.drafters.onnx.graph import TOKENIZER_FILE, beside, read_json, read_vocabulary
+from outrider_models.model_text import ModelText, template_of
 
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TEMPLATE_FILE = "chat_template.jinja"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_client.drafters.errors import DrafterError
-from edge_client.drafters.runtime_build import LLAMA_CPP, ONNX_RUNTIME, is_installed, runtime_install
 from edge_client.settings.options import CommandError
+from outrider_models.runtime_build import LLAMA_CPP, ONNX_RUNTIME, is_installed, runtime_install
 
 if TYPE_CHECKING:
     from edge_client.drafters.sources.model_search import Model
@@ -28,9 +28,10 @@ def pull(spec: str) -> None:
     SPEC is hf:ORG/REPO[@REVISION][:QUANTIZATION or FILE], as --drafter takes it; hf: may be left out. What is here
     already is not fetched again.
     """
-    from edge_client.drafters.sources.hub import fetch
-    from edge_client.drafters.sources.memory_check import readable
-    from edge_client.drafters.sources.spec import HubModel, LocalModel, parse
+    from edge_client.drafters.sources.spec import LocalModel, parse
+    from outrider_models.hub import fetch
+    from outrider_models.hub_model import HubModel
+    from outrider_models.memory_check import readable
 
     if _REPOSITORY.fullmatch(spec) and not Path(spec).exists():
         spec = f"hf:{spec}"
@@ -84,7 +85,7 @@ def models(look_in: tuple[Path, ...], as_json: bool) -> None:
 
 def _show(found: list[Model]) -> None:
     """A table of plain lines: it goes through a pipe, and no column is cut."""
-    from edge_client.drafters.sources.memory_check import readable
+    from outrider_models.memory_check import readable
 
     rows = [("--drafter", "kind", "size", "vocabulary", "runtime")]
     for model in found:

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from outrider.demo_pair import demo_folder
 
 from edge_client.drafters.errors import DrafterError
-from edge_client.drafters.llama_cpp.gguf_header import read_header
 from edge_client.drafters.onnx.graph import beside, read_folder_config
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS
-from edge_client.drafters.sources.file_choice import PLAIN, choose, companions, is_model
+from outrider_models.file_choice import PLAIN, choose, companions, is_model
+from outrider_models.gguf_header import read_header
 
 MOST_FOLDERS = 2000  # looked into at one place
 _DEMO = "demo"

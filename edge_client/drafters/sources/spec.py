@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_client.drafters.errors import DrafterError
+from outrider_models.hub_model import HUB, HubModel, parse_hub
 
 CHAIN = "+"
 LOOKUPS = ("ngram", "history")
@@ -29,7 +30,6 @@ ACCEPTED = (
     f"{', '.join(NAMES)}, or none"
 )
 _OLLAMA_FILE = re.compile("sha256-[0-9a-f]{64}")
-_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@]+))?(:(?P<choice>.+))?")
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,6 @@ class LocalModel:
     """A file or a folder on this device; it exists."""
 
     path: Path
-
-
-@dataclass(frozen=True)
-class HubModel:
-    """A repository of the hub. revision: a branch, tag or commit. choice: a quantization's name or a file's path."""
-
-    repo: str
-    revision: str | None = None
-    choice: str | None = None
-
-    def __str__(self) -> str:
-        """As it is written in a spec."""
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"hf:{self.repo}{revision}" + (f":{self.choice}" if self.choice else "")
 
 
 @dataclass(frozen=True)
@@ -75,11 +61,8 @@ def parse(spec: str | Path | None) -> list[Part]:
 
 
 def _part(text: str) -> Part:
-    if text.startswith("hf:"):
-        match = _HUB.fullmatch(text, 3)
-        if match is None:
-            raise DrafterError(f"{text!r} names no model of the hub; expected hf:ORG/REPO[@REVISION][:CHOICE]")
-        return HubModel(match["repo"], match["revision"], match["choice"])
+    if text.startswith(HUB):
+        return parse_hub(text)
     name, _, argument = text.partition(":")
     if name in NAMES:
         return NamedDrafter(name, argument)

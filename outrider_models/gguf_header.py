@@ -6,13 +6,15 @@ read into memory one by one. Format: https://github.com/ggml-org/ggml/blob/maste
 
 from __future__ import annotations
 
+import glob
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edge_client.drafters.base import DrafterError
+from outrider_models.errors import ModelFileError
 
 MAGIC = b"GGUF"
 _SCALARS = {0: "B", 1: "b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -60,17 +62,17 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Raises DrafterError if the file cannot be opened, is no GGUF file, or ends too early."""
+    """Raises ModelFileError if the file cannot be opened, is no GGUF file, or ends too early."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
             if magic != MAGIC:
-                raise DrafterError(f"{path} is not a GGUF file: it begins with {magic!r}; expected {MAGIC!r}")
+                raise ModelFileError(f"{path} is not a GGUF file: it begins with {magic!r}; expected {MAGIC!r}")
             return _read(file)
     except OSError as error:
-        raise DrafterError(f"cannot open the drafter {path}: {error.strerror}") from error
+        raise ModelFileError(f"cannot open {path}: {error.strerror}") from error
     except (struct.error, ValueError, OverflowError, MemoryError) as error:
-        raise DrafterError(f"{path} is damaged or incomplete: its header cannot be read; fetch it again") from error
+        raise ModelFileError(f"{path} is damaged or incomplete: its header cannot be read; fetch it again") from error
 
 
 def _read(file: BinaryIO) -> GgufHeader:
@@ -144,3 +146,10 @@ def _sane(count: int) -> int:
     if count > _MOST:
         raise ValueError(f"a count of {count}")
     return count
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The file, or all its pieces, that one first."""
+    shard = re.search(r"-00001-of-(\d{5})\.gguf$", path.name)
+    pieces = path.parent.glob(f"{glob.escape(path.name[: shard.start()])}-*-of-{shard[1]}.gguf") if shard else []
+    return [path, *sorted(piece for piece in pieces if piece != path)]

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_client.drafters.errors import DrafterError
-from edge_client.drafters.sources.file_choice import choose, companions
-from edge_client.drafters.sources.memory_check import available_bytes, check_memory, readable
-from edge_client.drafters.sources.spec import HubModel
+from outrider_models.errors import ModelFileError
+from outrider_models.file_choice import choose, companions
+from outrider_models.hub_model import HubModel
+from outrider_models.memory_check import available_bytes, check_memory, readable
 
 _INSTALL = "models of the hub need huggingface_hub: pip install huggingface_hub, or name a file on this device"
 _DEFAULT_REVISION = "main"
@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 def fetch(model: HubModel, *, offline: bool = False) -> Path:
     """The chosen file on this device, with all that belongs to it; downloads what is missing.
 
-    offline (or HF_HUB_OFFLINE=1) takes what is in the cache. So does a hub that cannot be reached. Raises DrafterError
-    if there is no such model, no way to choose among its files, too little memory, or no network and nothing cached.
+    offline (or HF_HUB_OFFLINE=1) takes what is in the cache. So does a hub that cannot be reached. Raises
+    ModelFileError if there is no such model, no way to choose among its files, too little memory, or no network and
+    nothing cached.
     """
     huggingface_hub = _hub()
     if offline or huggingface_hub.constants.HF_HUB_OFFLINE:
@@ -46,18 +47,18 @@ def fetch(model: HubModel, *, offline: bool = False) -> Path:
             library_name="outrider",
         )
     except Exception as error:  # whatever a download can do: what had come is kept for the next time
-        raise DrafterError(
+        raise ModelFileError(
             f"{model} could not be downloaded: {_first_line(error)}; the next try goes on there"
         ) from error
     return Path(folder, file)
 
 
 def download_bytes(model: HubModel) -> int:
-    """How much `fetch` would download if nothing of it were here. Raises DrafterError if the hub does not tell."""
+    """How much `fetch` would download if nothing of it were here. Raises ModelFileError if the hub does not tell."""
     hub = _hub()
     sizes = None if hub.constants.HF_HUB_OFFLINE else _listing(hub, model)
     if sizes is None:
-        raise DrafterError("the hub cannot be reached")
+        raise ModelFileError("the hub cannot be reached")
     file = choose(sizes, model.choice, str(model))
     return sum(sizes[name] for name in (file, *companions(file, sizes)))
 
@@ -68,7 +69,7 @@ def _hub() -> Any:
         import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError as error:
-        raise DrafterError(_INSTALL) from error
+        raise ModelFileError(_INSTALL) from error
     return huggingface_hub
 
 
@@ -78,17 +79,17 @@ def _listing(hub: Any, model: HubModel) -> dict[str, int] | None:
     try:
         info = hub.HfApi(library_name="outrider").model_info(model.repo, revision=model.revision, files_metadata=True)
     except errors.GatedRepoError as error:
-        raise DrafterError(
+        raise ModelFileError(
             f"{model} is gated: accept its terms on the hub, then log in with `hf auth login` or set HF_TOKEN"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise DrafterError(f"{model.repo} has no revision {model.revision!r}") from error
+        raise ModelFileError(f"{model.repo} has no revision {model.revision!r}") from error
     except errors.RepositoryNotFoundError as error:
-        raise DrafterError(
+        raise ModelFileError(
             f"the hub has no model {model.repo}, or it is private: check the name, or log in with `hf auth login`"
         ) from error
     except errors.HFValidationError as error:
-        raise DrafterError(f"{model} names no model of the hub: {_first_line(error)}") from error
+        raise ModelFileError(f"{model} names no model of the hub: {_first_line(error)}") from error
     except (OSError, errors.HTTPError) as error:  # no network, no answer, no name
         log.warning("the hub cannot be reached (%s); looking in its cache", _first_line(error))
         return None
@@ -103,7 +104,7 @@ def _cached(hub: Any, model: HubModel, why: str) -> Path:
     commit = reference.read_text().strip() if reference.is_file() else revision
     snapshot = folder / "snapshots" / commit
     if not snapshot.is_dir():
-        raise DrafterError(
+        raise ModelFileError(
             f"{model} is not in the cache {cache}, and {why}: fetch it once with a network: edge-client pull {model}"
         )
     there = [Path(at, name).relative_to(snapshot).as_posix() for at, _, names in os.walk(snapshot) for name in names]

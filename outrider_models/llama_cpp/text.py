@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from edge_client.drafters.base import DrafterError
-from edge_client.drafters.model_text import ModelText
+from outrider_models.errors import ModelFileError
+from outrider_models.model_text import ModelText
 from speculation.vocabulary.vocabulary import Vocabulary
 
 
@@ -20,7 +20,7 @@ def read_text(api: Any, model: Any, vocabulary: Vocabulary, name: str) -> ModelT
         ids = (ctypes.c_int * room)()
         count = api.llama_tokenize(own, encoded, len(encoded), ids, room, opening, True)
         if count < 0:
-            raise DrafterError(f"llama.cpp cannot make tokens of a text of {len(encoded)} bytes")
+            raise ModelFileError(f"llama.cpp cannot make tokens of a text of {len(encoded)} bytes")
         return list(ids[:count])
 
     def text_of(token: int) -> str:

@@ -1,4 +1,4 @@
-"""Which file of a model's folder or repository to draft with. Pure: names in, names out.
+"""Which file of a model's folder or repository to open. Pure: names in, names out.
 
 Publishers put many quantizations of one model side by side and say in the file's name which is which:
 ``SmolLM2-135M-Instruct-Q4_K_M.gguf``, ``onnx/model_q4f16.onnx``, ``cpu_and_mobile/cpu-int4-rtn-block-32/model.onnx``.
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
-from edge_client.drafters.errors import DrafterError
+from outrider_models.errors import ModelFileError
 
 # Best first: small enough for a device, and still the source's words.
 GGUF_ORDER = ("q4_k_m", "q4_k_s", "q4_0", "q5_k_m", "q5_k_s", "iq4_xs", "iq4_nl", "q6_k", "q8_0", "f16", "bf16", "f32")
@@ -39,11 +39,11 @@ def choose(files: Collection[str], wanted: str | None, place: str, *, local: boo
 
     wanted: a path, a file's name, a folder, or a quantization in any spelling; None takes the best default. place: for
     messages. local: somebody put the folder together, so a file named model.onnx is the one that is meant. Raises
-    DrafterError with what there is.
+    ModelFileError with what there is.
     """
     models = [file for file in sorted(files) if is_model(file)]
     if not models:
-        raise DrafterError(f"{place} has no .gguf and no .onnx file{_other_weights(files)}")
+        raise ModelFileError(f"{place} has no .gguf and no .onnx file{_other_weights(files)}")
     if wanted is not None:
         return _wanted(models, files, wanted, place)
     plain = [file for file in models if PurePosixPath(file).name == PLAIN]
@@ -57,7 +57,7 @@ def choose(files: Collection[str], wanted: str | None, place: str, *, local: boo
     best = [file for rank, file in ranked if rank == min(ranked)[0]]
     if len(best) == 1:
         return best[0]
-    raise DrafterError(
+    raise ModelFileError(
         f"{place} has several models and none is the obvious one: {listed(best or ours)}; name one of them"
     )
 
@@ -97,7 +97,7 @@ def listed(files: Sequence[str]) -> str:
 
 def _wanted(models: Sequence[str], files: Collection[str], wanted: str, place: str) -> str:
     if wanted in files and not is_model(wanted):
-        raise DrafterError(f"{wanted} in {place} is no .gguf or .onnx file; there are {listed(models)}")
+        raise ModelFileError(f"{wanted} in {place} is no .gguf or .onnx file; there are {listed(models)}")
     spelled = _plain(wanted)
     tests: tuple[Callable[[str], bool], ...] = (
         lambda file: file == wanted,
@@ -113,8 +113,8 @@ def _wanted(models: Sequence[str], files: Collection[str], wanted: str, place: s
         if len(found) == 1:
             return found[0]
         if found:
-            raise DrafterError(f"{wanted!r} fits several files of {place}: {listed(found)}; name one of them")
-    raise DrafterError(f"{place} has no {wanted!r}; there are {listed(models)}")
+            raise ModelFileError(f"{wanted!r} fits several files of {place}: {listed(found)}; name one of them")
+    raise ModelFileError(f"{place} has no {wanted!r}; there are {listed(models)}")
 
 
 def is_model(file: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
-from edge_client.drafters.errors import DrafterError
+from outrider_models.errors import ModelFileError
 from speculation.prompt import ControlNames, Message, opening_tokens, turn_end
 from speculation.vocabulary.vocabulary import Vocabulary
 
@@ -40,7 +40,7 @@ class ModelText:
         return self._bare(text.removeprefix(" ") if self._spaced else text) if text else []
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of a conversation up to where the assistant speaks. Raises DrafterError.
+        """Tokens of a conversation up to where the assistant speaks. Raises ModelFileError.
 
         The name of a control token within a message is text.
         """
@@ -59,14 +59,16 @@ class ModelText:
     def _render(self, messages: Sequence[Message], *, prompt: bool = True) -> str:
         """What transformers' `apply_chat_template` makes of it."""
         if not self.template:
-            raise DrafterError(f"{self.name} has no chat template, so it cannot answer messages, only continue a text")
+            raise ModelFileError(
+                f"{self.name} has no chat template, so it cannot answer messages, only continue a text"
+            )
         try:
             import jinja2.ext
             import jinja2.sandbox
 
-            from edge_client.drafters.template_tags import GenerationTag
+            from outrider_models.template_tags import GenerationTag
         except ImportError as error:
-            raise DrafterError("chat templates need jinja2: pip install jinja2") from error
+            raise ModelFileError("chat templates need jinja2: pip install jinja2") from error
         # Templates come with models, from anywhere: they may look and not touch.
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
@@ -78,7 +80,7 @@ class ModelText:
             template = environment.from_string(self.template)
             return template.render(**self.specials, **given, add_generation_prompt=prompt)
         except Exception as error:  # templates are programs and raise what they like
-            raise DrafterError(f"the chat template of {self.name} refuses these messages: {error}") from error
+            raise ModelFileError(f"the chat template of {self.name} refuses these messages: {error}") from error
 
     def stream(self, before: Sequence[int] = ()) -> SpelledText:
         """A fresh incremental decoder of the text that follows the tokens `before`."""

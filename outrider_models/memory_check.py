@@ -7,10 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_client.drafters.errors import DrafterError
-from edge_client.drafters.settings import DeviceSettings
+from outrider_models.errors import ModelFileError
 
-MOST_CONVERSATIONS_BYTES = 256 << 20
 MIN_CONTEXT_TOKENS = 256  # with less, a drafter forgets what it is about
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -28,12 +26,12 @@ def available_bytes() -> int | None:
 
 
 def check_memory(name: str, weights_bytes: int, cache_bytes: int, advice: str = "") -> None:
-    """Raises DrafterError if weights and key-value cache together are more than there is. advice: what would fit."""
+    """Raises ModelFileError if weights and key-value cache together are more than there is. advice: what would fit."""
     available = available_bytes()
     if available is None or weights_bytes + cache_bytes <= available:
         return
     cache = f" and a key-value cache of {readable(cache_bytes)}" if cache_bytes else ""
-    raise DrafterError(
+    raise ModelFileError(
         f"{name} does not fit into memory: it needs about {readable(weights_bytes)} for its weights{cache}, "
         f"and {readable(available)} are free; {advice or 'take a smaller quantization or model, or less context'}"
     )
@@ -51,7 +49,7 @@ def fitting_context(
     """The context to open a model with: context_tokens, or as many as fit beside the weights.
 
     cache_bytes: of the key-value cache, by context. limit_bytes: what the drafter may use of the memory that is free;
-    None for all of it. fixed: somebody asked for this very context. Raises DrafterError, with what would fit, if the
+    None for all of it. fixed: somebody asked for this very context. Raises ModelFileError, with what would fit, if the
     weights do not fit, or not with MIN_CONTEXT_TOKENS, or not with a fixed context.
     """
     known = [found for found in (available_bytes(), limit_bytes) if found is not None]
@@ -67,21 +65,10 @@ def fitting_context(
     advice = (
         f"{fits} tokens of context would fit" if fits >= MIN_CONTEXT_TOKENS else "take a smaller one or quantization"
     )
-    raise DrafterError(
+    raise ModelFileError(
         f"{name} does not fit into memory: it needs about {readable(weights_bytes)} for its weights and "
         f"{readable(cache)} for {context_tokens} tokens of context, and {readable(min(known))} are {free}; {advice}"
     )
-
-
-def conversations_bytes(settings: DeviceSettings, model_bytes: int) -> int:
-    """Memory for conversations put aside: a quarter of what a model leaves of what is free or allowed, at most 256 MiB.
-
-    model_bytes: weights and key-value cache.
-    """
-    if not settings.keeps_conversations:
-        return 0
-    known = [found for found in (available_bytes(), settings.memory_limit_bytes) if found is not None]
-    return max(0, min([MOST_CONVERSATIONS_BYTES, *((found - model_bytes) // 4 for found in known)]))
 
 
 def parse_bytes(text: str) -> int:
