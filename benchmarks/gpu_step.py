@@ -33,13 +33,13 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from benchmarks import report
-from cloud_verifier.engines.base import Block, EngineFull, Sampler, SequenceId
-from cloud_verifier.engines.torch_engine import ModelError, TorchEngine
+from cloud_verifier.engines.base import Block, EngineFull, ModelError, Sampler, SequenceId
+from cloud_verifier.engines.pages import PAGE_TOKENS
+from cloud_verifier.engines.torch_engine import TorchEngine
 from cloud_verifier.engines.torch_engine.engine import OutOfMemory
 from cloud_verifier.engines.torch_engine.fast_path import Parts
 from cloud_verifier.engines.torch_engine.kernels import GATHERED
 from cloud_verifier.engines.torch_engine.load import wrap
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
 from netlab.console import print_whole
 from speculation.sampling import SamplingParams
 

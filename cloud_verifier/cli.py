@@ -71,8 +71,14 @@ def _option(*names: str, **settings: Any) -> Any:
     "--model",
     multiple=True,
     metavar="[NAME=]MODEL",
-    help="Folder of a transformers causal LM, a hub id such as org/name, or demo. Of several, devices that name none "
-    "get the first.",
+    help="Folder of a transformers causal LM, a hub id such as org/name, a GGUF file, a GGUF of the hub such as "
+    "hf:org/name:Q4_K_M, or demo. Of several, devices that name none get the first.",
+)
+@_option(
+    "--engine",
+    default="auto",
+    type=click.Choice(["auto", "torch", "llama.cpp"]),
+    help="What evaluates the target; auto: llama.cpp for GGUF, torch for all else.",
 )
 @_option("--served-model-name", default=None, help="Name devices ask for.  [default: last part of --model]")
 @_option("--host", default="127.0.0.1", help="Address to listen on.")
@@ -112,6 +118,12 @@ def _option(*names: str, **settings: Any) -> Any:
 @_option("--principal-tokens-per-minute", default=None, type=click.IntRange(0), help="Read, written.  [default: any]")
 @_option("--device", default="auto", help="cpu, cuda, cuda:1, or auto.")
 @_option("--dtype", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]), help="auto: float32 on a CPU.")
+@_option(
+    "--gpu-layers",
+    default=None,
+    type=click.IntRange(-1),
+    help="Of a GGUF, as llama.cpp has it; -1 for all.  [default: all, if llama.cpp was built for a GPU]",
+)
 @_option("--strict/--no-strict", default=True, help="Make words independent of batch company, bit by bit.")
 @_option("--max-sessions", default=32, type=click.IntRange(1), help="Sessions that are served at one time.")
 @_option(
@@ -192,7 +204,7 @@ def _checked(options: dict[str, Any]) -> tuple[Address, dict[str, str]]:
 
     if missing := missing_packages():
         raise CommandError(missing)
-    from cloud_verifier.model_source import ModelSourceError, check_model, parse_models
+    from cloud_verifier.model_source import ModelSourceError, check_model, engine_of, parse_models
     from cloud_verifier.security.keys import KeyFileError, KeyStore
     from cloud_verifier.serving.address import Address, ServerError
 
@@ -211,7 +223,7 @@ def _checked(options: dict[str, Any]) -> tuple[Address, dict[str, str]]:
             KeyStore(options["api_keys"])
         models = parse_models(options["model"], options["served_model_name"])
         for model in models.values():
-            check_model(model)
+            check_model(model, engine_of(model, options["engine"]))
     except (KeyFileError, ModelSourceError, ServerError) as error:
         raise CommandError(str(error)) from error
     return address, models
@@ -221,10 +233,9 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
     import asyncio
     import logging
 
-    from cloud_verifier.engines.base import TargetEngine
+    from cloud_verifier.engines.base import ModelError, TargetEngine
     from cloud_verifier.engines.paced import PacedEngine
-    from cloud_verifier.engines.torch_engine import load
-    from cloud_verifier.engines.torch_engine.load import ModelError
+    from cloud_verifier.model_source import ModelSourceError
     from cloud_verifier.scheduling.scheduler import SchedulerSettings
     from cloud_verifier.scheduling.step_cost import free_positions
     from cloud_verifier.security.authentication import Authentication
@@ -233,9 +244,10 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
     from cloud_verifier.server import serve as serve_until_stopped
     from cloud_verifier.serving.address import ServerError
     from cloud_verifier.serving.admission import AdmissionSettings
-    from cloud_verifier.serving.codec import Codec, TextError
     from cloud_verifier.serving.open_request import Served
     from cloud_verifier.serving.service import ServiceSettings
+    from cloud_verifier.serving.text_codec import TextError
+    from cloud_verifier.target import open_target
     from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective
 
     quota = Quota(
@@ -246,19 +258,7 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
     )
 
     def load_served(name: str, model: str) -> tuple[TargetEngine, Served]:
-        codec = Codec(model)
-        engine: TargetEngine = load(
-            model,
-            device=options["device"],
-            dtype=options["dtype"],
-            strict=options["strict"],
-            max_sequences=options["max_sessions"],
-            context_limit=options["max_model_len"],
-            threads=options["threads"],
-            kv_cache_gib=options["kv_cache_gib"],
-            gpu_memory_share=options["gpu_memory_share"],
-            cuda_graphs=options["cuda_graphs"],
-        )
+        engine, codec = open_target(model, options)
         if options["step_ms"] or options["step_ms_per_token"]:
             engine = PacedEngine(engine, options["step_ms"], options["step_ms_per_token"])
         limit_ms = options["max_patience_ms"]
@@ -275,7 +275,7 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
     try:
         keys = KeyStore(options["api_keys"], quota) if options["api_keys"] else None
         (engine, served), *others = [load_served(name, model) for name, model in models.items()]
-    except (KeyFileError, ModelError, TextError) as error:
+    except (KeyFileError, ModelError, ModelSourceError, TextError) as error:
         raise CommandError(str(error)) from error
 
     def announce(port: int) -> None:

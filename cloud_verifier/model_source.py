@@ -9,9 +9,16 @@ from pathlib import Path
 
 from outrider.demo_pair import demo_folder
 
+from outrider_models.errors import ModelFileError
+from outrider_models.file_choice import choose
+from outrider_models.gguf_header import MAGIC, read_header
+from outrider_models.hub_model import HUB, parse_hub
+from outrider_models.runtime_build import LLAMA_CPP, is_installed, llama_cpp_install
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_GGUF_MAGIC = b"GGUF"
 _HUB_TIMEOUT_S = 10.0
+TORCH, LLAMA = "torch", "llama.cpp"  # engines
+GGUF = ".gguf"
 log = logging.getLogger(__name__)
 
 
@@ -20,14 +27,14 @@ class ModelSourceError(Exception):
 
 
 def parse_models(values: Sequence[str], served_name: str | None) -> dict[str, str]:
-    """Folder or hub id by name, of NAME=MODEL or MODEL; `demo` is the demo pair's target. Raises ModelSourceError."""
+    """What to serve by name, of NAME=MODEL or MODEL; `demo` is the demo pair's target. Raises ModelSourceError."""
     models: dict[str, str] = {}
     for value in values:
         name, equals, model = value.partition("=")
         if not equals or "/" in name:  # a folder may have the sign in its name, too
-            name, model = value.rstrip("/").rpartition("/")[2], value
+            name, model = value.rstrip("/").rpartition("/")[2].removesuffix(GGUF), value
         if not name or not model:
-            raise ModelSourceError(f"--model {value}: expected NAME=MODEL or MODEL, a folder or a hub id")
+            raise ModelSourceError(f"--model {value}: expected NAME=MODEL or MODEL, a folder, a GGUF file or a hub id")
         if name in models:
             raise ModelSourceError(f"two models would have the name {name!r}; name them apart: --model NAME=MODEL")
         models[name] = _demo() if model == "demo" and not Path(model).exists() else model
@@ -45,13 +52,75 @@ def _demo() -> str:
         raise ModelSourceError(str(error)) from error
 
 
-def check_model(model: str) -> None:
-    """As `check_path`; and where a hub id's model is not here, ask the hub once.
+def engine_of(model: str, wanted: str) -> str:
+    """The engine that serves a model: TORCH or LLAMA. wanted: one of them, or "auto". Raises ModelSourceError."""
+    own = LLAMA if _is_gguf(model) else TORCH
+    if wanted in ("auto", own):
+        return own
+    if own == LLAMA:
+        raise ModelSourceError(
+            f"{model} is a GGUF model, which llama.cpp reads and torch does not; leave --engine out."
+        )
+    raise ModelSourceError(
+        f"{model} is no GGUF model, and llama.cpp reads no other; give a .gguf file or {HUB}ORG/REPO[:QUANTIZATION], "
+        "or leave --engine out."
+    )
 
-    A hub that cannot be reached is not asked again by this process, and its cache is used. Raises ModelSourceError.
+
+def check_model(model: str, engine: str) -> None:
+    """What can be said of a model without loading it. Raises ModelSourceError.
+
+    Where a hub id's model is not here, the hub is asked once. One that cannot be reached is not asked again by this
+    process, and its cache is used.
     """
-    if check_path(model):
-        _check_hub(model)
+    if engine == TORCH:
+        if check_path(model):
+            _check_hub(model)
+        return
+    if not is_installed(LLAMA_CPP):
+        raise ModelSourceError(
+            f"{model} is served by llama.cpp, which is not installed here: {llama_cpp_install()} in a clone of "
+            "Outrider (it compiles, which takes some minutes)."
+        )
+    try:
+        parse_hub(model) if model.startswith(HUB) else read_header(_gguf_in(Path(model)))
+    except ModelFileError as error:
+        raise ModelSourceError(f"{error}.") from error
+
+
+def gguf_file(model: str) -> Path:
+    """The file of a GGUF model; one of the hub is downloaded if it is not here. Raises ModelSourceError."""
+    try:
+        if not model.startswith(HUB):
+            return _gguf_in(Path(model))
+        from outrider_models.hub import fetch
+
+        return fetch(parse_hub(model), formats=("gguf",))
+    except ModelFileError as error:
+        raise ModelSourceError(f"{error}.") from error
+
+
+def _is_gguf(model: str) -> bool:
+    path = Path(model)
+    if path.is_dir():
+        return not (path / "config.json").is_file() and any(path.glob(f"*{GGUF}"))
+    return model.startswith(HUB) or path.suffix == GGUF or _begins_as_gguf(path)
+
+
+def _begins_as_gguf(file: Path) -> bool:
+    """Whatever it is called: Ollama's models are named for their hashes."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def _gguf_in(path: Path) -> Path:
+    """A file, or the one to take of a folder. Raises ModelFileError."""
+    if not path.is_dir():
+        return path
+    return path / choose([file.name for file in path.glob(f"*{GGUF}")], None, f"the folder {path}", formats=("gguf",))
 
 
 def check_path(model: str) -> bool:
@@ -65,21 +134,13 @@ def check_path(model: str) -> bool:
             )
         return False
     if path.exists():
-        raise ModelSourceError(f"{model} is {_kind(path)}; give the folder of a transformers model, or its hub id.")
+        raise ModelSourceError(
+            f"{model} is a file, and not of GGUF; give the folder of a transformers model, its hub id, or a GGUF file."
+        )
     if not _HUB_ID.fullmatch(model) or model.startswith("."):
         hub = "" if path.is_absolute() or model.startswith((".", "~")) else ", and a hub id is written ORG/NAME"
         raise ModelSourceError(f"There is no folder {model}{hub}.")
     return True
-
-
-def _kind(file: Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            if opened.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC:
-                return "a GGUF file, which llama.cpp reads and this verifier does not"
-    except OSError:
-        pass
-    return "a file"
 
 
 def _check_hub(model: str) -> None:

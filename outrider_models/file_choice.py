@@ -17,6 +17,7 @@ from outrider_models.errors import ModelFileError
 GGUF_ORDER = ("q4_k_m", "q4_k_s", "q4_0", "q5_k_m", "q5_k_s", "iq4_xs", "iq4_nl", "q6_k", "q8_0", "f16", "bf16", "f32")
 ONNX_ORDER = ("q4", "int4", "quantized", "int8", "", "fp32", "q4f16", "fp16", "uint8", "bnb4")  # "": a plain model.onnx
 PLAIN = "model.onnx"
+FORMATS = ("gguf", "onnx")
 _NOT_THE_MODEL = re.compile(
     r"mmproj|imatrix|(^|/)(vision|audio|text)_?(encoder|model)|embed_tokens|(^|/)encoder_model|decoder_model(?!_merged)",
     re.IGNORECASE,
@@ -34,16 +35,24 @@ _TOKENIZER_AND_CONFIG = (
 _LISTED = 12
 
 
-def choose(files: Collection[str], wanted: str | None, place: str, *, local: bool = False) -> str:
+def choose(
+    files: Collection[str],
+    wanted: str | None,
+    place: str,
+    *,
+    local: bool = False,
+    formats: Collection[str] = FORMATS,
+) -> str:
     """The file to load among `files` (paths with "/"); of a model in pieces, the first piece.
 
     wanted: a path, a file's name, a folder, or a quantization in any spelling; None takes the best default. place: for
-    messages. local: somebody put the folder together, so a file named model.onnx is the one that is meant. Raises
-    ModelFileError with what there is.
+    messages. local: somebody put the folder together, so a file named model.onnx is the one that is meant. formats: of
+    those that will do. Raises ModelFileError with what there is.
     """
-    models = [file for file in sorted(files) if is_model(file)]
+    models = [file for file in sorted(files) if is_model(file) and _format(file) in formats]
     if not models:
-        raise ModelFileError(f"{place} has no .gguf and no .onnx file{_other_weights(files)}")
+        lacking = " and ".join(f"no .{kind}" for kind in FORMATS if kind in formats)
+        raise ModelFileError(f"{place} has {lacking} file{_other_weights(files)}")
     if wanted is not None:
         return _wanted(models, files, wanted, place)
     plain = [file for file in models if PurePosixPath(file).name == PLAIN]
@@ -125,7 +134,7 @@ def is_model(file: str) -> bool:
 
 
 def _format(file: str) -> str:
-    return next((kind for kind in ("gguf", "onnx") if file.endswith(f".{kind}")), "")
+    return next((kind for kind in FORMATS if file.endswith(f".{kind}")), "")
 
 
 def _preferred_format(models: Iterable[str]) -> str:

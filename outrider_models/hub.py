@@ -9,12 +9,12 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from outrider_models.errors import ModelFileError
-from outrider_models.file_choice import choose, companions
+from outrider_models.file_choice import FORMATS, choose, companions
 from outrider_models.hub_model import HubModel
 from outrider_models.memory_check import available_bytes, check_memory, readable
 
@@ -23,20 +23,20 @@ _DEFAULT_REVISION = "main"
 log = logging.getLogger(__name__)
 
 
-def fetch(model: HubModel, *, offline: bool = False) -> Path:
+def fetch(model: HubModel, *, offline: bool = False, formats: Collection[str] = FORMATS) -> Path:
     """The chosen file on this device, with all that belongs to it; downloads what is missing.
 
-    offline (or HF_HUB_OFFLINE=1) takes what is in the cache. So does a hub that cannot be reached. Raises
-    ModelFileError if there is no such model, no way to choose among its files, too little memory, or no network and
-    nothing cached.
+    formats: those that will do. offline (or HF_HUB_OFFLINE=1) takes what is in the cache. So does a hub that cannot be
+    reached. Raises ModelFileError if there is no such model, no way to choose among its files, too little memory, or no
+    network and nothing cached.
     """
     huggingface_hub = _hub()
     if offline or huggingface_hub.constants.HF_HUB_OFFLINE:
-        return _cached(huggingface_hub, model, "offline")
+        return _cached(huggingface_hub, model, "offline", formats)
     sizes = _listing(huggingface_hub, model)
     if sizes is None:
-        return _cached(huggingface_hub, model, "the hub cannot be reached")
-    file = choose(sizes, model.choice, str(model))
+        return _cached(huggingface_hub, model, "the hub cannot be reached", formats)
+    file = choose(sizes, model.choice, str(model), formats=formats)
     wanted = [file, *companions(file, sizes)]
     _check_memory(model, file, wanted, sizes)
     try:
@@ -96,7 +96,7 @@ def _listing(hub: Any, model: HubModel) -> dict[str, int] | None:
     return {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
 
 
-def _cached(hub: Any, model: HubModel, why: str) -> Path:
+def _cached(hub: Any, model: HubModel, why: str, formats: Collection[str]) -> Path:
     cache = Path(hub.constants.HF_HUB_CACHE)
     folder = cache / f"models--{model.repo.replace('/', '--')}"
     revision = model.revision or _DEFAULT_REVISION
@@ -108,7 +108,7 @@ def _cached(hub: Any, model: HubModel, why: str) -> Path:
             f"{model} is not in the cache {cache}, and {why}: fetch it once with a network: edge-client pull {model}"
         )
     there = [Path(at, name).relative_to(snapshot).as_posix() for at, _, names in os.walk(snapshot) for name in names]
-    return snapshot / choose(there, model.choice, f"the cached part of {model} ({why})")
+    return snapshot / choose(there, model.choice, f"the cached part of {model} ({why})", formats=formats)
 
 
 def _check_memory(model: HubModel, file: str, wanted: list[str], sizes: Mapping[str, int]) -> None:

@@ -2,7 +2,7 @@
 
 Order: logit bias and penalties, temperature, top-k, top-p, min-p, then noise. Filters act before the noise, so what is
 sampled is exactly the filtered distribution. The verifier's torch twin of the filters is
-`cloud_verifier.engines.torch_engine.sampler`; the functions here are the definition it is tested against, and what a
+`cloud_verifier.engines.sampling.sampler`; the functions here are the definition it is tested against, and what a
 drafter uses on its few candidates.
 """
 

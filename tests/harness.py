@@ -18,10 +18,10 @@ from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.security.authentication import Authentication
 from cloud_verifier.server import running
 from cloud_verifier.serving.address import Address
-from cloud_verifier.serving.codec import TextError
 from cloud_verifier.serving.draining import Draining
 from cloud_verifier.serving.open_request import Served
 from cloud_verifier.serving.service import ServiceSettings, VerifierService
+from cloud_verifier.serving.text_codec import TextError
 from cloud_verifier.supervision import Supervisor
 from edge_client.client import EdgeClient
 from edge_client.drafters.base import Candidates, Drafter, DrafterError, DrafterInfo

@@ -17,6 +17,10 @@ from speculation.sampling import SamplingParams
 SequenceId = NewType("SequenceId", int)
 
 
+class ModelError(Exception):
+    """A model that cannot be served. The message says what was wrong, what was expected and what to do."""
+
+
 class EngineFull(Exception):
     """No room for another sequence, or for what is to be added to one. The message says which setting makes more."""
 

@@ -22,8 +22,8 @@ from cloud_verifier.engines.base import (
     TargetEngine,
 )
 from cloud_verifier.engines.pages import Pages, Table
-from cloud_verifier.engines.torch_engine.penalties import Past, TokenCounts
-from cloud_verifier.engines.torch_engine.sampler import Row, logprobs, rows_of
+from cloud_verifier.engines.sampling.penalties import Past, TokenCounts
+from cloud_verifier.engines.sampling.sampler import Row, logprobs, rows_of
 
 
 class PagedEngine(TargetEngine):
@@ -44,6 +44,10 @@ class PagedEngine(TargetEngine):
         rows: one for each choice that is wanted, in order. Returns logits, [rows, V], good until the next evaluation,
         and as many tokens. Lengths stay as they are; after an error so does all else.
         """
+
+    @abstractmethod
+    def logits(self, blocks: Sequence[Block]) -> list[torch.Tensor]:
+        """What `step` would choose from, [choices, V] per block, in the model's dtype. Sequences grow as in `step`."""
 
     def describe(self, **changes: object) -> None:
         """Replace fields of `info`, for what is known only after trying (strictness)."""

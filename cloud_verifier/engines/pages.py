@@ -19,6 +19,8 @@ from typing import Protocol
 
 from cloud_verifier.engines.base import EngineFull, Memory
 
+PAGE_TOKENS = 64  # strict attention of the torch engine reads keys in multiples of it
+
 Key = tuple[int | str, tuple[int, ...]]  # the page before, or the scope of a first one; the tokens
 
 
@@ -136,11 +138,13 @@ class Pages:
         self._learn(table)
         self.truncate(table, 0)
 
-    def forget(self) -> None:
-        """Give up all that is cached."""
-        while self._cached:
-            page = self._oldest()
-            self._free.append(page)
+    def forget(self, kept: int = 0) -> list[int]:
+        """Give up what is cached, the longest first, but for so many pages; returns those given up."""
+        gone = []
+        while len(self._cached) > kept:
+            gone.append(self._oldest())
+        self._free += gone
+        return gone
 
     def _learn(self, table: Table) -> None:
         """Make full pages known. Not at once when they fill: guesses at their end may yet be taken back."""

@@ -1,4 +1,4 @@
-"""Text and tokens: prompts in, words out. The only place of the verifier that knows a tokenizer."""
+"""The text of a transformers target: its tokenizer and its chat template."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from cloud_verifier.serving.text_codec import TextError
 from speculation.answer_text import TokenStream
 from speculation.prompt import ControlNames, Message, opening_tokens, turn_end
 from speculation.vocabulary.vocabulary import Vocabulary
@@ -22,16 +23,8 @@ _MOST_UNFINISHED = 3  # bytes of it, each of which may be told as one
 _ONE_BY_ONE = {"ByteLevel", "Metaspace", "WordPiece", "Replace", "ByteFallback", "Fuse", "Strip"}  # kinds of decoders
 
 
-class TextError(ValueError):
-    """A prompt that cannot be turned into tokens, or a tokenizer that cannot be used."""
-
-
 class Codec:
-    """A target's tokenizer and chat template.
-
-    fingerprint: of the vocabulary. words_fingerprint: of all that decides which tokens a prompt becomes and which text
-    tokens do. end_ids: tokens that end an answer, as far as tokenizer and template tell.
-    """
+    """A `TextCodec` of a transformers model."""
 
     def __init__(self, model: str) -> None:
         """Load the tokenizer of a local folder or hub id. Raises TextError."""
@@ -63,15 +56,9 @@ class Codec:
         self._known: dict[int, tuple[str, str]] | None = {} if _one_by_one(parsed.get("decoder")) else None
 
     def encode_text(self, text: str) -> list[int]:
-        """Tokens of plain text, with the special tokens that the tokenizer itself puts before a text."""
         return [*self._opening, *self._bare(text)]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of a conversation in the target's chat template, up to where the assistant speaks.
-
-        The name of a control token within a message is text. Raises TextError if there is no template or the template
-        refuses the messages.
-        """
         if self._tokenizer.chat_template is None:
             raise TextError("this model has no chat template; send text or token ids instead of messages")
         try:
@@ -81,7 +68,6 @@ class Codec:
         return [token for piece in pieces for token in self._bare(piece)]
 
     def stream(self, before: Sequence[int] = ()) -> TokenStream:
-        """A fresh incremental decoder of the text that follows the tokens `before`."""
         stream = _DecodedText(self._decode, self.vocabulary.special, self._misread, self._known)
         start = max(0, len(before) - _BEFORE_TOKENS)
         while start and self._goes_on(before[start]):

@@ -20,7 +20,7 @@ from cloud_verifier.errors import VerifierError, invalid
 from cloud_verifier.scheduling.patience import Patience
 from cloud_verifier.scheduling.session import Echo, Session
 from cloud_verifier.security.principals import Quota
-from cloud_verifier.serving.codec import Codec, TextError
+from cloud_verifier.serving.text_codec import TextCodec, TextError
 from speculation.answer_text import AnswerText
 from speculation.line import VerifierLine
 from speculation.noise import NOISE_VERSION
@@ -51,7 +51,7 @@ class Served:
 
     name: str
     engine: EngineInfo
-    codec: Codec
+    codec: TextCodec
     max_lookahead: int = 64
     objective: Objective = Objective.LATENCY
     max_patience_ms: int = PATIENCE_UNLIMITED_MS

@@ -54,8 +54,8 @@ def agree(json_file: Path | None, step_ms: float, **options: Any) -> None:
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error
     with needs("demo", "lab"):
-        from cloud_verifier.engines.torch_engine.load import ModelError  # late: torch takes seconds
-        from cloud_verifier.serving.codec import TextError
+        from cloud_verifier.engines.base import ModelError  # late: torch takes seconds
+        from cloud_verifier.serving.text_codec import TextError
 
     try:
         measured, rows = _run(console, settings, step_ms)

@@ -52,9 +52,10 @@ def record(target: str, drafter: str, prompts: Path, threads: int, out: Path, **
 
     from transformers.utils import logging  # late, with what needs it: seconds
 
+    from cloud_verifier.engines.base import ModelError
     from cloud_verifier.engines.torch_engine import load
-    from cloud_verifier.engines.torch_engine.load import ModelError
-    from cloud_verifier.serving.codec import Codec, TextError
+    from cloud_verifier.serving.codec import Codec
+    from cloud_verifier.serving.text_codec import TextError
 
     logging.disable_progress_bar()
     try:

@@ -1,9 +1,13 @@
-"""The contract of `TargetEngine`, on TorchEngine with tiny random models of several families."""
+"""The contract of `TargetEngine`, with tiny random models: the same weights on every engine, and on TorchEngine those
+of several families."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +16,20 @@ import torch
 import transformers
 from transformers import AttentionInterface, PreTrainedModel
 
-from cloud_verifier.engines.base import Block, EngineFull, Sampler, SequenceId
-from cloud_verifier.engines.torch_engine import ModelError, TorchEngine, load
-from cloud_verifier.engines.torch_engine import self_test as self_test_module
+from cloud_verifier.engines import self_test as self_test_module
+from cloud_verifier.engines.base import Block, EngineFull, ModelError, Sampler, SequenceId
+from cloud_verifier.engines.llama_cpp.engine import DecodeError
+from cloud_verifier.engines.llama_cpp.load import LlamaCppSettings
+from cloud_verifier.engines.llama_cpp.load import load as load_gguf
+from cloud_verifier.engines.paged import PagedEngine
+from cloud_verifier.engines.self_test import self_test
+from cloud_verifier.engines.torch_engine import load
 from cloud_verifier.engines.torch_engine.attention import STRICT
 from cloud_verifier.engines.torch_engine.load import wrap
 from cloud_verifier.engines.torch_engine.pool import layer_shapes, page_bytes
 from cloud_verifier.engines.torch_engine.row_rules import RowRule
-from cloud_verifier.engines.torch_engine.self_test import self_test
 from speculation.sampling import SamplingParams
+from tests.contract.tiny_models import save_gguf
 
 VOCABULARY, CONTEXT = 211, 1100
 SHAPE: dict[str, Any] = {
@@ -65,6 +74,69 @@ def ids(count: int, seed: int = 1) -> list[int]:
     return random.Random(seed).choices(range(VOCABULARY), k=count)
 
 
+@dataclass(frozen=True)
+class Subject:
+    """An engine, and the transformers model that it evaluates in its own way.
+
+    tolerance: share of the largest logit by which these may differ. fail_at: makes an evaluation of the engine fail,
+    the n-th from now on, with "out of memory".
+    """
+
+    engine: PagedEngine
+    model: PreTrainedModel
+    tolerance: float
+    fail_at: Callable[[int], AbstractContextManager[None]]
+
+    def assert_close(self, logits: torch.Tensor, expected: torch.Tensor) -> None:
+        torch.testing.assert_close(logits, expected, atol=self.tolerance * float(expected.abs().max()), rtol=0)
+
+
+def torch_subject(_folder: Path) -> Subject:
+    engine = wrap(build("llama"), name="tiny", max_sequences=6)
+
+    @contextmanager
+    def fail_at(number: int) -> Iterator[None]:
+        calls = count(1)
+
+        def fail(*_: object) -> None:
+            if next(calls) == number:
+                raise RuntimeError("out of memory")
+
+        hook = engine.model.register_forward_pre_hook(fail)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    return Subject(engine, engine.model, 2e-4, fail_at)
+
+
+def llama_cpp_subject(folder: Path) -> Subject:
+    """Keys and values are float16 there, and so are the attention's sums."""
+    model = build("llama")
+    save_gguf(model, folder / "tiny.gguf", "f32")
+    engine = load_gguf(folder / "tiny.gguf", LlamaCppSettings(threads=1, max_sequences=6))
+
+    @contextmanager
+    def fail_at(number: int) -> Iterator[None]:
+        calls, decode = count(1), engine._decode
+
+        def fail(*arguments: Any, **named: Any) -> torch.Tensor:
+            logits = decode(*arguments, **named)
+            if next(calls) == number:  # by when keys and values have been written
+                raise DecodeError("out of memory")
+            return logits
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "_decode", fail)
+            yield
+
+    return Subject(engine, model, 2e-2, fail_at)
+
+
+SUBJECTS = {"torch": torch_subject, "llama.cpp": llama_cpp_subject}
+
+
 def own_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     """By the model's own forward, without any of the engine's parts. Shape [tokens, V]."""
     before = model.config._attn_implementation
@@ -75,7 +147,7 @@ def own_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     return logits
 
 
-def all_logits(engine: TorchEngine, sequence: SequenceId, tokens: list[int]) -> torch.Tensor:
+def all_logits(engine: PagedEngine, sequence: SequenceId, tokens: list[int]) -> torch.Tensor:
     return engine.logits([Block(sequence, tokens, len(tokens), GREEDY)])[0]
 
 
@@ -87,17 +159,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def llama() -> TorchEngine:
-    return wrap(build("llama"), name="tiny", max_sequences=6)
+@pytest.fixture(scope="module", params=list(SUBJECTS))
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return SUBJECTS[request.param](tmp_path_factory.mktemp("engine"))
+
+
+def emptied(subject: Subject) -> Iterator[Subject]:
+    yield subject
+    for sequence in list(subject.engine._sequences):
+        subject.engine.close(sequence)
+    subject.engine.forget()
 
 
 @pytest.fixture
-def engine(llama: TorchEngine) -> Iterator[TorchEngine]:
-    """An engine with no open sequences."""
-    yield llama
-    for sequence in list(llama._sequences):
-        llama.close(sequence)
+def subject(made: Subject) -> Iterator[Subject]:
+    """Every engine, with no open sequences."""
+    yield from emptied(made)
+
+
+@pytest.fixture
+def engine(subject: Subject) -> PagedEngine:
+    return subject.engine
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -125,9 +207,9 @@ def test_logits_are_those_of_the_models_own_forward(family: str, strict: bool) -
         torch.testing.assert_close(torch.cat(collected), expected, atol=2e-4 * float(expected.abs().max()), rtol=0)
 
 
-def test_choices_are_of_the_last_tokens_in_order(engine: TorchEngine) -> None:
-    text = ids(40)
-    best = own_logits(engine.model, text).argmax(-1).tolist()
+def test_choices_are_of_the_last_tokens_in_order(subject: Subject) -> None:
+    engine, text = subject.engine, ids(40)
+    best = own_logits(subject.model, text).argmax(-1).tolist()
     one, other = engine.open(), engine.open()
     results = engine.step([Block(one, text[:30], 3, GREEDY), Block(other, text[:20], 0, GREEDY)])
     assert [list(r.tokens) for r in results] == [best[27:30], []]
@@ -137,15 +219,15 @@ def test_choices_are_of_the_last_tokens_in_order(engine: TorchEngine) -> None:
     assert (engine.length(one), engine.length(other)) == (40, 22)
 
 
-def test_a_step_may_want_nothing_and_may_be_empty(engine: TorchEngine) -> None:
+def test_a_step_may_want_nothing_and_may_be_empty(engine: PagedEngine) -> None:
     sequence = engine.open()
     assert [list(r.tokens) for r in engine.step([Block(sequence, ids(5), 0, GREEDY)])] == [[]]
     assert engine.step([]) == []
     assert engine.length(sequence) == 5
 
 
-def test_penalties_see_the_tokens_of_the_block_up_to_each_position(engine: TorchEngine) -> None:
-    text = ids(20)
+def test_penalties_see_the_tokens_of_the_block_up_to_each_position(subject: Subject) -> None:
+    engine, text = subject.engine, ids(20)
     forbidden = Sampler(
         SamplingParams(temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0), 0, prompt_length=6
     )
@@ -160,7 +242,7 @@ def test_penalties_see_the_tokens_of_the_block_up_to_each_position(engine: Torch
     block = engine.step([Block(whole, text[12:], 8, forbidden)])[0].tokens
     single = [engine.step([Block(singly, [text[i]], 1, forbidden)])[0].tokens[0] for i in range(12, 20)]
     assert list(block) == single
-    logits = own_logits(engine.model, text)
+    logits = own_logits(subject.model, text)
     for choice, position in zip(block, range(12, 20), strict=True):
         expected = logits[position].double()
         for token in text[6 : position + 1]:
@@ -170,21 +252,22 @@ def test_penalties_see_the_tokens_of_the_block_up_to_each_position(engine: Torch
         assert choice == int(expected.argmax())
 
 
-def test_logprobs_are_the_models_whatever_the_temperature(engine: TorchEngine) -> None:
-    text = ids(10)
+def test_logprobs_are_the_models_whatever_the_temperature(subject: Subject) -> None:
+    engine, text = subject.engine, ids(10)
     sampler = Sampler(SamplingParams(temperature=1.7, top_k=2, logprobs=4), seed=4, prompt_length=0)
     choices = engine.step([Block(engine.open(), text, 3, sampler)])[0]
-    table = torch.log_softmax(own_logits(engine.model, text)[-3:].double(), -1)
+    own = own_logits(subject.model, text)[-3:].double()
+    table, near = torch.log_softmax(own, -1), subject.tolerance * float(own.abs().max())
     assert len(choices.logprobs) == 3
     for token, found, row in zip(choices.tokens, choices.logprobs, table, strict=True):
         best = row.topk(4)
         assert token in found.top_ids[:2]
         assert found.top_ids == tuple(best.indices.tolist())
-        assert found.logprob == pytest.approx(float(row[token]), abs=1e-4)
-        assert found.top_logprobs == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert found.logprob == pytest.approx(float(row[token]), abs=near)
+        assert found.top_logprobs == pytest.approx(best.values.tolist(), abs=near)
 
 
-def test_sampling_depends_on_seed_and_position(engine: TorchEngine) -> None:
+def test_sampling_depends_on_seed_and_position(engine: PagedEngine) -> None:
     text = ids(60)
     sequence = engine.open()
 
@@ -225,19 +308,17 @@ def test_any_cut_in_any_company_gives_the_same_bits(family: str, dtype: torch.dt
         torch.set_num_threads(1)
 
 
-def test_a_prefill_longer_than_one_forward_equals_short_chunks(engine: TorchEngine) -> None:
-    text = ids(CONTEXT)
-    assert engine.rows.most < CONTEXT
+def test_a_prefill_longer_than_one_forward_equals_short_chunks(subject: Subject) -> None:
+    engine, text = subject.engine, ids(CONTEXT)
     whole = all_logits(engine, engine.open(), text)
     sequence = engine.open()
     for first in range(0, CONTEXT, 55):
         logits = all_logits(engine, sequence, text[first : first + 55])
         assert torch.equal(logits, whole[first : first + 55])
-    expected = own_logits(engine.model, text)
-    torch.testing.assert_close(whole, expected, atol=2e-4 * float(expected.abs().max()), rtol=0)
+    subject.assert_close(whole, own_logits(subject.model, text))
 
 
-def test_a_resumed_session_goes_on_with_the_same_words(engine: TorchEngine) -> None:
+def test_a_resumed_session_goes_on_with_the_same_words(engine: PagedEngine) -> None:
     prompt, sequence = ids(70), engine.open()
     log = list(prompt)
     for i in range(30):
@@ -247,7 +328,7 @@ def test_a_resumed_session_goes_on_with_the_same_words(engine: TorchEngine) -> N
     assert list(again) == log[70:]
 
 
-def test_truncated_equals_fresh(engine: TorchEngine) -> None:
+def test_truncated_equals_fresh(engine: PagedEngine) -> None:
     text, other = ids(100, 1), ids(100, 2)
     used, fresh = engine.open(), engine.open()
     all_logits(engine, used, text[:60] + other)
@@ -257,8 +338,8 @@ def test_truncated_equals_fresh(engine: TorchEngine) -> None:
     assert torch.equal(all_logits(engine, used, text[60:]), all_logits(engine, fresh, text[60:]))
 
 
-def test_what_lies_beyond_a_sequence_is_never_seen(engine: TorchEngine) -> None:
-    text = ids(20)
+def test_what_lies_beyond_a_sequence_is_never_seen() -> None:
+    engine, text = wrap(build("llama"), name="tiny"), ids(20)
     clean = all_logits(engine, engine.open(), text)
     sequence = engine.open()
     all_logits(engine, sequence, text[:10])
@@ -270,8 +351,8 @@ def test_what_lies_beyond_a_sequence_is_never_seen(engine: TorchEngine) -> None:
     assert torch.equal(all_logits(engine, sequence, text[10:]), clean[10:])
 
 
-def test_a_closed_sequence_leaves_nothing_behind(engine: TorchEngine) -> None:
-    text = ids(20)
+def test_a_closed_sequence_leaves_nothing_behind() -> None:
+    engine, text = wrap(build("llama"), name="tiny"), ids(20)
     sequence = engine.open()
     clean = all_logits(engine, sequence, text)
     pages = list(engine._sequences[sequence].pages)
@@ -303,10 +384,8 @@ def test_the_self_test_notices_what_depends_on_company(monkeypatch: pytest.Monke
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_a_beginning_that_is_found_gives_the_same_bits(dtype: torch.dtype) -> None:
-    engine = wrap(build("llama", dtype), name="tiny", max_sequences=6)
-    text = ids(300)
+def test_a_beginning_that_is_found_gives_the_same_bits(engine: PagedEngine) -> None:
+    text, found_before = ids(300), engine.memory.prefix_hit_tokens
     clean = engine.open(scope="alone")
     whole = all_logits(engine, clean, text)
     author = engine.open(text)
@@ -319,7 +398,7 @@ def test_a_beginning_that_is_found_gives_the_same_bits(dtype: torch.dtype) -> No
     assert torch.equal(all_logits(engine, found, text[192:]), whole[192:])
     other = engine.open([*text[:130], 9])
     assert engine.length(other) == 128
-    assert engine.memory.prefix_hit_tokens == 320
+    assert engine.memory.prefix_hit_tokens - found_before == 320
     all_logits(engine, other, [9] * 70)  # in company of the first, whose pages it must not touch
     engine.truncate(found, 150)  # into the middle of a page that others may find
     assert torch.equal(all_logits(engine, found, text[150:]), whole[150:])
@@ -364,7 +443,7 @@ def test_too_little_memory_is_said_before_anything_is_evaluated() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_engine_says_so_and_has_room_again_after_close(engine: TorchEngine) -> None:
+def test_a_full_engine_says_so_and_has_room_again_after_close(engine: PagedEngine) -> None:
     opened = [engine.open() for _ in range(6)]
     assert len(set(opened)) == 6
     with pytest.raises(EngineFull, match="max_sequences"):
@@ -390,7 +469,7 @@ def test_a_full_engine_says_so_and_has_room_again_after_close(engine: TorchEngin
     ],
 )
 def test_a_refused_step_changes_nothing(
-    engine: TorchEngine, blocks: Callable[[SequenceId, SequenceId], list[Block]], message: str
+    engine: PagedEngine, blocks: Callable[[SequenceId, SequenceId], list[Block]], message: str
 ) -> None:
     a, b = engine.open(), engine.open()
     text = ids(8)
@@ -402,30 +481,19 @@ def test_a_refused_step_changes_nothing(
     assert torch.equal(logits, all_logits(engine, engine.open(), text)[4:])
 
 
-def test_a_step_that_fails_midway_changes_no_length(engine: TorchEngine) -> None:
-    text = ids(900)
+def test_a_step_that_fails_midway_changes_no_length(subject: Subject) -> None:
+    engine, text = subject.engine, ids(900)
     sequence = engine.open()
     all_logits(engine, sequence, text[:100])
-    calls = []
-
-    def fail_at_the_second(*_: object) -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            raise RuntimeError("out of memory")
-
-    hook = engine.model.register_forward_pre_hook(fail_at_the_second)
-    try:
-        with pytest.raises(RuntimeError, match="out of memory"):
-            engine.step([Block(sequence, text[100:], 1, GREEDY)])
-    finally:
-        hook.remove()
+    with subject.fail_at(2), pytest.raises(RuntimeError, match="out of memory"):
+        engine.step([Block(sequence, text[100:], 1, GREEDY)])
     assert engine.length(sequence) == 100
     fresh = engine.open()
     assert torch.equal(all_logits(engine, sequence, text[100:120]), all_logits(engine, fresh, text[:120])[100:])
 
 
 @pytest.mark.parametrize("length", [-1, 6])
-def test_truncate_refuses_what_is_not_there(engine: TorchEngine, length: int) -> None:
+def test_truncate_refuses_what_is_not_there(engine: PagedEngine, length: int) -> None:
     sequence = engine.open()
     engine.step([Block(sequence, ids(5), 0, GREEDY)])
     with pytest.raises(ValueError, match="cannot be truncated"):

@@ -15,6 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cloud_verifier.engines.base import Block, Sampler
+from cloud_verifier.engines.pages import PAGE_TOKENS
+from cloud_verifier.engines.sampling.noise import RowNoise
+from cloud_verifier.engines.sampling.sampler import choose, draw, rows_of
 from cloud_verifier.engines.torch_engine import TorchEngine
 from cloud_verifier.engines.torch_engine.engine import OutOfMemory
 from cloud_verifier.engines.torch_engine.fast_path import TRIAL_TOLERANCE, Parts, disagreement, find_parts
@@ -22,10 +25,8 @@ from cloud_verifier.engines.torch_engine.graphs import MOST_SHAPES, Result, Step
 from cloud_verifier.engines.torch_engine.kernels import FLASH, GATHERED, Kernel, gathered
 from cloud_verifier.engines.torch_engine.layout import Segment
 from cloud_verifier.engines.torch_engine.load import wrap
-from cloud_verifier.engines.torch_engine.noise import RowNoise
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape
+from cloud_verifier.engines.torch_engine.pool import LayerShape
 from cloud_verifier.engines.torch_engine.row_rules import RowRule
-from cloud_verifier.engines.torch_engine.sampler import choose, draw, rows_of
 from cloud_verifier.engines.torch_engine.static_inputs import Inputs, Shape, StaticLayout, fill, shape_of
 from speculation.sampling import SamplingParams
 

@@ -21,12 +21,14 @@ from transformers.models.qwen2 import Qwen2ForCausalLM
 from transformers.models.qwen3 import Qwen3ForCausalLM
 
 from cloud_verifier.engines.base import Block, EngineInfo, Sampler
-from cloud_verifier.engines.torch_engine import TorchEngine, sampler
+from cloud_verifier.engines.pages import PAGE_TOKENS
+from cloud_verifier.engines.sampling import sampler
+from cloud_verifier.engines.torch_engine import TorchEngine
 from cloud_verifier.engines.torch_engine.fast_path import TRIAL_TOLERANCE, disagreement, draws_alike, fused_parts
 from cloud_verifier.engines.torch_engine.kernels import gathered
 from cloud_verifier.engines.torch_engine.layout import Segment
 from cloud_verifier.engines.torch_engine.load import wrap
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape, PagePool, layer_shapes
+from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, layer_shapes
 from cloud_verifier.engines.torch_engine.row_rules import RowRule
 from cloud_verifier.engines.torch_engine.static_inputs import Inputs, StaticLayout, fill, shape_of
 from speculation.sampling import SamplingParams

@@ -7,8 +7,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from edge_client.export.gguf_file import export_gguf
 from edge_client.export.onnx_traced import export_traced
 from models.demo.data import train_tokenizer
 from models.demo.dialogues import DIALOGUES
@@ -37,6 +40,17 @@ def save_transformers(folder: Path) -> None:
         eos_token_id=3,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def save_gguf(model: PreTrainedModel, path: Path, quantize: str) -> None:
+    """A model without text, with a tokenizer that stands for one: some letters, and ids that nothing spells."""
+    letters = [(chr(0x61 + i), -float(i)) for i in range(26)]
+    unigram = Tokenizer(Unigram([("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], unk_id=2))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=unigram, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    folder = path.with_suffix("")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    export_gguf(folder, path, quantize)
 
 
 def save_growing_onnx(source: Path, folder: Path) -> None:

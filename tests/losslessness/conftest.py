@@ -13,6 +13,7 @@ import pytest
 from edge_client.client import EdgeClient
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import Candidates, Drafter, DrafterInfo
+from edge_client.export.gguf_file import export_gguf
 from netlab.experiments.troubled import Trouble, Troubled
 from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
@@ -67,6 +68,7 @@ class GarbageDrafter(Drafter):
 class Bench:
     """A verifier process, a link to it, and one client for every way of decoding."""
 
+    target: Path
     verifier: VerifierProcess
     link: LinkProcess
     clients: dict[tuple[str, str], EdgeClient] = field(default_factory=dict)
@@ -76,11 +78,27 @@ class Bench:
         port = self.verifier.port
         self.verifier.kill()
         self.verifier.stop()
-        self.verifier = start_verifier(port)
+        self.verifier = start_verifier(self.target, port)
 
 
-def start_verifier(port: int = 0) -> VerifierProcess:
-    return VerifierProcess(DEMO / "target", port=port, options=["--threads", "1", "--max-sessions", "16"])
+def start_verifier(target: Path = DEMO / "target", port: int = 0) -> VerifierProcess:
+    """With llama.cpp the demo's target writes an answer in a few milliseconds, before anything can happen to it."""
+    pause = ["--step-ms", "8"] if target.suffix == ".gguf" else []
+    return VerifierProcess(target, port=port, options=["--threads", "1", "--max-sessions", "16", *pause])
+
+
+@pytest.fixture(scope="session")
+def gguf_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's target, for llama.cpp."""
+    path = tmp_path_factory.mktemp("target") / "target.gguf"
+    export_gguf(DEMO / "target", path, "q8_0")
+    return path
+
+
+@pytest.fixture(scope="module", params=["torch", "llama.cpp"])
+def target(request: pytest.FixtureRequest, gguf_target: Path) -> Path:
+    """A target for every engine."""
+    return DEMO / "target" if request.param == "torch" else gguf_target
 
 
 def make_drafter(kind: str) -> Drafter | None:
@@ -102,10 +120,11 @@ def make_drafter(kind: str) -> Drafter | None:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    verifier = start_verifier()
+def bench(target: Path) -> Iterator[Bench]:
+    verifier = start_verifier(target)
+    assert "Strict mode is exact here" in verifier.banner
     with LinkProcess(("127.0.0.1", verifier.port), LinkSettings()) as link:
-        subject = Bench(verifier, link)
+        subject = Bench(target, verifier, link)
         try:
             for pace, drafter in WAYS:
                 client = EdgeClient(f"127.0.0.1:{link.port}", make_drafter(drafter), pace=PACES[pace])

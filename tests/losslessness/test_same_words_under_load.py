@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from outrider.v1 import verifier_pb2 as pb
@@ -35,6 +36,9 @@ OPTIONS = {
     "roomy": [],
     "tiny": ["--step-tokens", "6", "--chunk-tokens", "4"],
     "capped": ["--step-tokens", "9", "--objective", "capacity", "--max-patience-ms", "15"],
+    "llama.cpp": [],
+    "llama.cpp, tiny": ["--step-tokens", "6", "--chunk-tokens", "4"],
+    "llama.cpp, crowded": ["--max-model-len", "128", "--kv-cache-gib", "0.005"],  # sessions push each other out
 }
 Words = tuple[int, ...]
 
@@ -63,9 +67,10 @@ class Fickle(Pace):
 
 
 @pytest.fixture(scope="module", params=OPTIONS)
-def address(request: pytest.FixtureRequest) -> Iterator[str]:
+def address(request: pytest.FixtureRequest, gguf_target: Path) -> Iterator[str]:
     options = ["--threads", "1", "--max-sessions", "16", *OPTIONS[request.param]]
-    verifier = VerifierProcess(DEMO / "target", options=options)
+    target = gguf_target if request.param.startswith("llama.cpp") else DEMO / "target"
+    verifier = VerifierProcess(target, options=options)
     yield f"127.0.0.1:{verifier.port}"
     verifier.stop()
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from cloud_verifier.serving.codec import TextError
 from cloud_verifier.serving.service import ServiceSettings
+from cloud_verifier.serving.text_codec import TextError
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import MockEngine
 from tests.service.raw import Bystander

@@ -10,7 +10,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from cloud_verifier.serving.codec import Codec, TextError
+from cloud_verifier.serving.codec import Codec
+from cloud_verifier.serving.text_codec import TextError
 from speculation.answer_text import AnswerText
 
 TEXTS = ["The quick brown fox, the lazy dog.", "Zwölf Boxkämpfer — äöü ß", "数字は好きですか 🐙🐙", "a  b\n\n\tc"]

@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape, PagePool, cache_name
+from cloud_verifier.engines.pages import PAGE_TOKENS
+from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, cache_name
 
 
 def test_pages_are_copied_into_memory_that_is_kept() -> None:

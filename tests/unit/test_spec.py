@@ -8,7 +8,8 @@ import pytest
 
 from edge_client.drafters import load_drafter
 from edge_client.drafters.base import DrafterError
-from edge_client.drafters.sources.spec import HubModel, LocalModel, NamedDrafter, parse
+from edge_client.drafters.sources.spec import LocalModel, NamedDrafter, parse
+from outrider_models.hub_model import HubModel
 
 
 @pytest.mark.parametrize("spec", [None, "none", ""])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_verifier.engines.torch_engine.noise import RowNoise, gumbel, philox
+from cloud_verifier.engines.sampling.noise import RowNoise, gumbel, philox
 from speculation.noise import GUMBEL_MAX, GUMBEL_MIN, Noise, round_keys
 
 VECTORS = json.loads((Path(__file__).parent.parent / "data" / "noise_vectors.json").read_text())

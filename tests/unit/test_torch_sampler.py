@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_verifier.engines.base import Sampler
-from cloud_verifier.engines.torch_engine import sampler as module
-from cloud_verifier.engines.torch_engine.penalties import TokenCounts
-from cloud_verifier.engines.torch_engine.sampler import (
+from cloud_verifier.engines.sampling import sampler as module
+from cloud_verifier.engines.sampling.penalties import TokenCounts
+from cloud_verifier.engines.sampling.sampler import (
     Row,
     adjust,
     choose,

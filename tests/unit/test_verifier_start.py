@@ -12,9 +12,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cloud_verifier import cli
-from cloud_verifier.model_source import ModelSourceError, check_model
+from cloud_verifier import cli, model_source
+from cloud_verifier.model_source import LLAMA, TORCH, ModelSourceError, check_model, engine_of, gguf_file
 from cloud_verifier.serving.address import Address, ServerError
+from outrider_models import hub
 
 
 @pytest.fixture
@@ -112,19 +113,61 @@ def test_missing_packages_are_named_with_the_command_that_brings_them(
 )
 def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(model: str, said: str) -> None:
     with pytest.raises(ModelSourceError, match=said):
-        check_model(model)
+        check_model(model, TORCH)
 
 
-def test_files_are_no_targets_and_gguf_is_named(tmp_path: Path) -> None:
-    gguf, other = tmp_path / "target.gguf", tmp_path / "target.bin"
-    gguf.write_bytes(b"GGUF\x03\0\0\0")
+def test_other_files_are_no_targets(tmp_path: Path) -> None:
+    other = tmp_path / "target.bin"
     other.write_bytes(b"")
-    with pytest.raises(ModelSourceError, match=r"a GGUF file.*folder of a transformers model"):
-        check_model(str(gguf))
-    with pytest.raises(ModelSourceError, match="is a file; give the folder"):
-        check_model(str(other))
+    with pytest.raises(ModelSourceError, match="is a file, and not of GGUF; give the folder"):
+        check_model(str(other), TORCH)
     with pytest.raises(ModelSourceError, match=r"has no config\.json"):
-        check_model(str(tmp_path))
+        check_model(str(tmp_path), TORCH)
+
+
+def test_the_engine_follows_from_the_model(tmp_path: Path) -> None:
+    blob, folder, model = tmp_path / "sha256-00", tmp_path / "files", tmp_path / "transformers"
+    blob.write_bytes(b"GGUF\x03\0\0\0")
+    for made in (folder, model):
+        made.mkdir()
+        (made / "some.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    (model / "config.json").write_text("{}")
+    for ggufs in (str(blob), str(folder), "missing.gguf", "hf:org/name:Q4_K_M"):
+        assert engine_of(ggufs, "auto") == engine_of(ggufs, LLAMA) == LLAMA
+        with pytest.raises(ModelSourceError, match="torch does not"):
+            engine_of(ggufs, TORCH)
+    for other in (str(model), "org/name"):
+        assert engine_of(other, "auto") == engine_of(other, TORCH) == TORCH
+        with pytest.raises(ModelSourceError, match="is no GGUF model"):
+            engine_of(other, LLAMA)
+
+
+def test_a_gguf_that_cannot_be_served_is_refused_before_it_is_loaded(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\0")
+    (tmp_path / "no.gguf").write_text("text")
+    for model, said in (
+        (str(tmp_path / "cut.gguf"), "damaged or incomplete"),
+        (str(tmp_path / "no.gguf"), "is not a GGUF file"),
+        (str(tmp_path / "missing.gguf"), "cannot open"),
+        ("hf:nothing", "names no model of the hub"),
+    ):
+        result = serve("--model", model)
+        assert result.exit_code == 1
+        assert said in result.output.replace("\n", " ")
+    monkeypatch.setattr(model_source, "is_installed", lambda _package: False)
+    result = serve("--model", str(tmp_path / "no.gguf"))
+    assert result.exit_code == 1
+    assert "served by llama.cpp, which is not installed here" in result.output
+    assert ".[llama]" in result.output
+
+
+def test_only_gguf_files_of_a_repository_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"model.onnx": 3, "tokenizer.json": 1, "config.json": 1}
+    monkeypatch.setattr(hub, "_listing", lambda _hub, _model: sizes)
+    with pytest.raises(ModelSourceError, match=r"hf:org/name has no \.gguf file"):
+        gguf_file("hf:org/name")
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -141,9 +184,9 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     with pytest.raises(ModelSourceError, match=r"cache .* does not have it, and the hub cannot be reached"):
-        check_model("org/name")
+        check_model("org/name", TORCH)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
-    check_model("org/name")
+    check_model("org/name", TORCH)
     assert constants.HF_HUB_OFFLINE  # nothing that loads it asks again
-    check_model("org/name")
+    check_model("org/name", TORCH)
     assert len(asked) == 2

@@ -7,6 +7,6 @@ company.
 """
 
 from cloud_verifier.engines.torch_engine.engine import TorchEngine
-from cloud_verifier.engines.torch_engine.load import ModelError, load
+from cloud_verifier.engines.torch_engine.load import load
 
-__all__ = ["ModelError", "TorchEngine", "load"]
+__all__ = ["TorchEngine", "load"]

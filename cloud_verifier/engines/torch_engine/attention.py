@@ -19,9 +19,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from cloud_verifier.engines.pages import PAGE_TOKENS
 from cloud_verifier.engines.torch_engine.kernels import Kernel
 from cloud_verifier.engines.torch_engine.layout import TILE_ROWS, Layout, TileBatch
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagedLayer, PagePool
+from cloud_verifier.engines.torch_engine.pool import PagedLayer, PagePool
 from cloud_verifier.engines.torch_engine.static_inputs import StaticLayout
 
 STRICT = "outrider_strict"

@@ -18,17 +18,17 @@ from transformers import PreTrainedModel
 
 from cloud_verifier.engines.base import Block, EngineDead, EngineInfo
 from cloud_verifier.engines.paged import PagedEngine
-from cloud_verifier.engines.pages import Pages
+from cloud_verifier.engines.pages import PAGE_TOKENS, Pages
+from cloud_verifier.engines.sampling.sampler import Row, choose
+from cloud_verifier.engines.sampling.upload import upload
 from cloud_verifier.engines.torch_engine.activations import steady
 from cloud_verifier.engines.torch_engine.attention import PLAIN, STATIC, STRICT, forward_on
 from cloud_verifier.engines.torch_engine.fast import FastForward
 from cloud_verifier.engines.torch_engine.fast_path import Parts
 from cloud_verifier.engines.torch_engine.graphs import Result
 from cloud_verifier.engines.torch_engine.layout import Layout, Segment
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool, cache_name
+from cloud_verifier.engines.torch_engine.pool import PagePool, cache_name
 from cloud_verifier.engines.torch_engine.row_rules import PLAIN_ROWS, RowRule, strict_row_rules, summing_as
-from cloud_verifier.engines.torch_engine.sampler import Row, choose
-from cloud_verifier.engines.torch_engine.upload import upload
 
 
 class OutOfMemory(RuntimeError):

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from cloud_verifier.engines.pages import PAGE_TOKENS
+from cloud_verifier.engines.sampling.sampler import Row
 from cloud_verifier.engines.torch_engine.attention import StaticAttention, forward_on
 from cloud_verifier.engines.torch_engine.fast_path import Parts
 from cloud_verifier.engines.torch_engine.graphs import Result, Steps
 from cloud_verifier.engines.torch_engine.layout import Segment
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, PagePool, cache_name
+from cloud_verifier.engines.torch_engine.pool import PagePool, cache_name
 from cloud_verifier.engines.torch_engine.row_rules import RowRule
-from cloud_verifier.engines.torch_engine.sampler import Row
 from cloud_verifier.engines.torch_engine.static_inputs import Inputs, StaticLayout, fill, shape_of
 
 STRICT_SPLIT_PAGES = 8

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
-from cloud_verifier.engines.torch_engine import sampler
+from cloud_verifier.engines.pages import PAGE_TOKENS
+from cloud_verifier.engines.sampling import sampler
 from cloud_verifier.engines.torch_engine.kernels import FLASH, Kernel, gathered
 from cloud_verifier.engines.torch_engine.layout import Segment
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape
+from cloud_verifier.engines.torch_engine.pool import LayerShape
 from cloud_verifier.engines.torch_engine.row_rules import RowRule
 from cloud_verifier.engines.torch_engine.static_inputs import Inputs, StaticLayout, fill, shape_of
 

@@ -15,7 +15,7 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
+from cloud_verifier.engines.pages import PAGE_TOKENS
 from cloud_verifier.engines.torch_engine.static_inputs import StaticLayout
 
 # query [rows, heads, width], keys and values [pages, PAGE_TOKENS, heads, width], layout, scale, and in strict mode how

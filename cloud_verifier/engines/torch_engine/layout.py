@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import pad
 
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
-from cloud_verifier.engines.torch_engine.upload import upload
+from cloud_verifier.engines.pages import PAGE_TOKENS
+from cloud_verifier.engines.sampling.upload import upload
 
 TILE_ROWS = 8
 

@@ -15,13 +15,13 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from cloud_verifier.engines.base import Block, EngineInfo, Sampler
+from cloud_verifier.engines.base import Block, EngineInfo, ModelError, Sampler
+from cloud_verifier.engines.self_test import self_test
 from cloud_verifier.engines.torch_engine.engine import TorchEngine
 from cloud_verifier.engines.torch_engine.fast_path import Parts, find_parts
 from cloud_verifier.engines.torch_engine.memory import GIB, GPU_MEMORY_SHARE, MemoryTooSmall, pages_within
 from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, layer_shapes
 from cloud_verifier.engines.torch_engine.row_rules import strict_row_rules
-from cloud_verifier.engines.torch_engine.self_test import self_test
 from cloud_verifier.model_source import ModelSourceError, check_path
 from speculation.sampling import SamplingParams
 
@@ -33,10 +33,6 @@ TRIAL_TOKENS = 80  # more than a page, and more than the smallest windows
 # The share of the logits' spread by which the packed forward may differ from the model's own. A wrong mask or a wrong
 # position makes it of the order of 1; rounding, of the order of the precision times the square root of the depth.
 TOLERANCE = {torch.float32: 0.005, torch.float16: 0.05, torch.bfloat16: 0.1}
-
-
-class ModelError(Exception):
-    """A model that cannot be served. The message says what was wrong, what was expected and what to do."""
 
 
 def load(

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS, LayerShape, page_bytes
+from cloud_verifier.engines.pages import PAGE_TOKENS
+from cloud_verifier.engines.torch_engine.pool import LayerShape, page_bytes
 
 GIB = 1 << 30
 GPU_MEMORY_SHARE = 0.9  # of a GPU, weights and all

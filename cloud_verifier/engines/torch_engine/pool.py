@@ -15,9 +15,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from cloud_verifier.engines.torch_engine.upload import upload
-
-PAGE_TOKENS = 64  # strict attention reads keys in multiples of it
+from cloud_verifier.engines.pages import PAGE_TOKENS
+from cloud_verifier.engines.sampling.upload import upload
 
 
 class LayerShape(NamedTuple):

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from cloud_verifier.engines.pages import PAGE_TOKENS
+from cloud_verifier.engines.sampling.sampler import Row
 from cloud_verifier.engines.torch_engine.layout import Segment
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
 from cloud_verifier.engines.torch_engine.row_rules import RowRule
-from cloud_verifier.engines.torch_engine.sampler import Row
 
 LEAST_ROWS = 8
 LEAST_PAGES = 16  # so that short sequences share their shapes

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
+from cloud_verifier.engines.pages import PAGE_TOKENS
 from cloud_verifier.engines.torch_engine.static_inputs import StaticLayout
 
 TILE = 64  # query rows times the heads that share a key head

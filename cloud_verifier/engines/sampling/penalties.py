@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cloud_verifier.engines.torch_engine.upload import upload
+from cloud_verifier.engines.sampling.upload import upload
 from speculation.sampling import SamplingParams
 
 Integers = npt.NDArray[np.int64]

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 
 from cloud_verifier.engines.base import Logprobs, Sampler
-from cloud_verifier.engines.torch_engine.noise import RowNoise, gumbel
-from cloud_verifier.engines.torch_engine.penalties import Past, penalise
-from cloud_verifier.engines.torch_engine.upload import upload
+from cloud_verifier.engines.sampling.noise import RowNoise, gumbel
+from cloud_verifier.engines.sampling.penalties import Past, penalise
+from cloud_verifier.engines.sampling.upload import upload
 from speculation.noise import GUMBEL_MAX, GUMBEL_MIN
 from speculation.sampling import SamplingParams
 

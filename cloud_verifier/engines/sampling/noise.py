@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cloud_verifier.engines.torch_engine.upload import upload
+from cloud_verifier.engines.sampling.upload import upload
 from speculation.noise import KEY_INCREMENTS, MULTIPLIERS, ROUNDS, round_keys
 
 WORD = 0xFFFFFFFF

@@ -15,8 +15,8 @@ from itertools import accumulate
 import torch
 
 from cloud_verifier.engines.base import Block, Sampler, SequenceId
-from cloud_verifier.engines.torch_engine.engine import TorchEngine
-from cloud_verifier.engines.torch_engine.pool import PAGE_TOKENS
+from cloud_verifier.engines.paged import PagedEngine
+from cloud_verifier.engines.pages import PAGE_TOKENS
 from speculation.sampling import SamplingParams
 
 LONG_TOKENS = 448
@@ -35,7 +35,7 @@ class StrictReport:
     sentence: str
 
 
-def self_test(engine: TorchEngine, sizes: Sequence[int] = ()) -> StrictReport:
+def self_test(engine: PagedEngine, sizes: Sequence[int] = ()) -> StrictReport:
     """Test an engine that has no open sequences; leaves none open. Takes about as long as 1,500 tokens of prefill.
 
     sizes: numbers of rows of a forward that are to give the same bits, each tried; with these, as many tokens more as
@@ -70,7 +70,7 @@ def self_test(engine: TorchEngine, sizes: Sequence[int] = ()) -> StrictReport:
     )
 
 
-def _fitting(engine: TorchEngine) -> int:
+def _fitting(engine: PagedEngine) -> int:
     """How many of the sequences an engine has places and memory for."""
     needed = list(accumulate(-(-(length + max(BLOCKS)) // PAGE_TOKENS) for length in LENGTHS))
     fitting = sum(pages <= engine.memory.free for pages in needed)
@@ -78,7 +78,7 @@ def _fitting(engine: TorchEngine) -> int:
 
 
 def _company_and_blocks(
-    engine: TorchEngine, opened: list[SequenceId], prompts: list[list[int]], blocks: list[list[int]]
+    engine: PagedEngine, opened: list[SequenceId], prompts: list[list[int]], blocks: list[list[int]]
 ) -> list[str]:
     """What differs, in words: blocks in company, alone, token by token; logits and sampled choices."""
     engine.logits([_block(sequence, prompt, 0) for sequence, prompt in zip(opened, prompts, strict=True)])
@@ -110,7 +110,7 @@ def _company_and_blocks(
     return faults
 
 
-def _chunks_agree(engine: TorchEngine, sequence: SequenceId, tokens: list[int]) -> bool:
+def _chunks_agree(engine: PagedEngine, sequence: SequenceId, tokens: list[int]) -> bool:
     whole = engine.logits([_block(sequence, tokens, len(tokens))])[0]
     engine.truncate(sequence, 0)
     engine.forget()  # so that every page is computed anew
@@ -123,7 +123,7 @@ def _chunks_agree(engine: TorchEngine, sequence: SequenceId, tokens: list[int]) 
     return True
 
 
-def _sizes_that_differ(engine: TorchEngine, sequence: SequenceId, tokens: list[int], sizes: Sequence[int]) -> list[int]:
+def _sizes_that_differ(engine: PagedEngine, sequence: SequenceId, tokens: list[int], sizes: Sequence[int]) -> list[int]:
     def chunk(count: int) -> torch.Tensor:
         engine.truncate(sequence, 0)
         engine.forget()

@@ -1,0 +1,59 @@
+"""A target to serve, of the options of `cloud-verifier serve`: its engine and its text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from cloud_verifier.engines.base import TargetEngine
+from cloud_verifier.model_source import LLAMA, engine_of, gguf_file
+from cloud_verifier.serving.text_codec import TextCodec
+
+log = logging.getLogger(__name__)
+
+
+def open_target(model: str, options: Mapping[str, Any]) -> tuple[TargetEngine, TextCodec]:
+    """Load what --model names with the engine for it. Raises ModelError, ModelSourceError and TextError."""
+    if engine_of(model, options["engine"]) == LLAMA:
+        return _llama_cpp(model, options)
+    return _torch(model, options)
+
+
+def _torch(model: str, options: Mapping[str, Any]) -> tuple[TargetEngine, TextCodec]:
+    from cloud_verifier.engines.torch_engine import load
+    from cloud_verifier.serving.codec import Codec
+
+    codec = Codec(model)
+    engine = load(
+        model,
+        device=options["device"],
+        dtype=options["dtype"],
+        strict=options["strict"],
+        max_sequences=options["max_sessions"],
+        context_limit=options["max_model_len"],
+        threads=options["threads"],
+        kv_cache_gib=options["kv_cache_gib"],
+        gpu_memory_share=options["gpu_memory_share"],
+        cuda_graphs=options["cuda_graphs"],
+    )
+    return engine, codec
+
+
+def _llama_cpp(model: str, options: Mapping[str, Any]) -> tuple[TargetEngine, TextCodec]:
+    from cloud_verifier.engines.llama_cpp.load import LlamaCppSettings, load
+    from cloud_verifier.serving.gguf_codec import GgufCodec
+
+    if options["dtype"] != "auto":
+        log.warning("--dtype is for transformers models; %s has the numbers of its quantization", model)
+    on_cpu = options["device"] == "cpu"
+    settings = LlamaCppSettings(
+        gpu_layers=0 if on_cpu and options["gpu_layers"] is None else options["gpu_layers"],
+        threads=options["threads"],
+        strict=options["strict"],
+        max_sequences=options["max_sessions"],
+        context_limit=options["max_model_len"],
+        kv_cache_gib=options["kv_cache_gib"],
+    )
+    engine = load(gguf_file(model), settings)
+    return engine, GgufCodec(engine.model.text)
