@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import secrets
 import threading
+import time
 from collections.abc import Callable
 
 from edge_client.link.channel import Channel
@@ -23,7 +24,8 @@ from speculation.pace.base import Pace, Streaming
 from speculation.pace.observed import Observed
 from speculation.sampling import SamplingParams
 
-DIARY_TIMEOUT_S = 3.0  # how long the last words wait for a diary to be complete
+DIARY_TIMEOUT_S = 3.0  # how long the last words wait for a diary to be complete,
+DIARY_CALL_S = 0.1  # and for a call into the drafter, which may never come back
 Put = Callable[[StreamChunk | BaseException], None]
 
 
@@ -132,7 +134,7 @@ class AnswerStarter:
             if self._drafter is not None:
                 self._drafter.queue.leaving(who)
             if keeps_diary and answering.loop is not None:
-                answering.loop.ended.wait(DIARY_TIMEOUT_S)
+                _complete_diary(answering.loop)
             put(last)
 
         threading.Thread(target=follow, name="outrider-ride", daemon=True).start()
@@ -158,3 +160,10 @@ class AnswerStarter:
         """Tell a session that began without the drafter that it has it now."""
         pace = None if own_pace else self._pace_of(settings, drafts=True)
         loop.inbox.put(Callback(lambda: loop.attach_drafter(lease, pace)))
+
+
+def _complete_diary(loop: RidingLoop) -> None:
+    """Wait until the loop, which was told to stop, has written the last of it; not for a drafter that is slow."""
+    until_s = time.monotonic() + DIARY_TIMEOUT_S
+    while not loop.ended.wait(0.01) and loop.busy_s < DIARY_CALL_S and time.monotonic() < until_s:
+        pass

@@ -15,10 +15,12 @@ from edge_client.drafters.base import Candidates
 from edge_client.errors import SessionError
 from edge_client.link.channel import LinkSettings
 from edge_client.riding import answer as answer_module
+from edge_client.riding import answer_start
 from edge_client.riding.answer import AnswerRun
 from edge_client.riding.vocabulary_cache import VocabularyCache
 from edge_client.types import OfflineAnswers, RideSettings, StreamChunk
 from speculation.pace.base import Action, Pace, Synchronous, View
+from speculation.pace.observed import Diary
 from speculation.sampling import SamplingParams
 from tests.harness import InProcessVerifier, LetterCodec, MockDrafter, queue_of
 from tests.mock_engine import MockEngine, answer
@@ -96,6 +98,18 @@ def test_words_do_not_wait_for_a_call_into_the_drafter(gated: Gated) -> None:
         gated.gate.set()
         until(lambda: not queue_of(edge).taken, "the call comes back and the drafter is free")
         assert edge.generate(PROMPT, PARAMS, seed=SEED).metrics.drafted_tokens > 0
+
+
+@pytest.mark.parametrize("gated", ["feed", "learn"], indirect=True)
+def test_the_end_of_an_answer_does_not_wait_for_a_diary(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chat and the page keep one: what a drafter that hangs has yet to do is missing there."""
+    monkeypatch.setattr(answer_start, "DIARY_TIMEOUT_S", 1000.0)
+    diary = Diary()
+    with InProcessVerifier(MockEngine()) as verifier, EdgeClient(verifier.address, gated) as edge:
+        output = edge.generate(PROMPT, PARAMS, seed=SEED, ride=RideSettings(diary=diary))
+        assert list(output.token_ids) == WORDS
+        assert gated.within.is_set()
+        gated.gate.set()
 
 
 def test_close_does_not_wait_for_ever(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
