@@ -97,7 +97,7 @@ def test_words_do_not_wait_for_a_call_into_the_drafter(gated: Gated) -> None:
             assert list(edge.generate(PROMPT, PARAMS, seed=SEED).token_ids) == WORDS
         gated.gate.set()
         until(lambda: not queue_of(edge).taken, "the call comes back and the drafter is free")
-        assert edge.generate(PROMPT, PARAMS, seed=SEED).metrics.drafted_tokens > 0
+        until(lambda: edge.generate(PROMPT, PARAMS, seed=SEED).metrics.drafted_tokens > 0, "it drafts again")
 
 
 @pytest.mark.parametrize("gated", ["feed", "learn"], indirect=True)
@@ -265,10 +265,9 @@ def test_a_thread_that_cannot_be_started_leaks_nothing(name: str, monkeypatch: p
                     edge.generate(PROMPT, SamplingParams(max_tokens=1000), seed=SEED)
         until(lambda: not edge._channel._links, "the links end")
         until(lambda: not verifier.service.sessions and not queue_of(edge).taken, "everything is given back")
-        engine.allow(1000)
-        output = edge.generate(PROMPT, PARAMS, seed=SEED)
-        assert list(output.token_ids) == WORDS
-        assert output.metrics.drafted_tokens
+        engine.allow(100_000)
+        assert list(edge.generate(PROMPT, PARAMS, seed=SEED).token_ids) == WORDS
+        until(lambda: edge.generate(PROMPT, PARAMS, seed=SEED).metrics.drafted_tokens > 0, "the drafter drafts")
 
 
 def test_nothing_is_opened_for_an_answer_that_is_refused_at_once() -> None:
