@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from cloud_verifier.preflight import DISTRIBUTIONS, NEEDED
 from outrider_cli.extras import install
+from outrider_models.runtime_build import LLAMA_CPP, build_risk, is_installed, llama_cpp_install
 
 
 class Finding(NamedTuple):
@@ -22,7 +23,7 @@ class Finding(NamedTuple):
 def examine() -> list[Finding]:
     """Look at packages, devices and threads. Imports torch if it is there."""
     findings = [_package(module, purpose) for module, purpose in NEEDED.items()]
-    findings.append(_tracing())
+    findings += [_tracing(), _llama_cpp()]
     if importlib.util.find_spec("torch"):
         import torch
 
@@ -40,6 +41,13 @@ def _tracing() -> Finding:
         return Finding("tracing", True, f"not installed; for --otel: {install('otel')}")
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     return Finding("tracing", True, f"--otel sends traces to {endpoint or 'http://localhost:4317, the default'}")
+
+
+def _llama_cpp() -> Finding:
+    if not is_installed(LLAMA_CPP):
+        return Finding("llama.cpp", True, f"not installed; for GGUF targets: {llama_cpp_install()}")
+    detail = f"{importlib.metadata.version('llama-cpp-python')}, serves GGUF targets"
+    return Finding("llama.cpp", True, f"{detail}; {risk}" if (risk := build_risk()) else detail)
 
 
 def _package(module: str, purpose: str) -> Finding:

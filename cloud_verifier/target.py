@@ -9,6 +9,7 @@ from typing import Any
 from cloud_verifier.engines.base import TargetEngine
 from cloud_verifier.model_source import LLAMA, engine_of, gguf_file
 from cloud_verifier.serving.text_codec import TextCodec
+from outrider_models.runtime_build import build_risk
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ def _llama_cpp(model: str, options: Mapping[str, Any]) -> tuple[TargetEngine, Te
 
     if options["dtype"] != "auto":
         log.warning("--dtype is for transformers models; %s has the numbers of its quantization", model)
+    if risk := build_risk():
+        log.warning("llama.cpp: %s", risk)
     on_cpu = options["device"] == "cpu"
     settings = LlamaCppSettings(
         gpu_layers=0 if on_cpu and options["gpu_layers"] is None else options["gpu_layers"],

@@ -102,6 +102,13 @@ def runtime_install(module: str) -> str:
     return f"{llama_cpp_install()} in a clone of Outrider; it compiles llama.cpp, which takes minutes"
 
 
+def build_risk() -> str:
+    """Why the installed llama.cpp may end a process on this CPU without a word, and what helps; empty as a rule."""
+    if not (has_amx() and uses_amx()):
+        return ""
+    return f"it was built with AMX: if it ends with SIGILL, compile it anew: {llama_cpp_reinstall()}"
+
+
 def llama_cpp_install(what: str = "'.[llama]'") -> str:
     """The command that compiles llama.cpp for this CPU. what: pip is to install."""
     return f"{AMX_FLAGS} pip install --no-cache-dir {what}" if has_amx() else f"pip install {what}"

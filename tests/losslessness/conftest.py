@@ -83,7 +83,7 @@ class Bench:
 
 def start_verifier(target: Path = DEMO / "target", port: int = 0) -> VerifierProcess:
     """With llama.cpp the demo's target writes an answer in a few milliseconds, before anything can happen to it."""
-    pause = ["--step-ms", "8"] if target.suffix == ".gguf" else []
+    pause = ["--step-ms", "20"] if target.suffix == ".gguf" else []
     return VerifierProcess(target, port=port, options=["--threads", "1", "--max-sessions", "16", *pause])
 
 
