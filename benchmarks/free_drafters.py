@@ -74,7 +74,7 @@ class ScriptedTarget(TargetEngine):
         self._sequences[sequence] = []
         return sequence
 
-    def reserve(self, _sequence: SequenceId, _tokens: int) -> None:
+    def reserve(self, _sequence: SequenceId, _tokens: int, _parents: Sequence[int] = ()) -> None:
         """There is always room."""
 
     def length(self, sequence: SequenceId) -> int:

@@ -12,7 +12,7 @@ import click
 from cloud_verifier.observability.options import ObservabilityHooks, watching, watching_options
 from cloud_verifier.security.cli import keys as keys_commands
 from outrider_cli.config import config_command, config_option
-from speculation.line import MAX_LOOKAHEAD
+from speculation.draft_tree import MAX_LOOKAHEAD
 
 if TYPE_CHECKING:
     from cloud_verifier.serving.address import Address
@@ -141,7 +141,13 @@ def _option(*names: str, **settings: Any) -> Any:
 @_option("--cuda-graphs/--no-cuda-graphs", default=True, help="On a GPU: capture steps once and replay them.")
 @_option("--max-model-len", default=None, type=click.IntRange(2), help="Context limit.  [default: the model's]")
 @_option(
-    "--max-lookahead", default=64, type=click.IntRange(1, MAX_LOOKAHEAD), help="Tokens a line may reach past the log."
+    "--max-lookahead", default=64, type=click.IntRange(1, MAX_LOOKAHEAD), help="Tokens a draft may reach past the log."
+)
+@_option(
+    "--max-tree-nodes",
+    default=256,
+    type=click.IntRange(0, MAX_LOOKAHEAD),
+    help="Most guesses of a session, all branches together; 0 takes lines only.",
 )
 @_option(
     "--step-tokens",
@@ -270,6 +276,7 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
             Objective(options["objective"]),
             PATIENCE_UNLIMITED_MS if limit_ms is None else limit_ms,
             options["max_priority"],
+            options["max_tree_nodes"],
         )
 
     try:

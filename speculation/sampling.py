@@ -163,19 +163,49 @@ class Guess:
         shared noise that is what tells a clear win from a close one. Times the probability that q gives to all n: a
         lookup's only candidate has won nothing yet. Penalties are left to the verifier; they only cost acceptance.
         """
-        scores = log_probs
-        if self._bias:
-            scores = scores + np.array([self._bias.get(int(i), 0.0) for i in ids])
-        if not self._params.greedy:
-            noise = self._noise.gumbel(position, ids)
-            if self._plain:
-                scores = scores / self._params.temperature + noise
-            else:
-                scores = self._filtered(scores, log_probs, noise, power_sum) + noise
+        scores = self._scores(position, ids, log_probs, power_sum)
         best = int(scores.argmax())
         given = min(1.0, float(np.exp(log_probs).sum()))
         confidence = given / float(np.exp(scores - scores[best]).sum())
         return int(ids[best]), confidence
+
+    def ranked(
+        self,
+        width: int,
+        position: int,
+        ids: npt.NDArray[np.int64],
+        log_probs: FloatArray,
+        power_sum: PowerSum | None = None,
+    ) -> tuple[list[int], list[float]]:
+        """The `width` likeliest tokens for this position and their confidences, the likeliest first; the first is the
+        one that a call gives.
+
+        The target's token is argmax(log p + G), so the best candidates are the greatest log q + G, not the greatest q.
+        Fewer than `width` if the filters leave fewer.
+        """
+        if width == 1:
+            token, confidence = self(position, ids, log_probs, power_sum)
+            return [token], [confidence]
+        scores = self._scores(position, ids, log_probs, power_sum)
+        order = np.argsort(-scores, kind="stable")[:width]
+        shares = np.exp(scores - scores[order[0]])
+        given = min(1.0, float(np.exp(log_probs).sum())) / float(shares.sum())
+        kept = [int(place) for place in order if shares[place] > 0.0]
+        return [int(ids[place]) for place in kept], [given * float(shares[place]) for place in kept]
+
+    def _scores(
+        self, position: int, ids: npt.NDArray[np.int64], log_probs: FloatArray, power_sum: PowerSum | None
+    ) -> FloatArray:
+        """What competes: [n]."""
+        scores = log_probs
+        if self._bias:
+            scores = scores + np.array([self._bias.get(int(i), 0.0) for i in ids])
+        if self._params.greedy:
+            return scores
+        noise = self._noise.gumbel(position, ids)
+        if self._plain:
+            return scores / self._params.temperature + noise
+        return self._filtered(scores, log_probs, noise, power_sum) + noise
 
     def _filtered(
         self, scores: FloatArray, log_probs: FloatArray, noise: FloatArray, power_sum: PowerSum | None

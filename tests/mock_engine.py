@@ -19,6 +19,7 @@ from cloud_verifier.engines.base import (
     SequenceId,
     TargetEngine,
 )
+from cloud_verifier.engines.branches import path_to, runs_of
 from cloud_verifier.engines.pages import Pages, Table
 
 VOCABULARY_SIZE = 64
@@ -45,10 +46,13 @@ def answer(prompt: Sequence[int], seed: int, count: int) -> list[int]:
 class MockEngine(TargetEngine):
     """Keeps real sequences, so that a wrong truncate or a wrong block shows in the words."""
 
-    def __init__(self, max_sequences: int = 8, context_limit: int = 4096, eos_every: int = 0) -> None:
+    def __init__(
+        self, max_sequences: int = 8, context_limit: int = 4096, eos_every: int = 0, *, trees: bool = True
+    ) -> None:
         self.info = EngineInfo(
-            "mock", "mock", VOCABULARY_SIZE, (EOS,), context_limit, max_sequences, True, "a mock is exact"
+            "mock", "mock", VOCABULARY_SIZE, (EOS,), context_limit, max_sequences, True, "a mock is exact", trees
         )
+        self.branches: dict[SequenceId, tuple[int, list[int]]] = {}  # length before the guesses, and the guesses
         self.eos_every = eos_every
         self.sequences: dict[SequenceId, list[int]] = {}
         self.poison: int | None = None
@@ -69,9 +73,9 @@ class MockEngine(TargetEngine):
     def length(self, sequence: SequenceId) -> int:
         return len(self.sequences[sequence])
 
-    def reserve(self, sequence: SequenceId, tokens: int) -> None:
+    def reserve(self, sequence: SequenceId, tokens: int, parents: Sequence[int] = ()) -> None:
         assert sequence in self.sequences
-        assert tokens >= 0
+        assert tokens >= len(parents)
 
     def step(self, blocks: Sequence[Block]) -> list[Choices]:
         assert self._busy.acquire(blocking=False), "two callers at a time"
@@ -86,12 +90,35 @@ class MockEngine(TargetEngine):
     def _evaluate(self, block: Block) -> Choices:
         tokens = self.sequences[block.sequence]
         chosen = []
+        self.branches.pop(block.sequence, None)
+        if block.parents:
+            assert self.info.trees
+            assert len(block.parents) == block.choices - 1
+            count = len(block.parents)
+            tokens += block.tokens[: len(block.tokens) - count]
+            guesses = list(block.tokens[len(block.tokens) - count :])
+            self.branches[block.sequence] = (len(tokens), guesses)
+            chosen = [next_token(tokens, block.sampler.seed, self.eos_every)]
+            for index in range(count):
+                path = [guesses[guess] for guess in path_to(block.parents, index)]
+                chosen.append(next_token([*tokens, *path], block.sampler.seed, self.eos_every))
+            tokens += guesses[: runs_of(block.parents)[0].last]
+            wanted = block.sampler.params.logprobs is not None
+            return Choices(chosen, [Logprobs(-float(t), (), ()) for t in chosen] if wanted else ())
         for index, token in enumerate(block.tokens):
             tokens.append(token)
             if index >= len(block.tokens) - block.choices:
                 chosen.append(next_token(tokens, block.sampler.seed, self.eos_every))
         wanted = block.sampler.params.logprobs is not None
         return Choices(chosen, [Logprobs(-float(t), (), ()) for t in chosen] if wanted else ())
+
+    def keep(self, sequence: SequenceId, length: int, path: Sequence[int]) -> None:
+        if sequence not in self.branches:
+            super().keep(sequence, length, path)
+            return
+        before, guesses = self.branches.pop(sequence)
+        assert before == length
+        self.sequences[sequence][length:] = [guesses[guess] for guess in path]
 
     def truncate(self, sequence: SequenceId, length: int) -> None:
         tokens = self.sequences[sequence]
@@ -106,7 +133,7 @@ class PagedMockEngine(MockEngine):
     """A mock whose sequences lie in pages, few enough to run out of."""
 
     def __init__(self, pages: int, page_tokens: int = 4, **settings: int) -> None:
-        super().__init__(**settings)
+        super().__init__(trees=False, **settings)
         self.pages = Pages(pages, page_tokens)
         self.tables: dict[SequenceId, Table] = {}
 
@@ -120,7 +147,8 @@ class PagedMockEngine(MockEngine):
         self.sequences[sequence] = list(table.tokens)
         return sequence
 
-    def reserve(self, sequence: SequenceId, tokens: int) -> None:
+    def reserve(self, sequence: SequenceId, tokens: int, parents: Sequence[int] = ()) -> None:
+        assert not parents
         self.pages.reserve(self.tables[sequence], tokens)
 
     def step(self, blocks: Sequence[Block]) -> list[Choices]:

@@ -93,6 +93,8 @@ def _draft(stream: int, rng: random.Random) -> Draft:
     more = pb.Draft(sent_at_us=rng.randrange(1, 2**40))
     if rng.random() < 0.3:
         more.confidence = rng.randbytes(right + len(wrong))
+    if rng.random() < 0.3:
+        more.parents.extend(rng.choices((0, 1, 2, 7, 2**32 - 1), (3, 6, 2, 1, 1), k=right + len(wrong)))
     if rng.random() < 0.1:
         more.patience_ms = rng.choice((0, 5, PATIENCE_UNLIMITED_MS))
     known = min(start, 0) if rng.random() < 0.2 else 0

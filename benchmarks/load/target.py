@@ -83,7 +83,7 @@ class WrittenTarget(TargetEngine):
     def length(self, sequence: SequenceId) -> int:
         return self._sequences[sequence].length
 
-    def reserve(self, sequence: SequenceId, tokens: int) -> None:
+    def reserve(self, sequence: SequenceId, tokens: int, parents: Sequence[int] = ()) -> None:
         """There is room for every sequence that is open, as `max_sequences` says."""
 
     def step(self, blocks: Sequence[Block]) -> list[Choices]:

@@ -37,6 +37,7 @@ class EngineInfo:
     eos_ids: tokens that end an answer, as far as the model's configuration tells.
     context_limit: longest sequence, in tokens. max_sequences: open at one time. strict: the start-up self-test found
     batched, alone and token-by-token evaluation bitwise equal; strict_report says what it found, in a sentence.
+    trees: a step takes guesses that branch, see `Block`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class EngineInfo:
     max_sequences: int
     strict: bool
     strict_report: str
+    trees: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,18 @@ class Block:
 
     tokens: at least one; they go to positions length .. length + len(tokens) - 1 of the sequence. choices: how many of
     the last tokens the target's choice of successor is wanted for (0 while a prompt is still being read).
+
+    parents: if the last `choices - 1` tokens are guesses that branch, the index among them of what each hangs on, less
+    than its own; -1 for the token before the first of them. Empty: each token follows the one before it. With parents,
+    guess i stands right after what it hangs on, whatever lies between them in the block. Only for engines with
+    `info.trees`.
     """
 
     sequence: SequenceId
     tokens: Sequence[int]
     choices: int
     sampler: Sampler
+    parents: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -130,10 +138,10 @@ class TargetEngine(ABC):
         """Tokens cached for a sequence."""
 
     @abstractmethod
-    def reserve(self, sequence: SequenceId, tokens: int) -> None:
+    def reserve(self, sequence: SequenceId, tokens: int, parents: Sequence[int] = ()) -> None:
         """Make room for so many tokens more, so that steps cannot fail for want of it. Raises EngineFull.
 
-        `truncate` gives back what a sequence does not use.
+        parents: of the last of them, if they branch, see `Block`. `truncate` gives back what a sequence does not use.
         """
 
     @property
@@ -145,15 +153,25 @@ class TargetEngine(ABC):
     def step(self, blocks: Sequence[Block]) -> list[Choices]:
         """Evaluate one block each of distinct sequences in one forward; results in the order of the blocks.
 
-        Every sequence grows by its whole block. Raises ValueError, before anything is evaluated, for an empty block, an
-        id outside the vocabulary, a sequence named twice, or a sequence that would outgrow `info.context_limit`; and
-        EngineFull, so too, if there is no room that was not reserved. After any error every sequence has the length it
-        had before.
+        Every sequence grows by its whole block; by one that branches, up to before the first guess that does not follow
+        the token before it, and `keep` must come next for it. Raises ValueError, before anything is evaluated, for an
+        empty block, an id outside the vocabulary, a sequence named twice, or a sequence that would outgrow
+        `info.context_limit`; and EngineFull, so too, if there is no room that was not reserved. After any error every
+        sequence has the length it had before.
         """
 
     @abstractmethod
     def truncate(self, sequence: SequenceId, length: int) -> None:
         """Keep the first `length` tokens, and no room for more. Raises ValueError unless 0 <= length <= the present."""
+
+    def keep(self, sequence: SequenceId, length: int, path: Sequence[int]) -> None:
+        """Of the latest block keep these guesses: as `truncate` to `length` and then these tokens.
+
+        length: of the sequence with all of the block that is no guess. path: indices among the guesses, each hanging on
+        the one before it, the first on the log.
+        """
+        assert list(path) == list(range(len(path))), "guesses that branch need an engine with trees"
+        self.truncate(sequence, length + len(path))
 
     @abstractmethod
     def close(self, sequence: SequenceId) -> None:

@@ -25,8 +25,8 @@ class PacedEngine(TargetEngine):
     def open(self, tokens: Sequence[int] = (), scope: str = "") -> SequenceId:
         return self._engine.open(tokens, scope)
 
-    def reserve(self, sequence: SequenceId, tokens: int) -> None:
-        self._engine.reserve(sequence, tokens)
+    def reserve(self, sequence: SequenceId, tokens: int, parents: Sequence[int] = ()) -> None:
+        self._engine.reserve(sequence, tokens, parents)
 
     @property
     def memory(self) -> Memory:
@@ -46,6 +46,9 @@ class PacedEngine(TargetEngine):
 
     def truncate(self, sequence: SequenceId, length: int) -> None:
         self._engine.truncate(sequence, length)
+
+    def keep(self, sequence: SequenceId, length: int, path: Sequence[int]) -> None:
+        self._engine.keep(sequence, length, path)
 
     def close(self, sequence: SequenceId) -> None:
         self._engine.close(sequence)

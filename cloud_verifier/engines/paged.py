@@ -21,6 +21,7 @@ from cloud_verifier.engines.base import (
     SequenceId,
     TargetEngine,
 )
+from cloud_verifier.engines.branches import Branches, Twig, depths_of, path_to, runs_of
 from cloud_verifier.engines.pages import Pages, Table
 from cloud_verifier.engines.sampling.penalties import Past, TokenCounts
 from cloud_verifier.engines.sampling.sampler import Row, logprobs, rows_of
@@ -35,6 +36,7 @@ class PagedEngine(TargetEngine):
         self._pages = pages
         self._sequences: dict[SequenceId, Table] = {}
         self._counts: dict[SequenceId, TokenCounts] = {}  # of those whose penalties need them
+        self._branches: dict[SequenceId, Branches] = {}  # of those whose latest block branches
         self._opened = 0
 
     @abstractmethod
@@ -67,8 +69,52 @@ class PagedEngine(TargetEngine):
         self._sequences[sequence] = self._pages.open(tokens, scope)
         return sequence
 
-    def reserve(self, sequence: SequenceId, tokens: int) -> None:
-        self._pages.reserve(self._find(sequence), tokens)
+    def reserve(self, sequence: SequenceId, tokens: int, parents: Sequence[int] = ()) -> None:
+        found = self._find(sequence)
+        self._prune(sequence)
+        if not parents:
+            self._pages.reserve(found, tokens)
+            return
+        runs, depths = runs_of(parents), depths_of(parents)
+        base = len(found.tokens) + tokens - len(parents)
+        trunk = runs[0].last
+        self._pages.reserve(found, tokens - len(parents) + trunk)
+        branches = Branches(tuple(parents), base, trunk, [])
+        self._branches[sequence] = branches
+        try:
+            for run in runs[1:]:
+                start = base + depths[run.first]
+                own = start // self._pages.page_tokens
+                on = branches.twig_of(run.parent)
+                shared = (on.pages if on is not None else found.pages)[:own]
+                fresh = self._pages.fork(found, start, start + run.last - run.first)
+                branches.twigs.append(Twig(run, start, [*shared, *fresh], own))
+        except BaseException:
+            self._prune(sequence)
+            raise
+
+    def _make_room(self, block: Block) -> None:
+        """For a block that is to be evaluated, unless it was reserved."""
+        branches = self._branches.get(block.sequence)
+        if branches is None or branches.parents != tuple(block.parents) or branches.guesses:
+            self.reserve(block.sequence, len(block.tokens), block.parents)
+
+    def _prune(self, sequence: SequenceId) -> None:
+        """Give up the twigs of a sequence's latest block."""
+        if (branches := self._branches.pop(sequence, None)) is not None:
+            for twig in reversed(branches.twigs):
+                self._pages.give_back(twig.pages[twig.own :])
+
+    def keep(self, sequence: SequenceId, length: int, path: Sequence[int]) -> None:
+        found, branches = self._find(sequence), self._branches.get(sequence)
+        if branches is None or not path or path[-1] < branches.trunk:
+            self.truncate(sequence, length + len(path))
+            return
+        twig = branches.twig_of(path[-1])
+        if twig is None or list(path) != path_to(branches.parents, path[-1]) or length != branches.base:
+            raise ValueError(f"guesses {list(path)} are no path of what sequence {sequence} was given")
+        self._pages.adopt(found, twig.pages, length, [branches.guesses[guess] for guess in path])
+        self.truncate(sequence, length + len(path))
 
     def length(self, sequence: SequenceId) -> int:
         return len(self._find(sequence).tokens)
@@ -77,12 +123,14 @@ class PagedEngine(TargetEngine):
         found = self._find(sequence)
         if not 0 <= length <= len(found.tokens):
             raise ValueError(f"sequence {sequence} has {len(found.tokens)} tokens and cannot be truncated to {length}")
+        self._prune(sequence)
         if (counts := self._counts.get(sequence)) is not None and counts.length > length:
             counts.shrink(found.tokens[length : counts.length])
         self._pages.truncate(found, length)
 
     def close(self, sequence: SequenceId) -> None:
         found = self._find(sequence)
+        self._prune(sequence)
         del self._sequences[sequence]
         self._counts.pop(sequence, None)
         self._pages.close(found)
@@ -129,6 +177,12 @@ class PagedEngine(TargetEngine):
                 raise ValueError(
                     f"the block of sequence {block.sequence} has a token id outside 0..{self.info.vocabulary_size - 1}"
                 )
+            if block.parents and not self.info.trees:
+                raise ValueError("this engine takes no guesses that branch")
+            if block.parents and len(block.parents) != block.choices - 1:
+                raise ValueError(f"{len(block.parents)} parents are given for {block.choices - 1} guesses")
+            if block.parents:
+                count += max(depths_of(block.parents)) + 1 - len(block.parents)
             if len(found.tokens) + count > self.info.context_limit:
                 raise ValueError(
                     f"sequence {block.sequence} would grow to {len(found.tokens) + count} tokens; "
@@ -137,12 +191,26 @@ class PagedEngine(TargetEngine):
 
     def _rows_of(self, block: Block) -> list[Row]:
         """The rows to choose at, one per choice of a block."""
-        length, count = len(self._sequences[block.sequence].tokens), len(block.tokens)
+        if not block.choices:
+            return []
+        guesses = block.tokens[len(block.tokens) - block.choices + 1 :]
+        before = block.tokens[: len(block.tokens) - len(guesses)]
+        if not block.parents:
+            return self._rows_after(block, before, guesses)
+        runs = runs_of(block.parents)
+        rows = self._rows_after(block, before, guesses[: runs[0].last])
+        for run in runs[1:]:
+            path = [guesses[guess] for guess in path_to(block.parents, run.first)]
+            rows += self._rows_after(block, [*before, *path], guesses[run.first + 1 : run.last])
+        return rows
+
+    def _rows_after(self, block: Block, before: Sequence[int], later: Sequence[int]) -> list[Row]:
+        """The rows after `before`, and after that and each of `later`."""
+        position = len(self._sequences[block.sequence].tokens) + len(before)
         past: Past | Sequence[int] = ()
-        if block.sampler.params.needs_history and block.choices:
-            before = count - block.choices + 1
-            past = self._counted(block).past(block.tokens[:before], block.tokens[before:])
-        return rows_of(block.sampler, range(length + count - block.choices + 1, length + count + 1), past)
+        if block.sampler.params.needs_history:
+            past = self._counted(block).past(before, later)
+        return rows_of(block.sampler, range(position, position + len(later) + 1), past)
 
     def _counted(self, block: Block) -> TokenCounts:
         """How often each token is in a block's sequence by now. Only what came since the last time is counted."""
@@ -155,4 +223,9 @@ class PagedEngine(TargetEngine):
 
     def _grow(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
-            self._pages.extend(self._sequences[block.sequence], block.tokens)
+            branches, tokens = self._branches.get(block.sequence), block.tokens
+            if branches is not None:
+                first = len(tokens) - len(branches.parents)
+                self._branches[block.sequence] = replace(branches, guesses=tokens[first:])
+                tokens = tokens[: first + branches.trunk]
+            self._pages.extend(self._sequences[block.sequence], tokens)

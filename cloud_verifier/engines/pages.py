@@ -124,6 +124,51 @@ class Pages:
         table.tokens += tokens
         assert len(table.tokens) <= len(table.pages) * self.page_tokens
 
+    def fork(self, table: Table, at: int, end: int) -> list[int]:
+        """Pages for positions at .. end - 1 of a text that parts from the sequence's there, from the page of `at` on,
+        which gets a copy of what the sequence has in it.
+
+        The caller gives them back with `give_back` or hands them to `adopt`. Raises EngineFull, and what the store
+        raises; then none was taken.
+        """
+        size = self.page_tokens
+        first, count = at // size, -(-end // size) - at // size
+        if count > self.available:
+            raise EngineFull(
+                f"{count} pages of {size} tokens are needed and {self.available} of {self.count} can be had; raise the "
+                "memory for keys and values"
+            )
+        fresh = [self._take() for _ in range(count)]
+        try:
+            if self._store is not None:
+                copied = first * size < len(table.tokens)
+                if copied:
+                    self._store.copy(table.pages[first], fresh[0])
+                if fresh[copied:]:
+                    self._store.clear(fresh[copied:])
+        except BaseException:
+            self.give_back(fresh)
+            raise
+        return fresh
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Of `fork`."""
+        for page in reversed(pages):
+            self._release(page)
+
+    def adopt(self, table: Table, pages: Sequence[int], length: int, tokens: Sequence[int]) -> None:
+        """The sequence has these pages now, some of which are its own or come from `fork`; its first `length` tokens
+        stay and these follow."""
+        for page in pages:
+            self._hold(page)
+        parts_at = next((i for i, (a, b) in enumerate(zip(table.pages, pages, strict=False)) if a != b), len(pages))
+        for page in reversed(table.pages):
+            self._release(page)
+        table.pages[:] = pages
+        del table.tokens[length:]
+        table.tokens += tokens
+        table.known = min(table.known, parts_at)
+
     def truncate(self, table: Table, length: int) -> None:
         """Keep the first `length` tokens."""
         del table.tokens[length:]

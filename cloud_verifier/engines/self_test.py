@@ -14,7 +14,8 @@ from itertools import accumulate
 
 import torch
 
-from cloud_verifier.engines.base import Block, Sampler, SequenceId
+from cloud_verifier.engines.base import Block, EngineFull, Sampler, SequenceId
+from cloud_verifier.engines.branches import path_to
 from cloud_verifier.engines.paged import PagedEngine
 from cloud_verifier.engines.pages import PAGE_TOKENS
 from speculation.sampling import SamplingParams
@@ -23,6 +24,7 @@ LONG_TOKENS = 448
 LENGTHS = (3, 17, 62, 65, 126, 31)  # before the blocks: on both sides of a multiple of 64
 BLOCKS = (5, 1, 8, 3, 6, 2)
 CHUNKS = (1, 2, 5, 8, 7, 13)
+TWIGS = (-1, 0, 1, 2, 3, 1, 5, 6, -1, 8, 5, 10, 11)  # parents: a trunk of five, three twigs, one of them off another
 
 _SAMPLER = Sampler(SamplingParams(temperature=0.8), seed=20240607, prompt_length=0)
 
@@ -68,6 +70,44 @@ def self_test(engine: PagedEngine, sizes: Sequence[int] = ()) -> StrictReport:
         f"Strict mode is exact here: {count} sequences together and alone, blocks of up to {max(BLOCKS)} and single "
         f"tokens, {len(long)} tokens in one chunk and in short ones gave the same logits bit by bit.",
     )
+
+
+def branches_agree(engine: PagedEngine) -> bool:
+    """Whether guesses that branch give the bits that each of their paths gives alone, kept or not.
+
+    They part before, at and after the end of a page, one twig off another. Leaves no sequence open. An engine that is
+    not strict is not compared; one without room for the trial has none for branches.
+    """
+    ids, vocabulary = random.Random(11), engine.info.vocabulary_size
+    if engine.info.context_limit < 2 * PAGE_TOKENS or engine.info.max_sequences < 1:
+        return False
+    sequence = engine.open()
+    leaves = [guess for guess in range(len(TWIGS)) if guess not in TWIGS]
+    try:
+        for length in (PAGE_TOKENS - 4, PAGE_TOKENS - 1):
+            prompt, guesses = ([ids.randrange(vocabulary) for _ in range(count)] for count in (length, len(TWIGS)))
+            pending, following = prompt[-1], ids.randrange(vocabulary)
+            engine.truncate(sequence, 0)
+            engine.logits([_block(sequence, prompt[:-1], 0)])
+            block = Block(sequence, [pending, *guesses], len(guesses) + 1, _SAMPLER, TWIGS)
+            together = engine.logits([block])[0]
+            for leaf in leaves:
+                path = path_to(TWIGS, leaf)
+                tokens = [pending, *(guesses[guess] for guess in path), following]
+                engine.truncate(sequence, length - 1)
+                alone = engine.logits([_block(sequence, tokens, len(tokens))])[0]
+                engine.truncate(sequence, length - 1)
+                engine.logits([block])
+                engine.keep(sequence, length, path)
+                kept = engine.logits([_block(sequence, [following], 1)])[0]
+                same = torch.equal(alone[:-1], together[[0, *(guess + 1 for guess in path)]])
+                if engine.info.strict and not (same and torch.equal(alone[-1:], kept)):
+                    return False
+        return True
+    except EngineFull:
+        return False
+    finally:
+        engine.close(sequence)
 
 
 def _fitting(engine: PagedEngine) -> int:

@@ -24,6 +24,11 @@ class DraftBudget:
         self._share = float(most)
         self._lead = 0.0
 
+    def allow(self, most: int) -> None:
+        """The device may have more, for its guesses branch."""
+        if most > self._most:
+            self._share, self._most = max(self._share, float(most)), most
+
     @property
     def tokens(self) -> int:
         """What to tell the device."""

@@ -27,9 +27,11 @@ from cloud_verifier.scheduling.load import Load
 from cloud_verifier.scheduling.preemption import PRIORITY_S, Preemption
 from cloud_verifier.scheduling.session import LastStep, Session
 from cloud_verifier.scheduling.token_budget import Want, allocate
+from speculation.verifier_tree import Picked
 
 log = logging.getLogger(__name__)
 
+NO_GUESSES = Picked(())
 RETRY_S = 0.05  # a session that finds no room in the engine looks again, even if nothing has happened
 
 
@@ -55,7 +57,7 @@ class _Planned:
 
     session: Session
     block: Block
-    guesses: list[int]
+    guesses: Picked
     trimmed: int
     due_s: float
 
@@ -179,7 +181,7 @@ class Scheduler:
             except Exception as error:  # EngineFull, against what `info` promises, or worse
                 self._fail(session, error)
         self.counters.sessions_waiting = len(due) - len(seated)
-        wants = [Want(s.line.length - s.cached, len(s.guesses()), s.probability) for s in seated]
+        wants = [Want(s.line.length - s.cached, s.guesses, s.survivals) for s in seated]
         shares = allocate(wants, settings.step_tokens, settings.chunk_tokens)
         plan = []
         for (session, due_s), positions in zip(seated.items(), shares, strict=True):
@@ -192,18 +194,29 @@ class Scheduler:
     def _planned(self, session: Session, positions: int, due_s: float) -> _Planned:
         assert session.sequence is not None
         pending = session.line.log[session.cached :]
-        guesses: list[int] = []
+        guesses = NO_GUESSES
         choices = trimmed = 0
-        if positions >= len(pending):
-            wanted = session.guesses()
-            guesses = wanted[: positions - len(pending)]
-            try:
-                self.engine.reserve(session.sequence, len(pending) + len(guesses))
-            except EngineFull:  # there is room for the log itself; nobody's is taken for guesses
-                guesses = []
-            choices, trimmed = len(guesses) + 1, len(wanted) - len(guesses)
-        block = Block(session.sequence, [*pending[:positions], *guesses], choices, session.sampler)
+        if (room := positions - len(pending)) >= 0:
+            wanted = session.guesses
+            if room and wanted:
+                guesses = self._reserved(session, len(pending), room)
+            choices, trimmed = len(guesses.nodes) + 1, max(0, wanted - (room if guesses.nodes else 0))
+        block = Block(
+            session.sequence, [*pending[:positions], *guesses.tokens], choices, session.sampler, guesses.parents
+        )
         return _Planned(session, block, guesses, trimmed, due_s)
+
+    def _reserved(self, session: Session, pending: int, room: int) -> Picked:
+        """The guesses of a session that a step has room for, and the engine too: if not for all, then for a line."""
+        assert session.sequence is not None
+        for trees in (True, False) if self.engine.info.trees and session.line.forked else (False,):
+            guesses = session.pick(room, trees=trees)
+            try:
+                self.engine.reserve(session.sequence, pending + len(guesses.nodes), guesses.parents)
+            except EngineFull:  # there is room for the log itself; nobody's is taken for guesses
+                continue
+            return guesses
+        return NO_GUESSES
 
     def _step(self, plan: list[_Planned]) -> list[Choices | Exception]:
         """One forward for all. If it fails, each session alone, so that one session's trouble stays its own."""
@@ -243,7 +256,7 @@ class Scheduler:
     def _count(self, plan: list[_Planned], step_s: float) -> None:
         figures, positions = self.counters, 0
         for planned in plan:
-            guesses, tokens = len(planned.guesses), len(planned.block.tokens)
+            guesses, tokens = len(planned.guesses.nodes), len(planned.block.tokens)
             if planned.session.reading:
                 figures.prompt_positions += tokens - guesses
             else:
@@ -275,15 +288,17 @@ class Scheduler:
 
     def _advance(self, planned: _Planned, choices: Choices, forward_us: int, *, full: bool) -> None:
         session, sequence = planned.session, planned.block.sequence
-        session.cached += len(planned.block.tokens)
+        guesses = len(planned.guesses.nodes)
+        session.cached += len(planned.block.tokens) - guesses
         session.patience.load = self._load.share
         if not planned.block.choices:
             return
         if not session.reading or session.drafted:
             session.statistics.forward_us += forward_us
         session.statistics.trimmed_tokens += planned.trimmed
-        session.draft_budget.stepped(len(planned.guesses), planned.trimmed, full=full)
+        session.draft_budget.stepped(guesses, planned.trimmed, full=full)
         accepted = session.statistics.accepted_tokens
-        session.take(planned.guesses, choices)
-        self.counters.judged(len(planned.guesses), session.statistics.accepted_tokens - accepted)
-        self.engine.truncate(sequence, session.cached)
+        path = session.take(planned.guesses, choices)
+        self.counters.judged(guesses, session.statistics.accepted_tokens - accepted)
+        self.engine.keep(sequence, session.cached, path)
+        session.cached += len(path)

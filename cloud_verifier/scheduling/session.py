@@ -14,11 +14,12 @@ from cloud_verifier.scheduling.draft_budget import DraftBudget
 from cloud_verifier.scheduling.patience import Patience
 from speculation.acceptance import Rule, shared_noise
 from speculation.answer_text import AnswerText
-from speculation.line import Outcome, VerifierLine
 from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from speculation.pace.estimators import Calibration
+from speculation.verifier_tree import Node, Picked, VerifierTree
 
 UNKNOWN_LOGPROBS = Logprobs(math.nan, (), ())
+LEAST_SURVIVAL = 0.01  # of a guess among others that branch
 KEPT_TOKENS = 4096  # how far back a device that resumes may have to be told again
 
 
@@ -66,7 +67,8 @@ class LastStep:
 class Session:
     """One answer.
 
-    owner: name of the principal that opened it. line holds the log. drafted[i], logprobs[i] and text.pieces[i] belong
+    owner: name of the principal that opened it. line holds the log and what the device guesses past it; max_lookahead,
+    max_nodes: how far past it and how many. drafted[i], logprobs[i] and text.pieces[i] belong
     to answer token i. cached: tokens that the engine holds; sequence is None before the first step and after the last.
     sent: log length that went out on the present stream. attachment counts streams, so that an old stream notices that
     a new one took over. half_closed: the present stream will bring no more drafts, so there is nothing to be patient
@@ -80,7 +82,7 @@ class Session:
 
     session_id: str
     sampler: Sampler
-    line: VerifierLine
+    line: VerifierTree
     text: AnswerText
     stop_ids: frozenset[int]
     max_length: int
@@ -91,6 +93,7 @@ class Session:
     owner: str = ""
     want_text: bool = False
     prompt_fingerprint: int = 0
+    max_nodes: int = 0
     priority: int = 0
     has_written: bool = False
     evicted: bool = False
@@ -170,7 +173,7 @@ class Session:
             return self.ready_since_s
         patience_ms = self.patience.ms
         due_s = math.inf if patience_ms == PATIENCE_UNLIMITED_MS else self.ready_since_s + patience_ms / 1000
-        if self.line.guesses or self.token_requested:
+        if self.line.nodes or self.token_requested:
             due_s = min(due_s, self.work_since_s)
         return None if due_s == math.inf else due_s
 
@@ -188,17 +191,21 @@ class Session:
         confidences: Sequence[float],
         now_s: float,
         *,
+        parents: Sequence[int] = (),
         asks: bool = True,
     ) -> None:
         """Take a draft. asks: whether one without tokens asks for a token of the verifier's own. Guesses past the
         lookahead are dropped.
 
-        Raises LineError if it claims to know what is not written yet.
+        Raises DraftError if it claims to know what is not written yet.
         """
-        idle = not (self.line.guesses or self.token_requested)
-        self.line.draft(start, tokens, known_length, self.max_lookahead, confidences)
-        self.cut_short = self.line.ends_before(start + len(tokens))
+        idle = not (self.line.nodes or self.token_requested)
+        if parents:
+            self.draft_budget.allow(self.max_nodes)
+        most = max(self.max_nodes, self.max_lookahead)
+        self.line.draft(start, tokens, known_length, self.max_lookahead, confidences, parents, most)
         if tokens:
+            self.cut_short = not parents and self.line.ends_before(start + len(tokens))
             self.draft_budget.heard(self.line.length - known_length)
             self.patience.turnaround.came(known_length, now_s * 1e3)
         elif asks and known_length == self.line.length:
@@ -206,14 +213,36 @@ class Session:
         if idle:
             self.work_since_s = now_s
 
-    def probability(self, index: int) -> float:
-        """Of a guess being right, if all before it on the line are."""
-        return self.calibration.probability(self.line.confidences[index], self.line.depths[index])
+    @property
+    def reach(self) -> int:
+        """Positions past the log whose guesses are worth evaluating: never past the end of the answer."""
+        return self.max_length - self.line.length - 1
 
-    def guesses(self) -> list[int]:
-        """The guesses worth evaluating now: never past the end of the answer."""
-        line = self.line
-        return line.guesses[: max(0, self.max_length - line.length - 1)]
+    @property
+    def guesses(self) -> int:
+        """How many guesses there are within reach."""
+        return self.line.within(self.reach)
+
+    def survivals(self) -> list[float]:
+        """Of each guess within reach the probability that it and all before it are right, the greatest first."""
+        return [survival for survival, _ in self._ranked()]
+
+    def pick(self, room: int, *, trees: bool) -> Picked:
+        """Guesses for a step that has room for so many. trees: whether they may branch."""
+        line, reach = self.line, self.reach
+        if not line.forked and self.guesses <= room:
+            return line.pick(None, reach)
+        ranked = self._ranked()
+        if not trees:
+            return line.pick(_likeliest_path([node for _, node in ranked])[:room], reach)
+        # A branch costs a piece of attention of its own: what hardly ever counts is left out even where there is room.
+        return line.pick([node for survival, node in ranked[:room] if survival >= LEAST_SURVIVAL], reach)
+
+    def _ranked(self) -> list[tuple[float, Node]]:
+        return self.line.survivals(self._probability, self.reach)
+
+    def _probability(self, node: Node) -> float:
+        return self.calibration.probability(node.confidence, node.depth, node.rank)
 
     def replay(self, tokens: Sequence[int]) -> None:
         """Take over answer tokens from an earlier life of the session (`continue_from`)."""
@@ -221,19 +250,24 @@ class Session:
         if self.sampler.params.logprobs is not None:
             self.logprobs += [UNKNOWN_LOGPROBS] * written  # known to the device from that life
 
-    def take(self, guesses: Sequence[int], choices: Choices) -> None:
-        """Turn a step's choices into log. guesses: the evaluated ones, len(choices.tokens) - 1."""
+    def take(self, picked: Picked, choices: Choices) -> list[int]:
+        """Turn a step's choices into log. picked: the evaluated guesses, len(choices.tokens) - 1.
+
+        Returns the guesses that the log took, as a path of indices: what the engine is to keep.
+        """
         self.token_requested, self.has_written = False, True
-        accepted = self.rule(guesses, choices.tokens)
-        written, right = self._write(choices.tokens[: accepted + 1], accepted)
-        self.logprobs += choices.logprobs[:written]
+        path = self.rule(picked.tokens, choices.tokens, picked.parents)
+        rows = [0, *(guess + 1 for guess in path)]
+        written, right = self._write([choices.tokens[row] for row in rows], len(path))
+        self.logprobs += [choices.logprobs[row] for row in rows[:written]] if choices.logprobs else []
         self.patience.wrote(written, right)
-        self.cached = min(self.cached, self.line.length - 1)
         stats = self.statistics
         stats.target_forwards += 1
-        stats.verified_tokens += len(guesses)
-        stats.accepted_tokens += min(accepted, written)
-        stats.fills += not guesses
+        stats.verified_tokens += len(picked.nodes)
+        stats.accepted_tokens += min(len(path), written)
+        stats.fills += not picked.nodes
+        # The log's last token is evaluated with the next step.
+        return path[: written - 1]
 
     def _write(self, tokens: Sequence[int], accepted: int) -> tuple[int, int]:
         """Write tokens, of which the first `accepted` were checked guesses, up to where the answer ends.
@@ -250,9 +284,15 @@ class Session:
             if written >= left:
                 self.finish = FinishReason.LENGTH
                 break
-        guesses, confidences, depths = line.guesses, line.confidences, line.depths
-        right = line.commit(tokens[:written])
-        for index in range(min(right + 1, written, len(guesses))):
-            self.calibration.learn(Outcome(depths[index], confidences[index], index < right))
+        right = line.commit(tokens[:written], self.calibration.learn)
         self.drafted += [index < accepted for index in range(written)]
         return written, right
+
+
+def _likeliest_path(ranked: Sequence[Node]) -> list[Node]:
+    """Of guesses that branch, the likeliest first: one line of them."""
+    path: list[Node] = []
+    for node in ranked:
+        if node.parent is (path[-1] if path else node.parent) and (path or node.parent is not None):
+            path.append(node)
+    return path

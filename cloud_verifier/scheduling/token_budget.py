@@ -15,21 +15,22 @@ class Want:
     """What one session could use of a step.
 
     pending: tokens of its log that the engine has not evaluated, at least one; more than one is a prompt being read.
-    guesses: how many follow them. probability(i): of guess i being right if all before it are.
+    guesses: how many follow them. survivals(): of each guess the probability that it and all it hangs on are right,
+    the greatest first; only asked for where there is not room for all.
     """
 
     pending: int
     guesses: int
-    probability: Callable[[int], float]
+    survivals: Callable[[], Sequence[float]]
 
 
 def allocate(wants: Sequence[Want], room: int, chunk: int) -> list[int]:
     """Positions for each of the wants; `wants` come longest waiting first.
 
     Of `room` everybody gets one position, as far as it reaches: so nobody waits longer than it takes to serve those
-    that waited longer. What is left of it goes to guesses by survival, the probability that a guess and all before it
-    are right: each is worth that many tokens. Survival falls along a line, so the likeliest guesses of all lines
-    together are a prefix of each.
+    that waited longer. What is left of it goes to guesses by survival: each is worth that many tokens. Survival falls
+    along every path of a tree, so the likeliest guesses of all trees together are a tree again in each (OPT-Tree,
+    2406.17276).
 
     Prompts are read besides, `chunk` positions of all of them together: a step is longer by that and no more, however
     many come at once. They share it evenly, except that nobody gets more than there is to read.
@@ -45,20 +46,17 @@ def allocate(wants: Sequence[Want], room: int, chunk: int) -> list[int]:
     lines = [want.guesses if more == want.pending else 0 for want, more in zip(wants, given, strict=True)]
     if sum(lines) <= left:
         return [tokens + guesses for tokens, guesses in zip(given, lines, strict=True)]
-    # Heads of lines, by survival and then by who has waited longest; only as many are looked at as are taken.
-    heads = [
-        (-want.probability(0), index)
-        for index, want in enumerate(wants)
-        if want.guesses and given[index] == want.pending
-    ]
+    # The likeliest that are left of each, by survival and then by who has waited longest.
+    survivals = {index: want.survivals() for index, want in enumerate(wants) if lines[index]}
+    heads = [(-found[0], index) for index, found in survivals.items()]
     heapq.heapify(heads)
     while left and heads:
-        doubt, index = heads[0]
+        _, index = heads[0]
         given[index] += 1
         left -= 1
         taken = given[index] - wants[index].pending
-        if taken < wants[index].guesses:
-            heapq.heapreplace(heads, (doubt * wants[index].probability(taken), index))
+        if taken < lines[index]:
+            heapq.heapreplace(heads, (-survivals[index][taken], index))
         else:
             heapq.heappop(heads)
     return given

@@ -22,10 +22,10 @@ from cloud_verifier.scheduling.session import Echo, Session
 from cloud_verifier.security.principals import Quota
 from cloud_verifier.serving.text_codec import TextCodec, TextError
 from speculation.answer_text import AnswerText
-from speculation.line import VerifierLine
 from speculation.noise import NOISE_VERSION
 from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective
 from speculation.sampling import SamplingError, SamplingParams
+from speculation.verifier_tree import VerifierTree
 from speculation.vocabulary.vocabulary import Vocabulary
 
 PROTOCOL_VERSION = 1
@@ -45,8 +45,9 @@ REPLAY_EFFORT_BYTES = 8  # reading a token of `continue_from` takes about as lon
 class Served:
     """A model as served: its engine's facts, its tokenizer, its name, and what devices may have.
 
-    max_lookahead: guesses past the log. objective: of sessions that name none. max_patience_ms, max_priority: most that
-    is granted; PATIENCE_UNLIMITED_MS grants any.
+    max_lookahead: how far past the log guesses may reach. objective: of sessions that name none. max_patience_ms,
+    max_priority: most that is granted; PATIENCE_UNLIMITED_MS grants any. max_tree_nodes: guesses in all branches of a
+    session; 0 for lines only.
     """
 
     name: str
@@ -56,6 +57,12 @@ class Served:
     objective: Objective = Objective.LATENCY
     max_patience_ms: int = PATIENCE_UNLIMITED_MS
     max_priority: int = 0
+    max_tree_nodes: int = 256
+
+    @property
+    def tree_nodes(self) -> int:
+        """Most guesses of a session that branches; 0 if none may."""
+        return self.max_tree_nodes if self.engine.trees else 0
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
@@ -219,11 +226,12 @@ def new_session(request: pb.Open, served: Served) -> Session:
     session = Session(
         session_id=secrets.token_hex(16),
         sampler=Sampler(params, request.seed, len(prompt)),
-        line=VerifierLine(list(prompt)),
+        line=VerifierTree(list(prompt)),
         text=AnswerText(served.codec.stream(prompt), params.stop),
         stop_ids=stops if params.ignore_eos else stops.union(served.eos_ids),
         max_length=len(prompt) + limit,
         max_lookahead=served.max_lookahead,
+        max_nodes=served.tree_nodes,
         patience=patience,
         ready_since_s=now,
         priority=max(LEAST_PRIORITY, min(served.max_priority, request.priority)),

@@ -258,6 +258,7 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
             prompt_length=session.prompt_length,
             resumed_at=session.sent,
             max_lookahead=session.max_lookahead,
+            max_tree_nodes=session.max_nodes,
             vocabulary_matches=fingerprint == self._served.codec.fingerprint,
             objective=pb.Objective.Name(OBJECTIVE_NAMES[session.patience.objective]),
             max_patience_ms=self._served.max_patience_ms,

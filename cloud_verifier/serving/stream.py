@@ -24,7 +24,7 @@ from cloud_verifier.serving.open_request import change_patience, check_ids
 from cloud_verifier.serving.stream_reader import leave
 from cloud_verifier.serving.token_bucket import TokenBucket
 from cloud_verifier.serving.write_timeout import WriteTimeout
-from speculation.line import MAX_LOOKAHEAD, LineError
+from speculation.draft_tree import MAX_LOOKAHEAD, DraftError
 
 COMMIT_TOKENS = 64  # what drafted_mask can speak of
 PROMPT_PIECE_TOKENS = 1024
@@ -137,13 +137,19 @@ class SessionStream:
                 "CONFIDENCE",
                 f"{len(draft.confidence)} confidences for {len(draft.tokens)} tokens; send as many or none",
             )
+        if draft.parents and len(draft.parents) != len(draft.tokens):
+            raise invalid(
+                "PARENTS", f"{len(draft.parents)} parents for {len(draft.tokens)} tokens; send as many or none"
+            )
         check_ids(draft.tokens[:MAX_LOOKAHEAD], self._scheduler.engine.info.vocabulary_size, "the draft")
         now_s = time.monotonic()
         confidences = [confidence / 255 for confidence in draft.confidence[:MAX_LOOKAHEAD]]
         asks = not (draft.HasField("patience_ms") or draft.objective)
         try:
-            session.draft(draft.start, draft.tokens, draft.known_length, confidences, now_s, asks=asks)
-        except LineError as error:
+            session.draft(
+                *(draft.start, draft.tokens, draft.known_length, confidences, now_s), parents=draft.parents, asks=asks
+            )
+        except DraftError as error:
             raise VerifierError(StatusCode.ABORTED, "KNOWN_LENGTH", str(error), resumable=True) from error
         change_patience(session.patience, draft)
         session.echo = Echo(draft.sent_at_us, now_s)

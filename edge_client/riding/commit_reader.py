@@ -10,7 +10,7 @@ from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.errors import SessionError
 from edge_client.riding.token_texts import texts_of
-from speculation.line import LineError, news_of
+from speculation.draft_tree import DraftError, news_of
 
 
 @dataclass
@@ -68,7 +68,7 @@ class CommitReader:
         at, ride = commit.start - self.opened.prompt_length, self._ride
         try:
             new = news_of(self._answer, at, commit.tokens)
-        except LineError as error:
+        except DraftError as error:
             raise SessionError("DATA_LOSS", "LOG_CHANGED", str(error)) from error
         if not new:
             return None

@@ -96,6 +96,35 @@ class DrafterLease:
         # The candidates after the last token are only known once it is fed again.
         self.rollback(min(agreed, len(tokens) - 1))
 
+    def follow(self, position: int, tokens: Sequence[int]) -> None:
+        """The log reads `tokens` from a position on: drop what differs."""
+        at = position - self.start
+        for token in tokens:
+            if at >= len(self.tokens):
+                return
+            if at >= 0 and self.tokens[at] != token:
+                self.rollback(self.start + at)
+                return
+            at += 1
+
+    def lacks(self, log: Sequence[int], path: Sequence[int], most: int) -> list[int]:
+        """What to read next so as to hold the log and then a path: at most so many tokens, at least the last one.
+
+        Drops what it holds of another path. The log is what it holds already, as far as that goes.
+        """
+        length = len(log)
+        if (held := self.end) < length:
+            return [*log[held : held + most], *path[: max(0, most - length + held)]]
+        beyond = self.tokens[length - self.start :]
+        common = 0
+        while common < min(len(beyond), len(path)) and beyond[common] == path[common]:
+            common += 1
+        # The candidates after the last token are only known once it is fed again.
+        kept = min(common, len(path) - 1)
+        if kept < len(beyond):
+            self.rollback(length + kept)
+        return [*path[kept : kept + most]] if path else [log[-1]]
+
     def rollback(self, position: int) -> None:
         """Drop everything from `position` on."""
         kept = max(0, position - self.start)

@@ -23,7 +23,7 @@ from edge_client.link.inbox import Callback, Heard, Message, PromptKnown, Reconn
 from edge_client.link.session_link import SessionLink, now_us
 from edge_client.riding.commit_reader import Ride
 from edge_client.riding.drafter_lease import DrafterLease
-from speculation.line import DeviceLine
+from speculation.device_tree import DeviceTree, Node
 from speculation.noise import NOISE_VERSION
 from speculation.pace.base import Action, News, Pace, View
 from speculation.sampling import Guess, SamplingParams
@@ -58,12 +58,12 @@ class RidingLoop:
         self._answered = answered
         self._guess = Guess(params, seed)
         self._greedy = params.greedy
-        self._line = DeviceLine([])
+        self._line = DeviceTree([])
         self._in_flight = False
         self._told_patience_ms: int | None = pace.patience_ms
         self._unsent_since_s = 0.0
-        self._budget = 0
-        self._silent_at: int | None = None  # position for which the drafter had no candidates
+        self._budget = self._max_lookahead = 0
+        self._trees = False
         self._draft_bytes: dict[int, int] = {}  # by the clock reading that its echo will bring
         self._opened: pb.Opened | None = None
         self._waits_for_prompt: DrafterLease | None = None
@@ -125,7 +125,7 @@ class RidingLoop:
         line = self._line
         with self._sending:
             self._told_patience_ms = 0
-            draft = pb.Draft(start=line.length + line.sent, known_length=line.length, patience_ms=0)
+            draft = pb.Draft(start=line.length, known_length=line.length, patience_ms=0)
             self._link.send(pb.GenerateRequest(draft=draft))
 
     # -- the ride ------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class RidingLoop:
 
     def _waited_for_in_vain(self, view: View) -> bool:
         """Whether a patient verifier waits for guesses that will not come: it should go on by itself."""
-        idle = self._lease is not None and not view.can_draft and not view.depth and not view.in_flight
+        idle = self._lease is not None and not view.can_draft and not view.nodes and not view.in_flight
         return idle and self._opened is not None and self._pace.patience_ms > 0
 
     def _learn(self) -> None:
@@ -202,17 +202,24 @@ class RidingLoop:
         return self._told_patience_ms is not None and self._pace.patience_ms > self._told_patience_ms
 
     def _view(self) -> View:
-        line, lease = self._line, self._lease
+        line, lease, pace = self._line, self._lease, self._pace
         now_s = time.perf_counter()
+        line.lead, line.typical = pace.lead_tokens, pace.typical
+        tip = None if line.closed else line.tip
+        depth = line.depth(tip) if tip is not None else 0
         return View(
             now_ms=now_s * 1e3,
             known_length=line.length,
-            depth=len(line.guesses),
+            depth=depth,
+            nodes=line.nodes,
             unsent=line.unsent,
             unsent_age_ms=(now_s - self._unsent_since_s) * 1e3 if line.unsent else 0.0,
-            survival=line.survival(),
+            survival=line.survival(tip) if tip is not None else 0.0,
+            value=line.value(tip) if tip is not None else 0.0,
+            open_mass=line.open_mass,
+            sent_mass=line.sent_mass,
             in_flight=self._in_flight,
-            can_draft=lease is not None and self._silent_at != line.end and not self._rest_ms(),
+            can_draft=lease is not None and tip is not None and depth < self._max_lookahead and not self._rest_ms(),
             budget=self._budget,
         )
 
@@ -237,19 +244,21 @@ class RidingLoop:
 
     def _open(self, opened: pb.Opened) -> None:
         before, self._opened = self._opened, opened
-        self._budget = opened.max_lookahead
+        self._budget = self._max_lookahead = opened.max_lookahead
+        self._trees = opened.max_tree_nodes > 0
         if before is not None:
             if not opened.prompt_ids:
                 opened.prompt_ids[:] = before.prompt_ids
+            # This may be another verifier, which takes less.
             with self._sending:
-                self._line.trim(opened.max_lookahead)  # this may be another verifier, which takes less
-            if self._lease is not None:
-                with self._losing_drafter():
-                    self._lease.rollback(self._line.end)
+                if not self._trees:
+                    self._line.straighten()
+                self._line.trim(opened.max_lookahead, opened.max_tree_nodes or opened.max_lookahead)
             return
         # Only a drafter looks at the prompt, and it waits for one that is not told yet: until then its length counts.
         self._line.log = list(opened.prompt_ids) or [0] * opened.prompt_length
         self._line.log += self._answered
+        self._line.erase()
         if self._lease is not None:
             self._attach(self._lease, opened)
 
@@ -296,7 +305,8 @@ class RidingLoop:
             self._begin_drafting(lease, self._opened.model_info)
 
     def _begin_drafting(self, lease: DrafterLease, info: pb.GetModelInfoResponse) -> None:
-        self._lease, self._silent_at = lease, None
+        self._lease = lease
+        self._line.erase()
         self.ride.notices += lease.notices
         lease.notices.clear()
         with self._losing_drafter():
@@ -309,11 +319,12 @@ class RidingLoop:
         with self._sending:
             new, agreed, outcomes = line.commit(commit.start, commit.tokens)
         if agreed < len(new):
-            self._silent_at = None
             self.guessed = {}
-            if self._lease is not None:
-                with self._losing_drafter():
-                    self._lease.rollback(known + agreed)
+        elif any(self.guessed.get(known + i) != token for i, token in enumerate(new)):  # another branch stands
+            self.guessed = dict(enumerate(line.line, line.length))
+        if self._lease is not None:
+            with self._losing_drafter():
+                self._lease.follow(known, new)
         self._in_flight = False
         self._budget = commit.draft_budget
         if not new:
@@ -330,6 +341,7 @@ class RidingLoop:
                 forward_ms=commit.forward_us / 1e3,
                 queue_ms=commit.queue_us / 1e3,
                 echoed_bytes=self._draft_bytes.get(commit.echo_sent_at_us, 0),
+                standing=line.sent,
             )
         )
         self._draft_bytes = {at: size for at, size in self._draft_bytes.items() if at >= commit.echo_sent_at_us}
@@ -337,50 +349,56 @@ class RidingLoop:
     # -- what goes out ------------------------------------------------------------------------------------------------
 
     def _draft(self) -> None:
-        """Feed the drafter a piece of what it lacks; once it has everything, draw one more guess."""
+        """Feed the drafter a piece of what it lacks; once it has everything, draw guesses at the tip."""
         lease, line = self._lease, self._line
         assert lease is not None
         began_s = time.perf_counter()
         if self._owed_since_s is None:
             self._owed_since_s = began_s
-        guess = None
+        tip, guesses = line.tip, None
         with self._losing_drafter():
-            guess = self._draw(lease)
+            guesses = self._draw(lease, tip)
         now_s = time.perf_counter()
         if lease.duty is not None:
             lease.duty.spend(began_s * 1e3, now_s * 1e3)
-        if guess is None or self._lease is None:
+        if guesses is None or self._lease is None:
+            return
+        tokens, confidences = guesses
+        if not tokens:  # it has nothing to say here
+            line.grow(tip, (), (), ())
             return
         self._owed_since_s = None
         if not line.unsent:
             self._unsent_since_s = now_s
-        self.guessed[line.end] = guess[0]
-        line.extend(*guess)
+        depth = line.depth(tip)
+        probabilities = self._pace.judge(confidences, depth, line.survival(tip))
+        count = len(probabilities)
+        line.grow(tip, tokens[:count], confidences[:count], probabilities)
+        self.guessed.setdefault(line.length + depth, tokens[0])
         draft_ms = (now_s - began_s) * 1e3
-        self._pace.drafted(draft_ms, guess[1])
-        self.ride.drafted_tokens += 1
+        self._pace.drafted(draft_ms, confidences[0])
+        self.ride.drafted_tokens += count
         self.ride.drafting_ms += draft_ms
 
-    def _draw(self, lease: DrafterLease) -> tuple[int, float] | None:
-        """A guess and its confidence; None while the drafter still reads, or if it has nothing to say."""
+    def _draw(self, lease: DrafterLease, tip: Node) -> tuple[list[int], list[float]] | None:
+        """Guesses at a tip, the likeliest first, and how sure the drafter is of each; none if it has nothing to say,
+        None while it still reads."""
         line = self._line
-        lease.reach(line.end)
-        held, log_length, piece = lease.end, line.length, lease.piece.tokens
-        if held < log_length:
-            lacking = line.log[held : held + piece] + line.guesses[: max(0, piece - log_length + held)]
-        else:
-            lacking = line.guesses[held - log_length :]
-        if held + len(lacking) < line.end:
+        path = line.path(tip)
+        end = line.length + len(path)
+        lease.reach(end)
+        lacking = lease.lacks(line.log, path, lease.piece.tokens)
+        if lease.end + len(lacking) < end:
             lease.read(lacking)
             return None
         lease.feed(lacking)
         candidates = lease.candidates()
         if not len(candidates.ids):
-            self._silent_at = line.end
-            return None
-        token, confidence = self._guess(line.end, *candidates)
-        self._check(token, confidence)
-        return token, confidence
+            return [], []
+        tokens, confidences = self._guess.ranked(self._pace.width if self._trees else 1, end, *candidates)
+        for token, confidence in zip(tokens, confidences, strict=True):
+            self._check(token, confidence)
+        return tokens, confidences
 
     def _check(self, token: int, confidence: float) -> None:
         """The verifier would end the session over a guess that cannot be one. Raises DrafterError."""
@@ -393,10 +411,11 @@ class RidingLoop:
 
     def _flush(self) -> None:
         with self._sending:
-            start, tokens, confidences = self._line.flush()
+            start, tokens, confidences, parents = self._line.flush()
             draft = pb.Draft(
                 start=start,
                 tokens=tokens,
+                parents=parents,
                 known_length=self._line.length,
                 sent_at_us=now_us(),
                 confidence=bytes(min(255, round(c * 255)) for c in confidences),

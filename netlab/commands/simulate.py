@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     "--informativeness", default=0.3, help="How much the drafter's confidence says about --alpha's hits, 0 to 1."
 )
 @click.option("--draft-ms", callback=numbers, default="5", help="Time to draw one guess.")
+@click.option(
+    "--feed-share",
+    default=0.0,
+    help="Time to read one more token, of another branch or of what the verifier wrote, as a share of a guess's.",
+)
 @click.option("--step-ms", callback=numbers, default="30", help="Time of a target step.")
 @click.option("--per-position-ms", default=0.0, help="What each position adds to a step.")
 @link_options
@@ -83,6 +88,7 @@ def simulate(json_file: Path | None, **options: Any) -> None:
             seed=options["seed"],
             network=network,
             per_position_ms=options["per_position_ms"],
+            feed_share=options["feed_share"],
             devices=options["devices"],
             verifiers=options["verifiers"],
         )

@@ -15,7 +15,7 @@ from simpy import Environment, Event
 from netlab.simulator.clock import Bell
 from netlab.simulator.messages import Commit, Draft
 from netlab.simulator.pair import Answer
-from speculation.line import DeviceLine
+from speculation.device_tree import DeviceTree, Node
 from speculation.pace.base import Action, News, Pace, View
 from speculation.pace.piece_size import PieceSize
 
@@ -31,12 +31,14 @@ class DeviceSettings:
     """How fast a device is.
 
     draft_ms: to draw one guess; a function of the time if it changes (throttling). feed_ms: to read one more token, of
-    a prompt or of what the verifier wrote; the last token before a guess is part of draft_ms. draft_ms must be positive
+    a prompt, of what the verifier wrote or of another branch; the last token before a guess is part of draft_ms.
+    width: most guesses at one place, whatever the pace wants. draft_ms must be positive
     unless the link is slow: a device that drafts in no time has guessed everything at once.
     """
 
     draft_ms: float | Callable[[float], float] = 5.0
     feed_ms: float = 0.0
+    width: int = 4
 
     def drafting_ms(self, now_ms: float) -> float:
         """To draw one guess now."""
@@ -56,23 +58,25 @@ class Device:
         send: Callable[[Draft], object],
     ) -> None:
         """truth[i]: the target's token at answer position i, as far as the answer's hits reach."""
-        self.line = DeviceLine([])
+        self.line = DeviceTree([])
         self.drafted_tokens = self.draft_messages = self.accepted_tokens = self.commits = 0
         self.arrived_ms: list[float] = []  # when each token of the answer did
         self._env, self._pace, self._settings, self._send = env, pace, settings, send
-        self._hits, self._confidences, self._truth = answer.hits, answer.confidences, truth
+        self._answer, self._truth = answer, truth
+        self._width = min(pace.width, settings.width) if answer.ranks else 1
         self._inbox: deque[tuple[Commit, float, float | None]] = deque()
         self._bell = Bell(env)
         self._prompt_length = 0
-        self._held = 0  # tokens that the drafter has read
+        self._held = 0  # tokens of the log that the drafter has read
+        self._held_path: list[int] = []  # and the guesses after them
         self._piece = PieceSize()
-        self._on_path = True  # whether all guesses on the line are right
+        self._right: set[Node] = set()  # guesses that are right, and so is all that they hang on
         self._in_flight = False
         self._told_patience_ms = pace.patience_ms
         self._unsent_since_ms = 0.0
         self._rtt_ms: float | None = None
         self._draft_bytes: dict[float, int] = {}
-        self._budget = 0
+        self._budget = self._max_lookahead = 0
 
     def hear(self, commit: Commit) -> None:
         """A commit has arrived."""
@@ -81,10 +85,12 @@ class Device:
         self._inbox.append((commit, self._env.now, self._rtt_ms))
         self._bell.ring()
 
-    def run(self, prompt: Sequence[int], budget: int) -> Generator[Event, None, None]:
+    def run(self, prompt: Sequence[int], max_lookahead: int) -> Generator[Event, None, None]:
         """Ride until the answer is complete, from the moment the session is open."""
         self.line.log = list(prompt)
-        self._prompt_length, self._budget = len(prompt), budget
+        self.line.erase()
+        self._prompt_length, self._budget = len(prompt), max_lookahead
+        self._max_lookahead = max_lookahead
         env, pace, inbox = self._env, self._pace, self._inbox
         idle_flushes = 0
         while True:
@@ -95,17 +101,19 @@ class Device:
             changed = pace.patience_ms != self._told_patience_ms
             if action is Action.DRAFT and pace.patience_ms <= self._told_patience_ms:
                 idle_flushes = 0
-                lacking = self.line.end - self._held
+                tip = self.line.tip
+                path = self.line.path(tip)
+                lacking = self._lacking(path)
                 if lacking > (piece := self._piece.tokens):
-                    self._held += piece
+                    self._read(piece, path)
                     piece_ms = piece * self._settings.feed_ms
                     yield env.timeout(piece_ms)
                     self._piece.read(piece, piece_ms)
                     continue
-                self._held += lacking
+                self._held, self._held_path = self.line.length, path
                 draft_ms = self._settings.drafting_ms(env.now) + (lacking - 1) * self._settings.feed_ms
                 yield env.timeout(draft_ms)
-                self._guess(draft_ms)
+                self._guess(tip, draft_ms)
             elif action is Action.FLUSH or changed:
                 idle_flushes += not (self.line.unsent or changed)
                 if idle_flushes > IDLE_FLUSHES:
@@ -115,53 +123,92 @@ class Device:
                 idle_flushes = 0
                 yield self._bell.wait()
 
+    def _lacking(self, path: list[int]) -> int:
+        """Tokens to read before guesses can be drawn at the end of a path: at least its last one."""
+        held = self._held_path
+        common = 0
+        while common < min(len(held), len(path)) and held[common] == path[common]:
+            common += 1
+        del held[common:]
+        return max(1, self.line.length - self._held + len(path) - common)
+
+    def _read(self, tokens: int, path: list[int]) -> None:
+        """Read so many tokens of the log and of a path after it."""
+        of_log = min(tokens, self.line.length - self._held)
+        self._held += of_log
+        self._held_path = path[: len(self._held_path) + tokens - of_log]
+
     def _view(self) -> View:
         line, now_ms = self.line, self._env.now
-        unsent = line.unsent
+        line.lead, line.typical = self._pace.lead_tokens, self._pace.typical
+        tip = None if line.closed else line.tip
+        depth = 0 if tip is None else line.depth(tip)
         return View(
             now_ms=now_ms,
             known_length=line.length,
-            depth=len(line.guesses),
-            unsent=unsent,
-            unsent_age_ms=now_ms - self._unsent_since_ms if unsent else 0.0,
-            survival=line.survival(),
+            depth=depth,
+            nodes=line.nodes,
+            unsent=line.unsent,
+            unsent_age_ms=now_ms - self._unsent_since_ms if line.unsent else 0.0,
+            survival=0.0 if tip is None else line.survival(tip),
+            value=0.0 if tip is None else line.value(tip),
+            open_mass=line.open_mass,
+            sent_mass=line.sent_mass,
             in_flight=self._in_flight,
-            can_draft=line.end - self._prompt_length < len(self._hits),
+            can_draft=tip is not None
+            and depth < self._max_lookahead
+            and line.length + depth - self._prompt_length < len(self._answer.hits),
             budget=self._budget,
         )
 
-    def _guess(self, draft_ms: float) -> None:
-        line = self.line
-        index = line.end - self._prompt_length
-        right = self._on_path and self._hits[index]
-        self._on_path = right
+    def _guess(self, tip: Node, draft_ms: float) -> None:
+        line, answer = self.line, self._answer
+        depth = line.depth(tip)
+        index = line.length + depth - self._prompt_length
         if not line.unsent:
             self._unsent_since_ms = self._env.now
-        confidence = self._confidences[index]
-        # Token ids of the truth are even: its neighbour is never right.
-        line.extend(self._truth[index] if right else self._truth[index] + 1, confidence)
-        self._pace.drafted(draft_ms, confidence)
-        self.drafted_tokens += 1
+        confidences = [answer.confidences[index]]
+        if self._width > 1:
+            confidences += answer.others[index][: self._width - 1]
+        probabilities = self._pace.judge(confidences, depth, line.survival(tip))
+        right = -1
+        if not depth or tip in self._right:
+            right = answer.ranks[index] if answer.ranks else answer.hits[index] - 1
+        # Token ids of the truth are even: its neighbours are never right.
+        truth = self._truth[index]
+        tokens = [truth if rank == right else truth + 1 + 2 * rank for rank in range(len(probabilities))]
+        line.grow(tip, tokens, confidences[: len(tokens)], probabilities)
+        assert tip.children is not None
+        if 0 <= right < len(tokens):
+            self._right.add(tip.children[right])
+        self._pace.drafted(draft_ms, confidences[0])
+        self.drafted_tokens += len(tokens)
 
     def _flush(self) -> None:
-        start, tokens, confidences = self.line.flush()
+        start, tokens, confidences, parents = self.line.flush()
         patience_ms = self._pace.patience_ms
         changed = patience_ms != self._told_patience_ms
         self._told_patience_ms = patience_ms
         self._in_flight |= bool(tokens) or not changed
         self.draft_messages += 1
         now_ms, known = self._env.now, self.line.length
-        draft = Draft(start, tokens, known, now_ms, patience_ms if changed else None, _on_the_wire(confidences))
+        draft = Draft(
+            start, tokens, known, now_ms, patience_ms if changed else None, _on_the_wire(confidences), parents
+        )
         self._draft_bytes[now_ms] = draft.size_bytes
         self._send(draft)
 
     def _commit(self, commit: Commit, came_ms: float, rtt_ms: float | None) -> bool:
         """Take a commit that came in at came_ms, maybe while a guess was drawn; returns whether it was the last."""
         line, known = self.line, self.line.length
-        new, agreed, outcomes = line.commit(commit.start, commit.tokens)
-        self._held = min(self._held, known + agreed)
-        if not line.guesses:
-            self._on_path = True
+        new, _, outcomes = line.commit(commit.start, commit.tokens)
+        held = 0
+        while held < min(len(new), len(self._held_path)) and new[held] == self._held_path[held]:
+            held += 1
+        self._held = min(self._held, known) + held
+        self._held_path = self._held_path[held:] if held == len(new) else []
+        if not line.nodes:
+            self._right.clear()
         self._in_flight = False
         self._budget = commit.budget
         self.arrived_ms += [self._env.now] * len(new)
@@ -178,6 +225,7 @@ class Device:
                 forward_ms=commit.forward_ms,
                 queue_ms=commit.queue_ms,
                 echoed_bytes=self._draft_bytes.get(commit.echo_sent_at_ms or 0.0, 0),
+                standing=line.sent,
             )
         )
         echoed_ms = commit.echo_sent_at_ms or 0.0

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 DRAFT_BYTES, DRAFT_TOKEN_BYTES = 37, 4  # of a guess: its id and its confidence
+PARENTS_BYTES = 2
 COMMIT_BYTES, COMMIT_TOKEN_BYTES = 48, 3
 OPEN_BYTES = 120
 PROMPT_TOKEN_BYTES = 3
@@ -19,7 +20,8 @@ PROMPT_TOKEN_BYTES = 3
 class Draft(NamedTuple):
     """Guesses on their way up.
 
-    patience_ms: the session's from now on; None leaves it. confidences: one for each token, or none.
+    patience_ms: the session's from now on; None leaves it. confidences: one for each token, or none. parents: as in the
+    contract.
     """
 
     start: int
@@ -28,11 +30,13 @@ class Draft(NamedTuple):
     sent_at_ms: float
     patience_ms: int | None
     confidences: Sequence[float] = ()
+    parents: Sequence[int] = ()
 
     @property
     def size_bytes(self) -> int:
         """On the wire."""
-        return DRAFT_BYTES + DRAFT_TOKEN_BYTES * len(self.tokens)
+        forks = PARENTS_BYTES + sum(1 + (offset > 127) for offset in self.parents) if self.parents else 0
+        return DRAFT_BYTES + DRAFT_TOKEN_BYTES * len(self.tokens) + forks
 
 
 class Commit(NamedTuple):

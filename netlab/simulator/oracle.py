@@ -19,6 +19,9 @@ Why a small search finds it. Let positions count within the answer, x be the log
 4. *Earlier and farther is better*: of two states at the same x, one with no greater time and no greater f takes no
    longer from there, because the link is first in, first out. All others are dropped.
 
+With trees, of which the oracle would draw the right branch alone, a position is missed where none of the candidates is
+right: see `Answer.within`.
+
 With jitter or a trace, a message takes the least time that the link could give anything sent at that moment or later;
 the oracle is then a bound rather than a schedule. So it is for a device whose speed changes, for which the best speed
 counts, and where reading tokens takes time, which it ignores.

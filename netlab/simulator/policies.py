@@ -12,12 +12,22 @@ from functools import partial
 
 from netlab.simulator import rivals
 from speculation.pace.adaptive import Adaptive
-from speculation.pace.base import BoundedLookahead, FixedLookahead, Objective, Pace, Pipelined, Streaming, Synchronous
+from speculation.pace.base import (
+    BoundedLookahead,
+    FixedLookahead,
+    FixedTree,
+    Objective,
+    Pace,
+    Pipelined,
+    Streaming,
+    Synchronous,
+)
 from speculation.pace.experience import Experience
 from speculation.pace.policies import PolicyError
 from speculation.pace.stopping import OptimalRounds
 
 ORACLE = "oracle"
+WIDTHS = ("1", "2", "3", "4")
 SYNC_TOKENS = range(1, 17)
 DEPTHS = (2, 4, 8, 16, 32, 64)
 BLOCKS = (1, 2, 4, 8)
@@ -94,6 +104,7 @@ _PLAIN: dict[str, Callable[[], dict[str, Callable[[], Pace]]]] = {
 }
 _NUMBERED: dict[str, tuple[str, Callable[[float], Pace], Callable[[str], float]]] = {
     "fixed": ("fixed:DEPTH", lambda k: FixedLookahead(int(k)), int),
+    "tree": ("tree:WIDTH", lambda k: FixedTree(int(k)), int),
     "sync": ("sync:TOKENS", lambda k: Synchronous(int(k)), int),
     "pipelined": ("pipelined:DEPTH", lambda k: Pipelined(int(k), min(4, int(k))), int),
     "draft-ahead": ("draft-ahead:TOKENS", lambda k: rivals.DraftAhead(int(k)), int),
@@ -105,7 +116,7 @@ _NUMBERED: dict[str, tuple[str, Callable[[float], Pace], Callable[[str], float]]
 
 def names() -> list[str]:
     """All names that `find` takes, patterns included."""
-    return [*_PLAIN, ORACLE, *(pattern for pattern, _, _ in _NUMBERED.values())]
+    return [*_PLAIN, ORACLE, "adaptive:WIDTH", *(pattern for pattern, _, _ in _NUMBERED.values())]
 
 
 def find(name: str) -> Policy:
@@ -115,6 +126,8 @@ def find(name: str) -> Policy:
     if name == ORACLE:
         return Policy(name, {})
     kind, _, number = name.partition(":")
+    if kind == "adaptive" and number in WIDTHS:
+        return Policy(name, {name: partial(Adaptive, Objective.LATENCY, Experience(), width=int(number))})
     if kind in _NUMBERED:
         _, make, read = _NUMBERED[kind]
         try:

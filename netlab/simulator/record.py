@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from cloud_verifier.serving.codec import Codec  # it brings transformers along
 
 
+CANDIDATES = 4  # of the drafter at a position, the likeliest first
+
+
 class PromptsError(ValueError):
     """Prompts that cannot be read. The message names file, line and what was expected."""
 
@@ -100,7 +103,8 @@ def record_answer(
     sampler, guess = Sampler(params, seed, len(prompt)), Guess(params, seed)
     drafter.rollback(0)
     hits: list[bool] = []
-    confidences: list[float] = []
+    ranks: list[int] = []
+    confidences: list[list[float]] = []
     sequence = engine.open()
     try:
         pending = list(prompt)
@@ -109,12 +113,14 @@ def record_answer(
             drafter.feed(pending)
             candidates = drafter.candidates()
             position = len(prompt) + len(hits)
-            guessed, confidence = guess(position, *candidates)
-            hits.append(guessed == token)
-            confidences.append(confidence)
+            guessed, sure = guess.ranked(CANDIDATES, position, *candidates)
+            hits.append(guessed[0] == token)
+            ranks.append(guessed.index(token) if token in guessed else -1)
+            confidences.append(sure)
             if settings.stop_at_end and token in engine.info.eos_ids:
                 break
             pending = [token]
     finally:
         engine.close(sequence)
-    return RecordedAnswer(len(prompt), seed, hits, confidences)
+    first, others = [sure[0] for sure in confidences], [sure[1:] for sure in confidences]
+    return RecordedAnswer(len(prompt), seed, hits, first, ranks, others)

@@ -19,6 +19,7 @@ from netlab.simulator.pair import Answer, Pair
 from netlab.simulator.policies import ORACLE, Policy
 from netlab.simulator.run import Played, Result, Rider, simulate_in_groups
 from netlab.simulator.verifier import StepTime, VerifierSettings
+from speculation.pace.adaptive import Adaptive
 from speculation.pace.base import Pace, Streaming
 
 MOST_MS = 120_000.0
@@ -45,7 +46,8 @@ class Grid:
 
     network: how the links of all cells behave beyond their round trip; each answer has its own seed and begins at
     another place in traces and outages. rtts_ms: None for the network's own round trip. answers: per cell and policy,
-    of `tokens` tokens each. devices: so many answers at a time, opened evenly over a step, share so many verifiers.
+    of `tokens` tokens each. feed_share: time to read one more token, as a share of a guess's. devices: so many answers
+    at a time, opened evenly over a step, share so many verifiers.
     Raises GridError for what cannot be simulated and PolicyError for unknown policies.
     """
 
@@ -59,6 +61,7 @@ class Grid:
     seed: int = 1
     network: LinkSettings = field(default_factory=LinkSettings)
     per_position_ms: float = 0.0
+    feed_share: float = 0.0
     devices: int = 1
     verifiers: int = 1
 
@@ -90,6 +93,8 @@ class Grid:
         ):
             if number < least_number:
                 raise GridError(f"a grid needs at least {least_number} {name}, not {number}")
+        if not 0 <= self.feed_share <= 1:
+            raise GridError(f"feed_share is {self.feed_share:g}; it takes 0 to 1")
         if not 0 <= self.per_position_ms <= MOST_MS:
             raise GridError(f"per_position_ms is {self.per_position_ms:g}; it takes 0 to {MOST_MS:g}")
 
@@ -202,7 +207,8 @@ class _Stage:
 
     def play(self, make: Callable[[], Pace]) -> Played:
         """Every answer with a fresh pace and a fresh link, alone or in company."""
-        device, grid = DeviceSettings(self.cell.draft_ms), self.grid
+        grid, draft_ms = self.grid, self.cell.draft_ms
+        device = DeviceSettings(draft_ms, grid.feed_share * draft_ms)
         riders = [Rider(answer, self._link(index), make(), device) for index, answer in enumerate(self.answers)]
         apart_ms = self.cell.step_ms / grid.devices
         return simulate_in_groups(riders, grid.devices, apart_ms, self.settings, grid.verifiers)
@@ -210,7 +216,7 @@ class _Stage:
     def bounds(self) -> list[Bound]:
         """The oracle's."""
         return [
-            oracle(answer, self._link(index), self.cell.draft_ms, self.settings)
+            oracle(answer.within(Adaptive().width), self._link(index), self.cell.draft_ms, self.settings)
             for index, answer in enumerate(self.answers)
         ]
 

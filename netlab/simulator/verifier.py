@@ -23,9 +23,9 @@ from cloud_verifier.scheduling.token_budget import Want, allocate
 from netlab.simulator.clock import Bell, after
 from netlab.simulator.messages import Commit, Draft
 from speculation.acceptance import shared_noise
-from speculation.line import Outcome, VerifierLine
 from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective
 from speculation.pace.estimators import Calibration
+from speculation.verifier_tree import Node, Picked, VerifierTree
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class StepTime:
 
 @dataclass(frozen=True)
 class VerifierSettings:
-    """step_tokens, chunk_tokens: as in the scheduler's settings. max_lookahead, max_patience_ms: as in `Served`."""
+    """step_tokens, chunk_tokens: as in the scheduler's settings. max_lookahead, max_patience_ms: as in `Served`;
+    max_nodes: its max_tree_nodes."""
 
     step_time: StepTime = StepTime()
     step_tokens: int = 512
     chunk_tokens: int = 256
     max_lookahead: int = 64
+    max_nodes: int = 256
     max_patience_ms: int = PATIENCE_UNLIMITED_MS
 
 
@@ -70,9 +72,9 @@ class Session:
         objective: Objective = Objective.LATENCY,
     ) -> None:
         settings = settings or VerifierSettings()
-        self.line = VerifierLine(list(prompt))
+        self.line = VerifierTree(list(prompt))
         self.prompt_length, self.max_length = len(prompt), len(prompt) + len(truth)
-        self.max_lookahead = settings.max_lookahead
+        self.max_lookahead, self.max_nodes = settings.max_lookahead, settings.max_nodes
         self.patience = Patience(patience_ms, objective, settings.max_patience_ms)
         self.calibration, self.draft_budget = Calibration(), DraftBudget(settings.max_lookahead)
         self.ready_ms = self.roused_ms = ready_ms
@@ -105,14 +107,24 @@ class Session:
             return self.ready_ms
         patience_ms = self.patience.ms
         due_ms = math.inf if patience_ms == PATIENCE_UNLIMITED_MS else self.ready_ms + patience_ms
-        if self.line.guesses or self.nudged:
+        if self.line.nodes or self.nudged:
             due_ms = min(due_ms, self.roused_ms)
         return None if due_ms == math.inf else due_ms
 
     def draft(self, draft: Draft, now_ms: float) -> None:
         """A draft has come."""
-        idle = not (self.line.guesses or self.nudged)
-        self.line.draft(draft.start, draft.tokens, draft.known_length, self.max_lookahead, draft.confidences)
+        idle = not (self.line.nodes or self.nudged)
+        if draft.parents:
+            self.draft_budget.allow(self.max_nodes)
+        self.line.draft(
+            draft.start,
+            draft.tokens,
+            draft.known_length,
+            self.max_lookahead,
+            draft.confidences,
+            draft.parents,
+            self.max_nodes,
+        )
         if draft.tokens:
             self.draft_budget.heard(self.line.length - draft.known_length)
             self.patience.turnaround.came(draft.known_length, now_ms)
@@ -124,44 +136,48 @@ class Session:
             self.patience.asked_ms = draft.patience_ms
         self.echo = (draft.sent_at_ms, now_ms)
 
-    def guesses(self) -> list[int]:
-        """The guesses worth evaluating now: never past the end of the answer."""
-        return self.line.guesses[: max(0, self.max_length - self.line.length - 1)]
+    @property
+    def reach(self) -> int:
+        """Positions past the log whose guesses are worth evaluating: never past the end of the answer."""
+        return self.max_length - self.line.length - 1
 
     def want(self) -> Want:
         """What it could use of a step."""
-        return Want(self.line.length - self.cached, len(self.guesses()), self._probability)
+        return Want(self.line.length - self.cached, self.line.within(self.reach), self._survivals)
 
-    def _probability(self, index: int) -> float:
-        return self.calibration.probability(self.line.confidences[index], self.line.depths[index])
+    def _survivals(self) -> list[float]:
+        return [survival for survival, _ in self.line.survivals(self._probability, self.reach)]
+
+    def _probability(self, node: Node) -> float:
+        return self.calibration.probability(node.confidence, node.depth, node.rank)
 
     def block(self, positions: int) -> Block:
         """Its part in a step that gives it so many positions."""
         pending = self.line.length - self.cached
         if positions < pending:
             return Block(self, positions, None, 0, self.ready_ms)
-        wanted = self.guesses()
-        guesses = wanted[: positions - pending]
+        room, wanted = positions - pending, self.line.within(self.reach)
+        best = None
+        if wanted > room:
+            best = [node for _, node in self.line.survivals(self._probability, self.reach)[:room]]
         due_ms = self.due_ms()
         assert due_ms is not None
-        return Block(self, positions, guesses, len(wanted) - len(guesses), due_ms)
+        return Block(self, positions, self.line.pick(best, self.reach), max(0, wanted - room), due_ms)
 
-    def take(self, guesses: Sequence[int]) -> tuple[list[int], int]:
+    def take(self, picked: Picked) -> tuple[list[int], int]:
         """Turn a step over these guesses into log: the new tokens, and how many of them were guessed."""
         self.nudged = False
         line, done = self.line, self.line.length - self.prompt_length
-        choices = self._truth[done : done + len(guesses) + 1]
-        accepted = shared_noise(guesses, choices)
+        guesses = picked.tokens
+        # Given a guess that is wrong, the target would write what nobody asks for.
+        choices = [self._truth[done], *(self._truth[done + node.position - line.length + 1] for node in picked.nodes)]
+        accepted = len(shared_noise(guesses, choices, picked.parents))
         self.target_forwards += 1
         self.verified_tokens += len(guesses)
         self.accepted_tokens += accepted
         self.fills += not guesses
-        new, right = list(choices[: accepted + 1]), 0
-        for token in new:
-            if line.guesses:
-                right += line.guesses[0] == token
-                self.calibration.learn(Outcome(line.depths[0], line.confidences[0], line.guesses[0] == token))
-            line.commit([token])
+        new = list(self._truth[done : done + accepted + 1])
+        right = line.commit(new, self.calibration.learn)
         self.cached = line.length - 1
         self.patience.wrote(len(new), right)
         return new, accepted
@@ -181,7 +197,7 @@ class Block(NamedTuple):
 
     session: Session
     positions: int
-    guesses: list[int] | None
+    guesses: Picked | None
     trimmed: int
     due_ms: float
 
@@ -257,7 +273,7 @@ class Verifier:
                 session.cached += positions
                 continue
             session.trimmed_tokens += trimmed
-            session.draft_budget.stepped(len(guesses), trimmed, full=used >= 1)
+            session.draft_budget.stepped(len(guesses.nodes), trimmed, full=used >= 1)
             start = session.line.length
             new, accepted = session.take(guesses)
             if session.over:

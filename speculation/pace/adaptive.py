@@ -19,6 +19,7 @@ Every decision changes only when tokens appear: switching in mid-answer never ch
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -48,19 +49,22 @@ class Adaptive(Pace):
         experience: Experience | None = None,
         *,
         max_depth: int = 64,
-        min_survival: float = 0.01,
+        min_survival: float | None = None,
         block_tokens: int = 32,
         rest_after_tokens: int = 48,
+        width: int = 2,
+        min_fork: float = 0.02,
     ) -> None:
-        """max_depth: most guesses on the line. min_survival: least probability of counting that is worth a draft.
-        block_tokens: most guesses in a message. rest_after_tokens: tokens that must come without one used guess before
-        the pace rests."""
+        """max_depth: most guesses on a path. min_survival: least probability of counting that is worth a draft; .01 of
+        lines and .02 of trees, which find a likelier place sooner or later. width: most guesses at one place; 1 draws
+        lines. min_fork: least probability of a second guess that is worth its bytes. block_tokens: most guesses in a
+        message. rest_after_tokens: tokens that must come without one used guess before the pace rests."""
         self.objective = objective
-        self.max_depth, self.min_survival, self.block_tokens = max_depth, min_survival, block_tokens
+        self.max_depth, self.block_tokens = max_depth, block_tokens
+        self.min_survival = min_survival if min_survival is not None else 0.01 if width == 1 else 0.02
+        self.width, self.min_fork = width, min_fork
         self.known = experience or Experience()
         self._clock, self._rest = StepClock(), Rest(rest_after_tokens)
-        self._survivals: list[float] = []  # of each guess on the line, from the log up to it
-        self._sent = 0  # of the guesses on the line
         self._fills = 0  # steps of its own that a patient verifier takes before a first block lands
         self._block = 1  # guesses of a block as planned
         self._account = TimeAccount(self.known.ahead_ms)
@@ -73,28 +77,29 @@ class Adaptive(Pace):
         known.heard(news, waited=self.patience_ms > 0)
         if self._account.heard(news.now_ms, news.new_tokens, known.step.median_ms):
             known.ahead_ms = self._account.ahead_ms
-        stands = len(news.outcomes) == news.new_tokens and all(outcome.right for outcome in news.outcomes)
-        if stands:
-            spent = self._survivals[news.new_tokens - 1] if news.new_tokens else 1.0
-            self._survivals = [s / spent for s in self._survivals[news.new_tokens :]]
-            self._sent = max(0, self._sent - news.new_tokens)
-        else:
-            self._survivals.clear()
-            self._sent = 0
         self._rest.heard(news.new_tokens, news.used, known.calibration.typical, self.lead_tokens, news.outcomes)
         self._plan()
-        goes_on = not self.patience_ms or self._sent > 0
+        goes_on = not self.patience_ms or news.standing > 0
         self._clock.heard(news.now_ms, known.rtt.median_ms, known.step.median_ms, goes_on=goes_on)
 
     def drafted(self, draft_ms: float, confidence: float) -> None:
         self.known.draft.add(draft_ms)
         self._rest.drafted()
-        before = self._survivals[-1] if self._survivals else 1.0
-        self._survivals.append(before * self.known.calibration.probability(confidence, len(self._survivals)))
+
+    def judge(self, confidences: Sequence[float], depth: int, survival: float) -> Sequence[float]:
+        calibration = self.known.calibration
+        first = calibration.probability(confidences[0], depth)
+        found, left = [first], 1.0 - first
+        for rank, confidence in enumerate(confidences[1:], 1):
+            probability = min(left, calibration.probability(confidence, depth, rank))
+            if survival * probability < self.min_fork:
+                break
+            found.append(probability)
+            left -= probability
+        return found
 
     def reset(self) -> None:
-        self._survivals.clear()
-        self._sent = self.patience_ms = 0
+        self.patience_ms = 0
 
     # -- what it decides ------------------------------------------------------------------------------------------
 
@@ -102,7 +107,6 @@ class Adaptive(Pace):
         action = self._decide(view)
         if action is Action.FLUSH:
             known = self.known
-            self._sent = view.depth
             self._clock.sent(view.now_ms, known.rtt.median_ms, known.step.median_ms, waits=self.patience_ms > 0)
         return action
 
@@ -111,7 +115,12 @@ class Adaptive(Pace):
             return Action.FLUSH
         if self._worth_drafting(view):
             return Action.DRAFT
-        return Action.FLUSH if view.unsent and self._may_count() else Action.WAIT
+        return Action.FLUSH if view.unsent and self._may_count(view) else Action.WAIT
+
+    @property
+    def typical(self) -> float:
+        """How likely a guess is right that is yet to be drawn; at least .9, for what is not tried is not learned."""
+        return max(self.known.calibration.typical, 0.9)
 
     @property
     def lead_tokens(self) -> float:
@@ -119,7 +128,7 @@ class Adaptive(Pace):
         return self._fills if self.patience_ms else self.known.rtt.median_ms / self.known.step.median_ms
 
     def _worth_drafting(self, view: View) -> bool:
-        if not view.can_draft or view.depth >= min(self.max_depth, view.budget) or self._rest.resting:
+        if not view.can_draft or view.depth >= self.max_depth or view.nodes >= view.budget or self._rest.resting:
             return False
         known = self.known
         if self.patience_ms and view.unsent:  # the verifier waits for what is not sent, or soon will
@@ -127,11 +136,8 @@ class Adaptive(Pace):
             waited_ms = self._clock.waited_ms(lands_ms, known.step.median_ms)
             if waited_ms > -self._margin_ms() and not self._worth_holding(view, waited_ms):
                 return False
-        survival = self._survivals[-1] if self._survivals else 1.0
-        ahead = max(0.0, self.lead_tokens - view.depth)
         # A line is always begun: what is not tried is not learned. Whether it ever pays is for `Rest`.
-        reached = survival * max(known.calibration.typical, 0.9) ** ahead
-        return view.depth == 0 or reached >= self.min_survival
+        return view.depth == 0 or view.value >= self.min_survival
 
     def _must_send(self, view: View) -> bool:
         if view.unsent >= self.block_tokens:
@@ -144,21 +150,21 @@ class Adaptive(Pace):
         begins_ms = self._clock.next_step_ms(view.now_ms, rtt.median_ms, step_ms)
         left_ms = begins_ms - view.now_ms - rtt.median_ms / 2 - self.known.guess_ms  # if we draw on
         blocks = self._clock.blocks_for(begins_ms, step_ms)
-        if blocks > 1 or (blocks and self._ends_unsent() < SECOND_BLOCK):
+        if blocks > 1 or (blocks and self._ends_unsent(view) < SECOND_BLOCK):
             return view.unsent_age_ms > step_ms
         spare_ms = LAST_MOMENT_MS + rtt.spread_ms / 2 if blocks else self._margin_ms()
         return left_ms < spare_ms or view.unsent_age_ms > step_ms
 
-    def _may_count(self) -> bool:
+    def _may_count(self, view: View) -> bool:
         """Whether what was sent may well be right, so that a waiting verifier can use what follows."""
-        return not (self.patience_ms and self._sent) or self._survivals[self._sent - 1] >= SECOND_BLOCK
+        return not (self.patience_ms and view.sent) or view.sent_mass >= SECOND_BLOCK
 
-    def _ends_unsent(self) -> float:
-        """Probability that the first wrong guess is one of the unsent: what a step that lacks them would not find out.
+    def _ends_unsent(self, view: View) -> float:
+        """Probability that the tree ends at one of the unsent guesses: what a step that lacks them would not find out.
 
         Guesses that are right lose nothing by coming a step later, in a message that leaves anyway.
         """
-        return (self._survivals[self._sent - 1] if self._sent else 1.0) - self._survivals[-1]
+        return view.sent_mass - view.open_mass
 
     def _margin_ms(self) -> float:
         return 1.5 + 0.15 * self.known.step.median_ms + self.known.rtt.spread_ms / 2
@@ -174,8 +180,7 @@ class Adaptive(Pace):
         """
         if not self._fills and waited_ms > self.patience_ms - self.known.rtt.spread_ms - 1.0:
             return False  # it will not wait any longer
-        given = self._survivals[self._sent - 1] if self._sent else 1.0
-        survival = self._survivals[-1] / given if self._survivals else 1.0
+        survival = min(1.0, view.survival / max(view.sent_mass, 1e-9))
         if self.objective is not Objective.LATENCY:
             return view.unsent < self._block and survival > 0.1
         return self._gain_ms(survival, view.depth) > self.known.guess_ms

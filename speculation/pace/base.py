@@ -7,11 +7,12 @@ and of the clock, never the clock itself: the simulator runs the very same code.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import ClassVar
 
-from speculation.line import Outcome
+from speculation.draft_tree import Outcome
 
 PATIENCE_UNLIMITED_MS = 0xFFFFFFFF
 
@@ -34,23 +35,35 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a pace may look at.
+    """What a pace may look at. The *tip* is where the next guesses would be drawn: of a line, its end.
 
-    now_ms: the device's clock. known_length: of the log. depth: guesses on the line. unsent: how many of them were not
-    sent. unsent_age_ms: time since the oldest of those was drafted. survival: estimated probability that all guesses
-    are right. in_flight: whether anything was sent since the last commit. can_draft: whether there is a drafter with
-    room for another token. budget: most guesses the verifier wants.
+    now_ms: the device's clock. known_length: of the log. depth: guesses between the log and the tip. nodes: guesses in
+    the tree, of a line as many as its depth. unsent: how many of them were not sent. unsent_age_ms: time since the
+    oldest of those was drafted. survival: estimated probability that all guesses up to the tip are right. value: the
+    same times the probability of those that are missing up to where guesses begin to count. open_mass, sent_mass: as in
+    `DeviceTree`; of a line the probability that all its guesses are right, and that all that were sent are. in_flight:
+    whether anything was sent since the last commit. can_draft: whether there is a drafter with room for another token.
+    budget: most guesses the verifier wants.
     """
 
     now_ms: float
     known_length: int
     depth: int
+    nodes: int
     unsent: int
     unsent_age_ms: float
     survival: float
+    value: float
+    open_mass: float
+    sent_mass: float
     in_flight: bool
     can_draft: bool
     budget: int
+
+    @property
+    def sent(self) -> int:
+        """Guesses in the tree that were sent."""
+        return self.nodes - self.unsent
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +73,8 @@ class News:
     now_ms: the device's clock when it came in. known_length: of the log, after the commit. new_tokens: that the commit
     added. outcomes: of the guesses the commit decided, up to and including the first wrong one. used: guesses that had
     reached the verifier in time and were right. rtt_ms: the round trip it measured, if it measured one, with a draft of
-    echoed_bytes (0: not known). forward_ms, queue_ms: of the verifier's latest step for this session.
+    echoed_bytes (0: not known). forward_ms, queue_ms: of the verifier's latest step for this session. standing: guesses
+    that were sent and are still in the tree.
     """
 
     now_ms: float
@@ -72,17 +86,30 @@ class News:
     forward_ms: float
     queue_ms: float
     echoed_bytes: int = 0
+    standing: int = 0
 
 
 class Pace(ABC):
     """One session's pace. `patience_ms` is what the session asks of the verifier when it opens.
 
-    `heard` and `drafted` are told what happens; a pace that does not learn leaves them alone.
+    `heard` and `drafted` are told what happens; a pace that does not learn leaves them alone. width: most guesses that
+    it wants at one place; 1 draws a line.
     """
 
     name: ClassVar[str]
     objective: Objective = Objective.LATENCY
     patience_ms: int = 0
+    width: int = 1
+
+    @property
+    def lead_tokens(self) -> float:
+        """How far past the log guesses begin to count: see `DeviceTree.tip`."""
+        return 0.0
+
+    @property
+    def typical(self) -> float:
+        """How likely a guess is right that is yet to be drawn."""
+        return 1.0
 
     @abstractmethod
     def next(self, view: View) -> Action:
@@ -91,8 +118,13 @@ class Pace(ABC):
     def heard(self, news: News) -> None:  # noqa: B027 - optional
         """A commit arrived."""
 
+    def judge(self, confidences: Sequence[float], depth: int, survival: float) -> Sequence[float]:
+        """Probabilities that guesses of these confidences are right, the likeliest first: of all of them, or of as many
+        as are worth sending, at least one. They were drawn at a tip of this depth and survival."""
+        return confidences
+
     def drafted(self, draft_ms: float, confidence: float) -> None:  # noqa: B027 - optional
-        """One more guess was drawn: how long it took, feeding included, and how sure the drafter is of it."""
+        """Guesses were drawn at a tip: how long it took, feeding included, and how sure the drafter is of the first."""
 
     def reset(self) -> None:  # noqa: B027 - optional
         """The line was erased for another reason than a commit: the drafter failed."""
@@ -147,6 +179,25 @@ class BoundedLookahead(Pace):
         if view.unsent and (not wanted or view.unsent >= self.block_tokens or view.unsent_age_ms >= self.block_age_ms):
             return Action.FLUSH
         return Action.DRAFT if wanted else Action.WAIT
+
+
+class FixedTree(BoundedLookahead):
+    """Ride ahead of a verifier that never waits, with so many guesses at every place, the likeliest path first."""
+
+    name = "tree"
+
+    def __init__(self, width: int, max_depth: int = 32, max_nodes: int = 128) -> None:
+        """Raises ValueError unless width is at least 1."""
+        if width < 1:
+            raise ValueError(f"a tree has a width of at least 1 guess, not {width}")
+        super().__init__(max_depth)
+        self.width, self._max_nodes = width, max_nodes
+
+    def next(self, view: View) -> Action:
+        action = super().next(view)
+        if action is Action.DRAFT and view.nodes >= min(self._max_nodes, view.budget):
+            return Action.FLUSH if view.unsent else Action.WAIT
+        return action
 
 
 class FixedLookahead(BoundedLookahead):

@@ -7,7 +7,7 @@ import statistics
 from bisect import bisect_right
 from collections import deque
 
-from speculation.line import Outcome
+from speculation.draft_tree import Outcome
 
 
 class Window:
@@ -76,6 +76,7 @@ class Calibration:
 
     CONFIDENCE_EDGES = (0.3, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99)
     DEPTH_EDGES = (1, 2, 4, 8, 16)
+    OTHER_EDGES = (0.02, 0.05, 0.1, 0.2, 0.35)  # of guesses that are not the first at their place
     PRIOR_WEIGHT = 6.0
     FADE = 0.99
 
@@ -85,10 +86,16 @@ class Calibration:
         self._depth_hits = [0.0] * (len(self.DEPTH_EDGES) + 1)
         self._depth_hoped = [0.0] * (len(self.DEPTH_EDGES) + 1)
         self._depth_trials = [0.0] * (len(self.DEPTH_EDGES) + 1)
+        self._other_hits = [0.0] * (len(self.OTHER_EDGES) + 1)
+        self._other_trials = [0.0] * (len(self.OTHER_EDGES) + 1)
         self.typical = 0.75
 
-    def probability(self, confidence: float, depth: int) -> float:
-        """Of a guess being right, in (0, 1)."""
+    def probability(self, confidence: float, depth: int, rank: int = 0) -> float:
+        """Of a guess being right, in (0, 1), if all before it are. rank: see `Outcome`."""
+        if rank:
+            bin_ = bisect_right(self.OTHER_EDGES, confidence)
+            hits = self._other_hits[bin_] + self.PRIOR_WEIGHT * min(0.5, confidence)
+            return min(0.999, max(0.001, hits / (self._other_trials[bin_] + self.PRIOR_WEIGHT)))
         near, far = bisect_right(self.DEPTH_EDGES, depth), self.PRIOR_WEIGHT
         factor = (self._depth_hits[near] + far) / (self._depth_hoped[near] + far)
         return min(0.999, max(0.001, self._by_confidence(confidence) * factor))
@@ -107,6 +114,11 @@ class Calibration:
 
     def learn(self, outcome: Outcome) -> None:
         """Take the outcome of one guess."""
+        if outcome.rank:
+            bin_ = bisect_right(self.OTHER_EDGES, outcome.confidence)
+            self._other_hits[bin_] = self.FADE * self._other_hits[bin_] + outcome.right
+            self._other_trials[bin_] = self.FADE * self._other_trials[bin_] + 1
+            return
         hoped = self._by_confidence(outcome.confidence)
         bin_ = bisect_right(self.CONFIDENCE_EDGES, outcome.confidence)
         near = bisect_right(self.DEPTH_EDGES, outcome.depth)

@@ -6,6 +6,7 @@ loop alike; so a wrapper around it sees the whole ride. Times are the device's c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from speculation.pace.base import Action, News, Pace, View
@@ -13,12 +14,14 @@ from speculation.pace.base import Action, News, Pace, View
 
 @dataclass(frozen=True)
 class Drafted:
-    """A guess was drawn. position: in the log, prompt included. draft_ms: how long that took."""
+    """Guesses were drawn at a place. position: in the log, prompt included. draft_ms: how long that took. confidence:
+    of the first of so many guesses."""
 
     at_ms: float
     position: int
     draft_ms: float
     confidence: float
+    guesses: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,9 @@ class Observed(Pace):
     def __init__(self, pace: Pace, diary: Diary) -> None:
         self._pace, self._diary = pace, diary
         self._view: View | None = None
+        self._guesses = 1
         self._told_patience_ms = pace.patience_ms
-        self.objective, self.patience_ms = pace.objective, pace.patience_ms
+        self.objective, self.patience_ms, self.width = pace.objective, pace.patience_ms, pace.width
 
     def next(self, view: View) -> Action:
         diary = self._diary
@@ -95,9 +99,23 @@ class Observed(Pace):
         view = self._view
         assert view is not None
         position = view.known_length + view.depth
-        self._diary.events.append(Drafted(view.now_ms + draft_ms, position, draft_ms, confidence))
+        drawn = Drafted(view.now_ms + draft_ms, position, draft_ms, confidence, self._guesses)
+        self._diary.events.append(drawn)
         self._pace.drafted(draft_ms, confidence)
         self.patience_ms = self._pace.patience_ms
+
+    def judge(self, confidences: Sequence[float], depth: int, survival: float) -> Sequence[float]:
+        probabilities = self._pace.judge(confidences, depth, survival)
+        self._guesses = len(probabilities)
+        return probabilities
+
+    @property
+    def lead_tokens(self) -> float:
+        return self._pace.lead_tokens
+
+    @property
+    def typical(self) -> float:
+        return self._pace.typical
 
     def heard(self, news: News) -> None:
         self._diary.events.append(

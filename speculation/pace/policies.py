@@ -6,7 +6,16 @@ from collections.abc import Callable
 from functools import partial
 
 from speculation.pace.adaptive import Adaptive
-from speculation.pace.base import BoundedLookahead, FixedLookahead, Objective, Pace, Pipelined, Streaming, Synchronous
+from speculation.pace.base import (
+    BoundedLookahead,
+    FixedLookahead,
+    FixedTree,
+    Objective,
+    Pace,
+    Pipelined,
+    Streaming,
+    Synchronous,
+)
 from speculation.pace.experience import Experience
 from speculation.pace.stopping import OptimalRounds
 
@@ -18,7 +27,8 @@ _PLAIN: dict[str, Callable[[], Pace]] = {
     "streaming": Streaming,
 }
 _NUMBERED: dict[str, Callable[[int], Pace]] = {"fixed": FixedLookahead, "sync": Synchronous, "pipelined": Pipelined}
-NAMES = (DEFAULT, *_PLAIN, *(f"{kind}:K" for kind in _NUMBERED))
+MAX_WIDTH = 4  # guesses at one place: a fourth is right in one of a hundred
+NAMES = (DEFAULT, *_PLAIN, *(f"{kind}:K" for kind in _NUMBERED), f"{DEFAULT}:W", "tree:W")
 
 
 class PolicyError(ValueError):
@@ -35,8 +45,14 @@ def find(name: str, objective: Objective = Objective.LATENCY) -> Callable[[], Pa
     if name in _PLAIN:
         return _PLAIN[name]
     kind, _, number = name.partition(":")
-    if kind in _NUMBERED and number.isascii() and number.isdecimal() and 1 <= int(number) <= 1024:
-        return partial(_NUMBERED[kind], int(number))
+    count = int(number) if number.isascii() and number.isdecimal() else 0
+    if kind in _NUMBERED and 1 <= count <= 1024:
+        return partial(_NUMBERED[kind], count)
+    if kind == "tree" and 1 <= count <= MAX_WIDTH:
+        return partial(FixedTree, count)
+    if kind == DEFAULT and 1 <= count <= MAX_WIDTH:
+        return partial(Adaptive, objective, Experience(), width=count)
     raise PolicyError(
-        f"there is no policy {name!r}; there are {', '.join(NAMES)} (K: a number of tokens from 1 to 1024)"
+        f"there is no policy {name!r}; there are {', '.join(NAMES)} (K: a number of tokens from 1 to 1024; W: guesses "
+        f"at one place, 1 to {MAX_WIDTH})"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from speculation.line import Outcome
+from speculation.draft_tree import Outcome
 
 MAX_HOPE_TOKENS = 256
 MAX_REST_TOKENS = 512
@@ -49,7 +49,7 @@ class Rest:
             return
         self._unused_tokens += new_tokens
         if outcomes:
-            self._wrong_lines = 0 if outcomes[0].right else self._wrong_lines + 1
+            self._wrong_lines = 0 if any(outcome.right for outcome in outcomes) else self._wrong_lines + 1
         late = self._drafts >= self.LEAST_DRAFTS and self._unused_tokens >= self._hope_tokens(acceptance, lead_tokens)
         if late or self._wrong_lines >= self.WRONG_LINES:
             self.left_tokens = self._next_tokens

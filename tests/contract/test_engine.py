@@ -18,11 +18,12 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from cloud_verifier.engines import self_test as self_test_module
 from cloud_verifier.engines.base import Block, EngineFull, ModelError, Sampler, SequenceId
+from cloud_verifier.engines.branches import Branches, path_to
 from cloud_verifier.engines.llama_cpp.engine import DecodeError
 from cloud_verifier.engines.llama_cpp.load import LlamaCppSettings
 from cloud_verifier.engines.llama_cpp.load import load as load_gguf
 from cloud_verifier.engines.paged import PagedEngine
-from cloud_verifier.engines.self_test import self_test
+from cloud_verifier.engines.self_test import branches_agree, self_test
 from cloud_verifier.engines.torch_engine import load
 from cloud_verifier.engines.torch_engine.attention import STRICT
 from cloud_verifier.engines.torch_engine.load import wrap
@@ -53,6 +54,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoX", SHAPE | {"intermediate_size": 81}),  # no grouping; an odd width
 }
 GREEDY = Sampler(SamplingParams(temperature=0.0), seed=0, prompt_length=0)
+PENALISED = Sampler(
+    SamplingParams(temperature=0.9, frequency_penalty=0.6, repetition_penalty=1.4, logprobs=2), seed=4, prompt_length=20
+)
 WARM = Sampler(SamplingParams(temperature=0.8), seed=2**63 + 5, prompt_length=4)
 
 
@@ -635,3 +639,101 @@ def test_a_model_that_comes_out_otherwise_in_packed_form_is_refused(monkeypatch:
     monkeypatch.setattr(model.model.rotary_emb, "forward", from_zero)
     with pytest.raises(ModelError, match="differently in packed form"):
         wrap(model, name="stubborn")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Guesses that branch
+
+
+def random_tree(rng: random.Random, count: int) -> list[int]:
+    """Parents of guesses, laid out as `VerifierTree.pick` does: a path to its end before the next one begins."""
+    children: dict[int, list[int]] = {-1: []}
+    for node in range(count):
+        children[node] = []
+        children[rng.randrange(max(-1, node - 4), node)].append(node)
+    order: list[int] = []
+    parents: list[int] = []
+    stack = [(node, -1) for node in reversed(children[-1])]
+    while stack:
+        node, parent = stack.pop()
+        order.append(node)
+        parents.append(parent)
+        stack += [(child, len(order) - 1) for child in reversed(children[node])]
+    return parents
+
+
+@pytest.mark.parametrize("sampler", [GREEDY, WARM, PENALISED], ids=["greedy", "warm", "penalised"])
+@pytest.mark.parametrize("seed", range(6))
+def test_every_path_of_a_tree_says_what_it_says_alone(seed: int, sampler: Sampler) -> None:
+    """In company, over the ends of pages; and a kept path goes on as if nothing else had been guessed."""
+    rng = random.Random(seed)
+    engine = wrap(build(rng.choice(["llama", "gpt2", "gemma"])), name="tiny")
+    assert engine.info.trees
+    prompt, other = ids(rng.randrange(50, 64), seed), ids(30, seed + 100)
+    forked, straight, beside = engine.open(), engine.open(), engine.open()
+    engine.step([Block(forked, prompt[:-1], 0, sampler)])
+    for _ in range(5):
+        parents = random_tree(rng, rng.randrange(2, 14))
+        guesses = rng.choices(range(VOCABULARY), k=len(parents))
+        before = engine.length(forked)
+        pending = prompt[before:]
+        tree = Block(forked, [*pending, *guesses], len(guesses) + 1, sampler, parents)
+        chosen = engine.step([tree, Block(beside, [rng.choice(other)], 1, sampler)])[0]
+        for leaf in range(len(guesses)):
+            path = path_to(parents, leaf)
+            engine.truncate(straight, 0)
+            engine.forget()
+            line = [*prompt, *(guesses[guess] for guess in path)]
+            alone = engine.step([Block(straight, line, len(path) + 1, sampler)])[0]
+            assert list(alone.tokens) == [chosen.tokens[row] for row in (0, *(guess + 1 for guess in path))]
+            assert list(alone.logprobs) == [
+                chosen.logprobs[row] for row in (0, *(guess + 1 for guess in path)) if chosen.logprobs
+            ]
+        path = path_to(parents, rng.randrange(-1, len(guesses)))
+        engine.keep(forked, before + len(pending), path)
+        prompt += [guesses[guess] for guess in path]
+        assert engine.length(forked) == len(prompt)
+        prompt.append(rng.randrange(VOCABULARY))
+    for sequence in (forked, straight, beside):
+        engine.close(sequence)
+    assert engine.memory.used == 0
+
+
+def test_keys_of_a_twig_that_are_not_written_where_it_reads_them_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = wrap(build("llama"), name="tiny")
+    assert branches_agree(engine)
+    monkeypatch.setattr(
+        Branches, "copies", lambda self, start, _: [[] for _ in range(self.base - start + len(self.parents))]
+    )
+    assert not branches_agree(engine)
+
+
+def test_branches_that_cannot_be_are_refused() -> None:
+    engine = wrap(build("llama"), name="tiny")
+    sequence = engine.open()
+    with pytest.raises(ValueError, match="2 parents are given for 1 guesses"):
+        engine.step([Block(sequence, [3, 4], 2, GREEDY, [-1, 0])])
+    with pytest.raises(ValueError, match="guess 1 cannot hang on guess 1"):
+        engine.step([Block(sequence, [3, 4, 5], 3, GREEDY, [-1, 1])])
+    assert engine.length(sequence) == 0
+    engine.describe(trees=False)
+    with pytest.raises(ValueError, match="takes no guesses that branch"):
+        engine.step([Block(sequence, [3, 4, 5], 3, GREEDY, [-1, -1])])
+
+
+def test_no_page_is_lost_to_branches_that_find_no_room() -> None:
+    model = build("llama")
+    engine = wrap(model, name="tiny", kv_cache_gib=20 * page_bytes(layer_shapes(model), torch.float32) / 2**30)
+    assert engine.info.trees
+    sequence = engine.open()
+    engine.step([Block(sequence, ids(60), 0, GREEDY)])
+    free = engine.memory.free
+    with pytest.raises(EngineFull):
+        engine.reserve(sequence, 40, [-1] * 40)
+    engine.truncate(sequence, 60)
+    assert engine.memory.free == free
+    engine.reserve(sequence, 8, [-1] * 8)
+    assert engine.memory.free == free - 7
+    engine.close(sequence)
+    engine.forget()
+    assert engine.memory.used == 0

@@ -19,7 +19,7 @@ from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
 from netlab.verifier_process import VerifierProcess
 from speculation.pace.adaptive import Adaptive
-from speculation.pace.base import BoundedLookahead, Pace, Streaming, Synchronous
+from speculation.pace.base import BoundedLookahead, FixedTree, Pace, Streaming, Synchronous
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 PACES: dict[str, Callable[[], Pace]] = {
@@ -27,6 +27,7 @@ PACES: dict[str, Callable[[], Pace]] = {
     "sync": lambda: Synchronous(4),
     "server-led": BoundedLookahead,
     "adaptive": Adaptive,
+    "tree": lambda: FixedTree(3),
 }
 # Every way of decoding: pace and drafter.
 WAYS = [
@@ -34,6 +35,7 @@ WAYS = [
     ("sync", "none"),
     *((pace, drafter) for pace in ("sync", "server-led", "adaptive") for drafter in ("onnx", "gguf", "garbage")),
     *((pace, drafter) for pace in ("sync", "adaptive") for drafter in ("ngram", "ngram+onnx")),
+    *(("tree", drafter) for drafter in ("onnx", "gguf", "garbage")),
     *(("adaptive", trouble) for trouble in Trouble),
 ]
 
@@ -84,7 +86,7 @@ class Bench:
 def start_verifier(target: Path = DEMO / "target", port: int = 0) -> VerifierProcess:
     """With llama.cpp the demo's target writes an answer in a few milliseconds, before anything can happen to it."""
     pause = ["--step-ms", "20"] if target.suffix == ".gguf" else []
-    return VerifierProcess(target, port=port, options=["--threads", "1", "--max-sessions", "16", *pause])
+    return VerifierProcess(target, port=port, options=["--threads", "1", "--max-sessions", "24", *pause])
 
 
 @pytest.fixture(scope="session")

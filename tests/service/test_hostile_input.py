@@ -140,6 +140,10 @@ MESSAGES: dict[str, tuple[Sequence[pb.GenerateRequest], str, str, Sequence[str]]
         [pb.GenerateRequest(draft=pb.Draft(start=3, known_length=3, confidence=b"\xff"))],
         "INVALID_ARGUMENT", "CONFIDENCE", ["1 confidences", "0 tokens"],
     ),
+    "too few parents": (
+        [pb.GenerateRequest(draft=pb.Draft(start=3, tokens=[2, 3], known_length=3, parents=[0]))],
+        "INVALID_ARGUMENT", "PARENTS", ["1 parents", "2 tokens"],
+    ),
     "draft that knows the future": (
         [pb.GenerateRequest(draft=pb.Draft(start=4, tokens=[2], known_length=5))],
         "ABORTED", "KNOWN_LENGTH", ["know 5 tokens", "has 4"],

@@ -60,7 +60,7 @@ class Broken(MockEngine):
         self._may_fail("open")
         return super().open(tokens, scope)
 
-    def reserve(self, sequence: SequenceId, tokens: int) -> None:
+    def reserve(self, sequence: SequenceId, tokens: int, parents: Sequence[int] = ()) -> None:
         if tokens > 1 and self.length(sequence) >= len(PROMPT):
             self._may_fail("reserve for guesses")
         self._may_fail("reserve")

@@ -1,10 +1,11 @@
 """Decisions of the adaptive pace, one at a time. How good they are together is measured in the simulator."""
 
-from speculation.line import Outcome
+from speculation.device_tree import DeviceTree
+from speculation.draft_tree import Outcome
 from speculation.pace.adaptive import Adaptive
 from speculation.pace.base import Action, News, Objective
 from speculation.pace.experience import Experience
-from tests.unit.views import view
+from tests.unit.views import draw, view, view_of
 
 
 def news(**changes: object) -> News:
@@ -38,22 +39,18 @@ def test_it_drafts_from_the_start_and_not_without_a_drafter_or_a_budget() -> Non
 
 
 def test_it_stops_where_the_line_will_hardly_live() -> None:
-    pace = settled()
-    for depth in range(64):
-        if pace.next(view(depth=depth)) is not Action.DRAFT:
-            break
-        pace.drafted(2.0, 0.2)
-    assert 1 <= depth < 12
+    pace, tree = settled(), DeviceTree([1] * 9)
+    while pace.next(view_of(tree, pace)) is Action.DRAFT:
+        draw(tree, pace, 2.0, [0.2])
+    assert 1 <= tree.nodes < 12
 
 
 def test_a_longer_round_trip_makes_it_give_up_sooner() -> None:
     def depth_reached(rtt_ms: float) -> int:
-        pace = settled(rtt_ms=rtt_ms)
-        depth = 0
-        while depth < 64 and pace.next(view(depth=depth)) is Action.DRAFT:
-            pace.drafted(2.0, 0.5)
-            depth += 1
-        return depth
+        pace, tree = settled(rtt_ms=rtt_ms), DeviceTree([1] * 9)
+        while tree.nodes < 64 and pace.next(view_of(tree, pace)) is Action.DRAFT:
+            draw(tree, pace, 2.0, [0.5])
+        return tree.nodes
 
     assert depth_reached(400) < depth_reached(50)
 
@@ -62,8 +59,28 @@ def test_it_sends_just_before_the_verifier_takes_what_has_arrived() -> None:
     pace = settled(rtt_ms=50.0)  # the verifier's step began 25 ms before the news came, at 975 ms, and takes 30
     heard_ms = 1000.0
     # A block sent at once lands 50 ms after that step began, so the step after it, at 60 ms, will take it.
-    assert pace.next(view(now_ms=heard_ms, depth=1, unsent=1)) is Action.DRAFT
-    assert pace.next(view(now_ms=heard_ms + 6, depth=3, unsent=3)) is Action.FLUSH
+    assert pace.next(view(now_ms=heard_ms, depth=1, unsent=1, open_mass=0.8)) is Action.DRAFT
+    assert pace.next(view(now_ms=heard_ms + 6, depth=3, unsent=3, open_mass=0.5)) is Action.FLUSH
+
+
+def test_a_second_guess_is_drawn_where_it_may_count_and_nowhere_else() -> None:
+    pace = settled()
+    assert len(pace.judge([0.5, 0.4], 0, 1.0)) == 2
+    assert len(pace.judge([0.99, 0.004], 0, 1.0)) == 1
+    assert len(pace.judge([0.5, 0.4], 12, 0.02)) == 1
+    assert sum(pace.judge([0.9, 0.5, 0.5, 0.5], 0, 1.0)) <= 1
+    assert len(Adaptive(width=1).judge([0.5], 0, 1.0)) == 1
+
+
+def test_a_device_with_time_left_draws_on_another_branch() -> None:
+    pace, tree = settled(rtt_ms=100.0), DeviceTree([1] * 9)
+    parted = set()
+    while tree.nodes < 64 and pace.next(view_of(tree, pace)) is Action.DRAFT:
+        if (parent := tree.tip.parent) is not None and tree.tip.rank:
+            parted.add(parent.position)
+        draw(tree, pace, 2.0, [0.6, 0.3])
+    assert parted, "it went back to a second guess"
+    assert len(tree.line) > 5, "after the first ones were drawn far enough to count"
 
 
 def test_it_asks_for_patience_only_where_guesses_land_soon() -> None:

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from speculation.line import Outcome
+from speculation.draft_tree import Outcome
 from speculation.pace.estimators import Calibration, TransferTime, Window
 
 

@@ -62,7 +62,7 @@ def test_watching_a_pace_changes_nothing_and_misses_nothing(make: type[Pace]) ->
     assert watched == play(make())
     sent = [event for event in diary.events if isinstance(event, Sent)]
     assert len(sent) == watched.draft_messages
-    assert sum(isinstance(event, Drafted) for event in diary.events) == watched.drafted_tokens
+    assert sum(event.guesses for event in diary.events if isinstance(event, Drafted)) == watched.drafted_tokens
     commits = [event for event in diary.events if isinstance(event, Committed)]
     assert sum(commit.tokens for commit in commits) == watched.tokens
     assert sum(commit.used for commit in commits) == watched.accepted_tokens

@@ -1,6 +1,6 @@
 import pytest
 
-from speculation.line import Outcome
+from speculation.draft_tree import Outcome
 from speculation.pace import policies
 from speculation.pace.adaptive import Adaptive
 from speculation.pace.base import (
@@ -18,7 +18,7 @@ from tests.unit.views import view
 
 def test_every_name_makes_a_fresh_pace() -> None:
     for name in policies.NAMES:
-        make = policies.find(name.replace("K", "4"))
+        make = policies.find(name.replace("K", "4").replace("W", "3"))
         assert make() is not make()
 
 
@@ -34,7 +34,7 @@ def test_numbers_and_objectives_reach_the_pace() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "best", "sync:0", "sync:", "fixed:-1", "fixed:x", "adaptive:3", "sync:9999", "sync:²"]
+    "name", ["", "best", "sync:0", "sync:", "fixed:-1", "fixed:x", "adaptive:5", "tree:0", "sync:9999", "sync:²"]
 )
 def test_an_unknown_name_lists_the_valid_ones(name: str) -> None:
     with pytest.raises(policies.PolicyError, match=r"adaptive, server-led, pipelined, sync, streaming, fixed:K"):

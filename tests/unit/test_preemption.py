@@ -13,9 +13,9 @@ from cloud_verifier.scheduling.patience import Patience
 from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.scheduling.session import FinishReason, Session
 from speculation.answer_text import AnswerText
-from speculation.line import VerifierLine
 from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from speculation.sampling import SamplingParams
+from speculation.verifier_tree import VerifierTree
 from tests.harness import LetterStream
 from tests.mock_engine import PagedMockEngine, answer
 
@@ -38,7 +38,7 @@ class Bench:
         session = Session(
             session_id=f"{number:04}",
             sampler=Sampler(SamplingParams(), number, len(prompt)),
-            line=VerifierLine(list(prompt)),
+            line=VerifierTree(list(prompt)),
             text=AnswerText(LetterStream(), ()),
             stop_ids=frozenset(),
             max_length=len(prompt) + TOKENS,

@@ -1,4 +1,4 @@
-from speculation.line import Outcome
+from speculation.draft_tree import Outcome
 from speculation.pace.rest import MAX_REST_TOKENS, Rest
 
 WRONG, RIGHT = Outcome(0, 0.9, False), Outcome(0, 0.9, True)

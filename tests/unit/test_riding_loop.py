@@ -8,9 +8,9 @@ from typing import Any
 from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.riding.riding_loop import RidingLoop
-from speculation.line import VerifierLine
 from speculation.pace.base import Synchronous
 from speculation.sampling import SamplingParams
+from speculation.verifier_tree import VerifierTree
 
 LOG = [1, 2, 3]
 
@@ -33,8 +33,9 @@ def test_a_verifier_told_not_to_wait_keeps_the_guesses_that_are_under_way() -> N
     link: Any = SlowLink()
     loop = RidingLoop(link, None, Synchronous(4), SamplingParams(), 1)
     loop._line.log = list(LOG)
+    loop._line.erase()
     for token in (4, 5, 6):
-        loop._line.extend(token, 1.0)
+        loop._line.grow(loop._line.tip, [token], [1.0], [1.0])
     flushing = threading.Thread(target=loop._flush)
     flushing.start()
     assert link.within.wait(30)
@@ -44,7 +45,7 @@ def test_a_verifier_told_not_to_wait_keeps_the_guesses_that_are_under_way() -> N
     link.gate.set()
     flushing.join(30)
     telling.join(30)
-    line = VerifierLine(list(LOG))
+    line = VerifierTree(list(LOG))
     for draft in link.sent:
         line.draft(draft.start, draft.tokens, draft.known_length, 64)
     assert line.guesses == [4, 5, 6]

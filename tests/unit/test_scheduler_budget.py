@@ -12,8 +12,8 @@ from cloud_verifier.scheduling.patience import Patience
 from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.scheduling.session import Session
 from speculation.answer_text import AnswerText
-from speculation.line import VerifierLine
 from speculation.sampling import SamplingParams
+from speculation.verifier_tree import VerifierTree
 from tests.harness import LetterStream
 from tests.mock_engine import MockEngine, answer
 
@@ -31,7 +31,7 @@ class Bench:
             Session(
                 session_id=str(seed),
                 sampler=Sampler(SamplingParams(), seed, len(prompt)),
-                line=VerifierLine(list(prompt)),
+                line=VerifierTree(list(prompt)),
                 text=AnswerText(LetterStream(), ()),
                 stop_ids=frozenset(),
                 max_length=len(prompt) + TOKENS,

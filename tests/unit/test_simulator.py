@@ -97,9 +97,8 @@ def test_the_table_of_the_design_comes_out_again(
 @pytest.mark.parametrize("name", sorted({*policies.names()} - {"oracle"}))
 def test_every_policy_writes_the_same_words(name: str) -> None:
     if ":" in name:
-        name = {"confidence": "confidence:0.5", "entropy": "entropy:0.5", "specdec++": "specdec++:0.5"}.get(
-            name.partition(":")[0], name.partition(":")[0] + ":5"
-        )
+        kind = name.partition(":")[0]
+        name = f"{kind}:{ {'confidence': 0.5, 'entropy': 0.5, 'specdec++': 0.5, 'adaptive': 3}.get(kind, 5):g}"
     candidates = list(policies.find(name).candidates.values())
     for alpha, rtt_ms, draft_ms in ((0.0, 30, 3), (0.7, 0, 2), (0.9, 120, 7), (1.0, 50, 40)):
         answer = heavy_headed(alpha).answers(1, 40, seed=3)[0]

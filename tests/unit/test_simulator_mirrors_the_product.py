@@ -28,10 +28,10 @@ from netlab.simulator.pair import MARGIN_TOKENS, Answer
 from netlab.simulator.run import PROMPT_TOKENS, Rider, _Ride, simulate
 from netlab.simulator.verifier import Session, StepTime, Verifier, VerifierSettings
 from speculation.answer_text import AnswerText
-from speculation.line import VerifierLine
 from speculation.pace.adaptive import Adaptive
 from speculation.pace.base import PATIENCE_UNLIMITED_MS, BoundedLookahead, Objective, Pace, Synchronous
 from speculation.sampling import SamplingParams
+from speculation.verifier_tree import VerifierTree
 from tests.mock_engine import MockEngine
 from tests.mock_engine import answer as target_answer
 
@@ -178,7 +178,7 @@ def real_session(prompt: Sequence[int], seed: int, tokens: int, patience: Patien
     return RealSession(
         session_id="x",
         sampler=Sampler(SamplingParams(), seed, len(prompt)),
-        line=VerifierLine(list(prompt)),
+        line=VerifierTree(list(prompt)),
         text=AnswerText(NoText(), ()),
         stop_ids=frozenset(),
         max_length=len(prompt) + tokens,

@@ -17,13 +17,15 @@ from netlab.simulator.rivals import (
     SpecDecPlusPlus,
     UcbStop,
 )
-from speculation.line import Outcome
+from speculation.draft_tree import Outcome
 from speculation.pace.base import PATIENCE_UNLIMITED_MS, Action, News, View
 from speculation.pace.policies import PolicyError
+from tests.unit import views
 
 
 def view(depth: int = 0, unsent: int | None = None, *, in_flight: bool = False, can_draft: bool = True) -> View:
-    return View(0.0, 9, depth, depth if unsent is None else unsent, 0.0, 1.0, in_flight, can_draft, 64)
+    waiting = depth if unsent is None else unsent
+    return views.view(depth=depth, unsent=waiting, in_flight=in_flight, can_draft=can_draft)
 
 
 def news(*right: bool, now_ms: float = 0.0) -> News:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -15,7 +16,7 @@ Line = list[float]
 
 
 def want(pending: int, line: Sequence[float]) -> Want:
-    return Want(pending, len(line), line.__getitem__)
+    return Want(pending, len(line), lambda: list(itertools.accumulate(line, operator.mul)))
 
 
 pendings = st.one_of(st.just(1), st.integers(1, 40))
@@ -95,8 +96,8 @@ def test_no_other_allocation_hopes_for_more_tokens(company: list[Line], room: in
     assert math.isclose(ours, best, abs_tol=1e-9)
 
 
-def test_probabilities_are_not_looked_at_where_there_is_room_for_all() -> None:
-    def never(_index: int) -> float:
+def test_survivals_are_not_looked_at_where_there_is_room_for_all() -> None:
+    def never() -> list[float]:
         raise AssertionError("not needed")
 
     assert allocate([Want(1, 5, never), Want(30, 4, never), Want(9, 0, never)], 64, 16) == [6, 9, 9]

@@ -58,6 +58,7 @@ def forward_on(pool: PagePool, layout: Layout | StaticAttention) -> Iterator[Non
     A `Layout` is for STRICT and PLAIN, a `StaticAttention` for STATIC.
     """
     pool.write_index = layout.write_index
+    pool.copies = layout.copies if isinstance(layout, Layout) else None
     token = _current.set((pool, layout))
     try:
         yield

@@ -115,7 +115,7 @@ class TorchEngine(PagedEngine):
         may be overwritten by the next evaluation.
         """
         for block in blocks:
-            self._pages.reserve(self._sequences[block.sequence], len(block.tokens))
+            self._make_room(block)
         cuts = self._cuts(blocks)
         if not cuts:
             return torch.empty(0, self.info.vocabulary_size), None
@@ -137,26 +137,51 @@ class TorchEngine(PagedEngine):
         """The blocks end to end, cut into forwards of as many rows as one may have."""
         cuts: list[_Cut] = []
         for block in blocks:
-            found = self._sequences[block.sequence]
-            done, count = 0, len(block.tokens)
-            while done < count:
-                if not cuts or len(cuts[-1].tokens) == self.rows.most:
-                    cuts.append(_Cut([], [], []))
-                segments, tokens, wanted = cuts[-1]
-                take = min(count - done, self.rows.most - len(tokens))
-                unwanted = max(0, count - block.choices - done)  # of the tokens from `done` on
-                wanted.extend(range(len(tokens) + unwanted, len(tokens) + take))
-                segments.append(Segment(found.pages, len(found.tokens) + done, take))
-                tokens.extend(block.tokens[done : done + take])
-                done += take
+            found, branches = self._sequences[block.sequence], self._branches.get(block.sequence)
+            start, unwanted = len(found.tokens), len(block.tokens) - block.choices
+            if branches is None:
+                self._cut(cuts, found.pages, start, block.tokens, unwanted, [])
+                continue
+            first = len(block.tokens) - len(branches.parents)
+            guesses, before = block.tokens[first:], block.tokens[:first]
+            copies = branches.copies(start, PAGE_TOKENS)
+            self._cut(cuts, found.pages, start, [*before, *guesses[: branches.trunk]], unwanted, copies)
+            for twig in branches.twigs:
+                part = slice(twig.run.first, twig.run.last)
+                self._cut(cuts, twig.pages, twig.start, guesses[part], 0, copies[first:][part])
         return cuts
+
+    def _cut(
+        self,
+        cuts: list[_Cut],
+        pages: Sequence[int],
+        start: int,
+        new: Sequence[int],
+        unwanted: int,
+        copies: Sequence[Sequence[int]],
+    ) -> None:
+        """Add consecutive rows of one text. unwanted: of the first of them no choice is wanted. copies[i]: where else
+        in the pool the keys and values of row i belong."""
+        done, count = 0, len(new)
+        while done < count:
+            if not cuts or len(cuts[-1].tokens) == self.rows.most:
+                cuts.append(_Cut([], [], [], []))
+            segments, tokens, wanted, copied = cuts[-1]
+            take = min(count - done, self.rows.most - len(tokens))
+            wanted.extend(range(len(tokens) + max(0, unwanted - done), len(tokens) + take))
+            copied += [
+                (len(tokens) + i, place) for i, places in enumerate(copies[done : done + take]) for place in places
+            ]
+            segments.append(Segment(pages, start + done, take))
+            tokens.extend(new[done : done + take])
+            done += take
 
     def _forward(self, cut: _Cut) -> torch.Tensor:
         """One packed forward; logits at the wanted rows, [wanted, V]."""
-        segments, tokens, wanted = cut
+        segments, tokens, wanted, copies = cut
         device = self.model.device
         rows = self.rows.padded(len(tokens))
-        layout = Layout(segments, rows, device)
+        layout = Layout(segments, rows, device, copies)
         ids = upload([tokens + [0] * (rows - len(tokens))], torch.int64, device)
         # The head's matrix product follows the same rule of rows as all the others.
         padding = [0] * (self.rows.padded(len(wanted)) - len(wanted))
@@ -169,8 +194,10 @@ class TorchEngine(PagedEngine):
 
 
 class _Cut(NamedTuple):
-    """What one forward evaluates: see `FastForward`."""
+    """What one forward evaluates: see `FastForward`. copies: rows whose keys and values a twig needs in a page of its
+    own too, and the places there."""
 
     segments: list[Segment]
     tokens: list[int]
     wanted: list[int]
+    copies: list[tuple[int, int]]

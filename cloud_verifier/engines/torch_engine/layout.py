@@ -77,9 +77,12 @@ class Layout:
     """One packed forward.
 
     rows: tokens plus padding rows. positions: int64 [1, rows]. write_index: place in the pool of each token, [tokens].
+    copies: rows that are written once more, and where, int64 [2, copies]; None if there are none.
     """
 
-    def __init__(self, segments: list[Segment], rows: int, device: torch.device) -> None:
+    def __init__(
+        self, segments: list[Segment], rows: int, device: torch.device, copies: Sequence[tuple[int, int]] = ()
+    ) -> None:
         self.segments = segments
         self.rows = rows
         self._device = device
@@ -89,6 +92,9 @@ class Layout:
         packed = upload([places, positions], torch.int64, device)
         self.write_index = packed[0]
         self.positions = pad(packed[1:], (0, rows - self.tokens))
+        self.copies = (
+            upload([list(part) for part in zip(*copies, strict=True)], torch.int64, device) if copies else None
+        )
         self._tiles: list[_Tile] = []
         self._batches: list[TileBatch] = []
         self._heads: dict[tuple[int, int], HeadIndex] = {}

@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from cloud_verifier.engines.base import Block, EngineInfo, ModelError, Sampler
-from cloud_verifier.engines.self_test import self_test
+from cloud_verifier.engines.self_test import branches_agree, self_test
 from cloud_verifier.engines.torch_engine.engine import TorchEngine
 from cloud_verifier.engines.torch_engine.fast_path import Parts, find_parts
 from cloud_verifier.engines.torch_engine.memory import GIB, GPU_MEMORY_SHARE, MemoryTooSmall, pages_within
@@ -144,6 +144,9 @@ def wrap(
         _log.warning("Steps do not run with %s: %s", candidate.name, refused)
         if engine.fast is not None:
             engine.fast.forget()  # what it captured holds memory of the device
+    if engine.fast is None:
+        engine.describe(trees=True)
+        engine.describe(trees=branches_agree(engine))
     engine.forget()  # what was tried is nobody's beginning
     engine.describe(fingerprint=fingerprint(engine))
     return engine

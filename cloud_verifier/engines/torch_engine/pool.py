@@ -78,6 +78,8 @@ class PagedLayer(CacheLayerMixin):
             if states.shape[1::2] != rows.shape[1:]:
                 continue  # attention refuses it, in a sentence
             rows.index_copy_(0, index, states[0, :, : index.shape[0]].transpose(0, 1))
+            if (copies := self._pool.copies) is not None:
+                rows.index_copy_(0, copies[1], states[0].index_select(1, copies[0]).transpose(0, 1))
         return key_states, value_states
 
     def gather(self, pages: torch.Tensor) -> list[torch.Tensor]:
@@ -106,13 +108,14 @@ class PagePool(Cache):
     Memory that was never written to is not touched, so on a CPU it is not taken either. One page more than asked for,
     `spare_page`, belongs to nobody: steps of a fixed shape write their padding there.
     context_limit: of a sequence. write_index: where each row of the forward that runs now goes, page * PAGE_TOKENS +
-    place in it, int64 [rows].
+    place in it, int64 [rows]. copies: which rows go somewhere else, too, and where, int64 [2, copies]; or None.
     """
 
     def __init__(self, shapes: Sequence[LayerShape], pages: int, dtype: torch.dtype, device: torch.device) -> None:
         self.pages = self.spare_page = pages
         self.context_limit = pages * PAGE_TOKENS
         self.write_index: torch.Tensor
+        self.copies: torch.Tensor | None = None
         self._scratch: dict[tuple[str, torch.Size], torch.Tensor] = {}
         self._groups: list[torch.Tensor] = []  # [layers, pages, PAGE_TOKENS, heads, width]
         layers: list[PagedLayer | None] = [None] * len(shapes)

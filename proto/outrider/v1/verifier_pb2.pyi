@@ -232,12 +232,13 @@ class Resume(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., known_length: _Optional[int] = ..., known_prompt_ids: _Optional[int] = ...) -> None: ...
 
 class Draft(_message.Message):
-    __slots__ = ("start", "tokens", "known_length", "sent_at_us", "confidence", "patience_ms", "objective")
+    __slots__ = ("start", "tokens", "known_length", "sent_at_us", "confidence", "parents", "patience_ms", "objective")
     START_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     KNOWN_LENGTH_FIELD_NUMBER: _ClassVar[int]
     SENT_AT_US_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
     PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     start: int
@@ -245,9 +246,10 @@ class Draft(_message.Message):
     known_length: int
     sent_at_us: int
     confidence: bytes
+    parents: _containers.RepeatedScalarFieldContainer[int]
     patience_ms: int
     objective: Objective
-    def __init__(self, start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., known_length: _Optional[int] = ..., sent_at_us: _Optional[int] = ..., confidence: _Optional[bytes] = ..., patience_ms: _Optional[int] = ..., objective: _Optional[_Union[Objective, str]] = ...) -> None: ...
+    def __init__(self, start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., known_length: _Optional[int] = ..., sent_at_us: _Optional[int] = ..., confidence: _Optional[bytes] = ..., parents: _Optional[_Iterable[int]] = ..., patience_ms: _Optional[int] = ..., objective: _Optional[_Union[Objective, str]] = ...) -> None: ...
 
 class Ping(_message.Message):
     __slots__ = ("sent_at_us",)
@@ -292,7 +294,7 @@ class PromptIds(_message.Message):
     def __init__(self, start: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("session_id", "lease_seconds", "model_info", "prompt_length", "prompt_ids", "resumed_at", "max_lookahead", "vocabulary_matches", "objective", "max_patience_ms", "prompt_fingerprint")
+    __slots__ = ("session_id", "lease_seconds", "model_info", "prompt_length", "prompt_ids", "resumed_at", "max_lookahead", "vocabulary_matches", "objective", "max_patience_ms", "prompt_fingerprint", "max_tree_nodes")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_INFO_FIELD_NUMBER: _ClassVar[int]
@@ -304,6 +306,7 @@ class Opened(_message.Message):
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     MAX_PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    MAX_TREE_NODES_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     lease_seconds: int
     model_info: GetModelInfoResponse
@@ -315,7 +318,8 @@ class Opened(_message.Message):
     objective: Objective
     max_patience_ms: int
     prompt_fingerprint: int
-    def __init__(self, session_id: _Optional[str] = ..., lease_seconds: _Optional[int] = ..., model_info: _Optional[_Union[GetModelInfoResponse, _Mapping]] = ..., prompt_length: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., resumed_at: _Optional[int] = ..., max_lookahead: _Optional[int] = ..., vocabulary_matches: _Optional[bool] = ..., objective: _Optional[_Union[Objective, str]] = ..., max_patience_ms: _Optional[int] = ..., prompt_fingerprint: _Optional[int] = ...) -> None: ...
+    max_tree_nodes: int
+    def __init__(self, session_id: _Optional[str] = ..., lease_seconds: _Optional[int] = ..., model_info: _Optional[_Union[GetModelInfoResponse, _Mapping]] = ..., prompt_length: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., resumed_at: _Optional[int] = ..., max_lookahead: _Optional[int] = ..., vocabulary_matches: _Optional[bool] = ..., objective: _Optional[_Union[Objective, str]] = ..., max_patience_ms: _Optional[int] = ..., prompt_fingerprint: _Optional[int] = ..., max_tree_nodes: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("start", "tokens", "drafted_mask", "text", "logprobs", "echo_sent_at_us", "hold_us", "queue_us", "forward_us", "batch_size", "draft_budget", "text_lengths")

@@ -4,7 +4,7 @@ isort:skip_file
 The contract between a device that drafts and a verifier that decides.
 
 The verifier owns an append-only log of tokens per session. The device streams guesses about how the log will go on:
-its line. Committed length is the only clock: there are no rounds, no acknowledgements and no barriers, and every
+its line, or its tree where several guesses stand at one position. Committed length is the only clock: there are no rounds, no acknowledgements and no barriers, and every
 message may be repeated or lost with a reconnect without harm.
 
 Positions count from the first token of the prompt: the first answered token has position prompt_length.
