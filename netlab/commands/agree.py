@@ -17,7 +17,9 @@ MEDIAN_GOAL, WORST_GOAL = 0.05, 0.10
 @click.command()
 @click.option("--rtt-ms", "rtts_ms", callback=numbers, default="0,20,50,100,200", help="Round trips.")
 @click.option("--draft-ms", "drafts_ms", callback=numbers, default="2,8", help="Least times of a guess.")
-@click.option("--policies", callback=words, help="With streaming.  [default: streaming,sync:8,server-led,adaptive]")
+@click.option(
+    "--policies", callback=words, help="With streaming.  [default: streaming,sync:8,server-led,adaptive:1,adaptive]"
+)
 @click.option("--step-ms", default=30.0, type=click.FloatRange(0), help="Least time of a target step.")
 @click.option("--prompts", default=4, type=click.IntRange(1, 12), help="How many prompts.")
 @click.option("--tokens", default=96, type=click.IntRange(8, 512), help="Tokens of an answer.")

@@ -1,20 +1,22 @@
 """Does the simulator say what the real programs do? The same prompts and seeds in both, cell by cell.
 
-The simulator gets a recording of the very same answers and four figures measured on the real programs: how long a guess
-takes, what the riding loop adds to it, how long a step of the verifier takes, and what the programs add to the link's
-round trip. All of them are taken over the whole run, none from the cell that is predicted.
+The simulator gets a recording of the very same answers and five figures measured on the real programs: how long a guess
+takes, what the riding loop adds to it, how long the drafter reads a token more, how long a step of the verifier takes,
+and what the programs add to the link's round trip. All of them are taken over the whole run, none from the cell that is
+predicted.
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_client.drafters.base import DrafterError
+from edge_client.drafters.base import Drafter, DrafterError
 from netlab.experiments import drafters
 from netlab.experiments.conditions import Condition, of_rtts
 from netlab.experiments.rig import Rig, folder_of
@@ -32,7 +34,8 @@ from speculation.pace.base import Pace
 from speculation.pace.observed import Committed, Diary, Drafted, Event, Observed
 from speculation.sampling import SamplingParams
 
-POLICIES = ("streaming", "sync:8", "server-led", "adaptive")
+POLICIES = ("streaming", "sync:8", "server-led", "adaptive:1", "adaptive")
+READ_TOKENS, READ_TIMES = 4, 9
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,16 @@ class AgreementSettings:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One answer for the simulator, and its prompt's length."""
+    """One answer for the simulator, its prompt's length, and how long the drafter reads 1, 2, ... tokens at once."""
 
     answer: Answer
     prompt_tokens: int
+    reading_ms: Sequence[float] = (0.0,)
+
+    def feed_ms(self, draft_ms: float) -> float:
+        """A token more, for a drafter that takes at least draft_ms however many it reads."""
+        first, last = (max(draft_ms, self.reading_ms[place]) for place in (0, -1))
+        return (last - first) / max(1, len(self.reading_ms) - 1)
 
 
 def record(settings: AgreementSettings) -> list[Recorded]:
@@ -96,9 +105,29 @@ def record(settings: AgreementSettings) -> list[Recorded]:
     for index, text in enumerate(OPENINGS[: settings.prompts]):
         prompt = codec.encode_chat(chat(text))
         answer = record_answer(engine, drafter, prompt, wanted, settings.seed + index)
-        recorded.append(Recorded(Answer(settings.tokens, answer.hits, answer.confidences), len(prompt)))
+        tree = Answer(settings.tokens, answer.hits, answer.confidences, answer.ranks, answer.others)
+        recorded.append(Recorded(tree, len(prompt), _reading_ms(drafter, prompt)))
     drafter.close()
     return recorded
+
+
+def _reading_ms(drafter: Drafter, prompt: Sequence[int]) -> list[float]:
+    """What it takes the drafter to read 1 token, 2, ... READ_TOKENS at once after a prompt, the median of some."""
+    drafter.rollback(0)
+    drafter.feed(prompt)
+    return [
+        statistics.median(_feeding_ms(drafter, prompt[:count]) for _ in range(READ_TIMES))
+        for count in range(1, READ_TOKENS + 1)
+    ]
+
+
+def _feeding_ms(drafter: Drafter, tokens: Sequence[int]) -> float:
+    length = drafter.length
+    began_s = time.perf_counter()
+    drafter.feed(tokens)
+    taken_ms = (time.perf_counter() - began_s) * 1e3
+    drafter.rollback(length)
+    return taken_ms
 
 
 @dataclass(frozen=True)
@@ -237,7 +266,7 @@ def _simulate(cell: Measured, recorded: Recorded, figures: Figures, pace: Pace) 
         recorded.answer,
         Link.of_settings(LinkSettings.of_rtt(cell.condition.rtt_ms + figures.turn_ms)),
         pace,
-        DeviceSettings(figures.guess_ms[cell.draft_ms]),
+        DeviceSettings(figures.guess_ms[cell.draft_ms], recorded.feed_ms(cell.draft_ms)),
         recorded.prompt_tokens,
     )
     return simulate([rider], VerifierSettings(StepTime(figures.step_ms))).results[0]
