@@ -146,10 +146,10 @@ class StreamChunk:
     """News of an answer as it grows. The last chunk carries the complete output.
 
     texts[i]: what token_ids[i] adds to the text; the answer's end may add text of no token. drafted[i]: the device had
-    guessed token_ids[i]. corrected[i]: it had guessed another token there. logprobs: empty unless asked for. link: how
-    the answer fares from now on; a chunk without text may bring nothing else. While it is offline, texts and tokens are
-    the device's own. model_info: what the verifier says of the model that answers; always with its tokens, and None
-    until it has been reached.
+    guessed token_ids[i]. corrected[i]: it had taken another token there for the likeliest; with drafted[i], its second
+    guess was right. logprobs: empty unless asked for. link: how the answer fares from now on; a chunk without text may
+    bring nothing else. While it is offline, texts and tokens are the device's own. model_info: what the verifier says
+    of the model that answers; always with its tokens, and None until it has been reached.
     """
 
     text: str = ""

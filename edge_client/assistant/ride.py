@@ -96,10 +96,13 @@ class RideView:
         }
 
 
+_WRITERS = {(True, False): "device", (True, True): "branch", (False, True): "corrected"}  # by drafted and corrected
+
+
 def _tokens(chunk: StreamChunk) -> list[dict[str, Any]]:
     own = "offline" if chunk.offline else "server"
     return [
-        {"id": token, "text": text, "writer": "device" if drafted else "corrected" if corrected else own}
+        {"id": token, "text": text, "writer": _WRITERS.get((drafted, corrected), own)}
         for token, text, drafted, corrected in zip(
             chunk.token_ids, chunk.texts, chunk.drafted, chunk.corrected, strict=True
         )

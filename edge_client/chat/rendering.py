@@ -15,9 +15,10 @@ from edge_client.riding.offline import CheckedAnswer
 from edge_client.terminal import TOLD
 from edge_client.types import LinkState, RequestMetrics, RequestOutput, StreamChunk
 
-DEVICE, SERVER, CORRECTED, OFFLINE = "green", "", "yellow", "italic cyan"
+DEVICE, BRANCH, SERVER, CORRECTED, OFFLINE = "green", "green underline", "", "yellow", "italic cyan"
 LEGEND = (
     ("the device guessed it", DEVICE),
+    ("the device guessed it, beside another word", BRANCH),
     ("the verifier's own", SERVER),
     ("the device guessed something else", CORRECTED),
     ("the device alone", OFFLINE),
@@ -37,7 +38,7 @@ def pieces(chunk: StreamChunk) -> Iterator[tuple[str, str]]:
         yield chunk.text, OFFLINE
         return
     for text, drafted, corrected in zip(chunk.texts, chunk.drafted, chunk.corrected, strict=True):
-        yield text, DEVICE if drafted else CORRECTED if corrected else SERVER
+        yield text, (BRANCH if corrected else DEVICE) if drafted else CORRECTED if corrected else SERVER
     if not chunk.token_ids:
         yield chunk.text, SERVER
 

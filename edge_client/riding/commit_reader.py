@@ -37,7 +37,7 @@ class Progress:
     """New tokens of the answer, and what they add to its text; only at the very end may there be text alone.
 
     texts[i]: of tokens[i]. drafted[i]: the device had guessed tokens[i] before the verifier said it. corrected[i]: it
-    had guessed another token.
+    had taken another token for the likeliest.
     """
 
     text: str
