@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from cloud_verifier.engines.llama_cpp.load import BFLOAT16
 from edge_client.client import EdgeClient
 from edge_client.types import RequestOutput
 from netlab.experiments.troubled import Trouble
@@ -61,11 +62,14 @@ def run(client: EdgeClient, params: SamplingParams, disturb: Callable[[], object
 
 
 def own_logits(target: Path) -> Callable[[list[int]], Logits]:
-    """What a runtime itself says comes after some tokens: transformers, or llama.cpp as its own bindings use it."""
+    """What a runtime itself says comes after some tokens: transformers, or llama.cpp as its own bindings use it, with
+    values of the type that strict mode keeps."""
     if target.is_dir():
         model = LlamaForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
         return lambda tokens: model(input_ids=torch.tensor([tokens])).logits[0, -1].double().numpy()
-    llama = llama_cpp.Llama(str(target), n_ctx=512, n_threads=1, flash_attn=True, logits_all=True, verbose=False)
+    llama = llama_cpp.Llama(
+        str(target), n_ctx=512, n_threads=1, flash_attn=True, type_v=BFLOAT16, logits_all=True, verbose=False
+    )
 
     def last(tokens: list[int]) -> Logits:
         llama.reset()

@@ -27,7 +27,8 @@ GIB = 1 << 30
 SHORTEST_CONTEXT = 16
 USUAL_TOKENS = 32_768  # of all sequences, unless more are asked for: a step looks at every cell that is in use
 CPU_SHARE = 0.25  # of a machine's memory, for keys and values alone
-_F16_BYTES = 2.0
+BFLOAT16 = 30  # ggml's GGML_TYPE_BF16, which llama-cpp-python does not name
+_NUMBER_BYTES = 2.0  # of keys and values
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _room(model: GgufModel, settings: LlamaCppSettings, *, on_gpu: bool) -> _Roo
             f'The "{model.header.architecture}" model in {model.path} attends over a sliding window of {model.window} '
             f"tokens, out of which llama.cpp cannot take guesses back; give --max-model-len {model.window} or less."
         )
-    token_bytes = max(1, model.header.cache_bytes(1, _F16_BYTES))
+    token_bytes = max(1, model.header.cache_bytes(1, _NUMBER_BYTES))
     given = _given_bytes(settings, on_gpu=on_gpu)
     fitting = max(0, given) // token_bytes // PAGE_TOKENS
     while fitting and cells_for(fitting) * token_bytes > given:
@@ -198,6 +199,9 @@ def _open_context(model: GgufModel, settings: LlamaCppSettings, room: _Room, thr
         params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = api.GGML_TYPE_F16
         params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_AUTO
+        if settings.strict and not model.loading.gpu_layers:
+            params.type_v = BFLOAT16  # by which every row attends by itself: see `row_rules`
+            params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.swa_full = True
         params.no_perf = True
         context = api.llama_init_from_model(model.handle, params)
