@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from speculation.pace.base import Action, News, Objective, Pace, View
-from speculation.pace.experience import Experience
+from speculation.pace.experience import GUESS_BYTES, Experience
 from speculation.pace.plan import Conditions, Plans, survival_curve
 from speculation.pace.rest import Rest
 from speculation.pace.step_clock import StepClock
@@ -35,6 +35,7 @@ BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 PRICES = {Objective.LATENCY: 0.0, Objective.BALANCED: 1.0, Objective.CAPACITY: 8.0}  # of a forward, in steps
 JITTER_BLOCK_TOKENS = 8
 LAST_MOMENT_MS = 1.0
+FORK_BYTES = GUESS_BYTES + 1  # on the wire: what it hangs on, too
 SECOND_BLOCK = 0.05  # least probability that a block matters which follows another before the verdict on that one
 
 
@@ -67,6 +68,7 @@ class Adaptive(Pace):
         self._clock, self._rest = StepClock(), Rest(rest_after_tokens)
         self._fills = 0  # steps of its own that a patient verifier takes before a first block lands
         self._block = 1  # guesses of a block as planned
+        self._budget = 64  # of the verifier, as it said last
         self._account = TimeAccount(self.known.ahead_ms)
         self._plan()
 
@@ -92,11 +94,20 @@ class Adaptive(Pace):
         found, left = [first], 1.0 - first
         for rank, confidence in enumerate(confidences[1:], 1):
             probability = min(left, calibration.probability(confidence, depth, rank))
-            if survival * probability < self.min_fork:
+            if survival * probability < self._least_fork():
                 break
             found.append(probability)
             left -= probability
         return found
+
+    def _least_fork(self) -> float:
+        """Least probability of a second guess that is worth a place: more where bytes take long or places are few.
+
+        It gains a step at most, its bytes delay what follows, and of so many places the worst is worth about so little.
+        """
+        known = self.known
+        delay = FORK_BYTES * known.uplink.ms_per_byte / known.step.median_ms
+        return max(self.min_fork, delay, 1.0 / max(1, self._budget))
 
     def reset(self) -> None:
         self.patience_ms = 0
@@ -104,6 +115,7 @@ class Adaptive(Pace):
     # -- what it decides ------------------------------------------------------------------------------------------
 
     def next(self, view: View) -> Action:
+        self._budget = view.budget
         action = self._decide(view)
         if action is Action.FLUSH:
             known = self.known

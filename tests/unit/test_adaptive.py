@@ -72,6 +72,17 @@ def test_a_second_guess_is_drawn_where_it_may_count_and_nowhere_else() -> None:
     assert len(Adaptive(width=1).judge([0.5], 0, 1.0)) == 1
 
 
+def test_second_guesses_give_way_where_bytes_take_long_or_the_verifier_has_few_places() -> None:
+    pace = settled()
+    assert len(pace.judge([0.6, 0.1], 0, 1.0)) == 2
+    pace.next(view(budget=6))
+    assert len(pace.judge([0.6, 0.1], 0, 1.0)) == 1
+    thin = settled()
+    for size in range(40, 140, 4):
+        thin.heard(news(rtt_ms=50 + size * 0.8, echoed_bytes=size))  # 10 kbps
+    assert len(thin.judge([0.6, 0.1], 0, 1.0)) == 1
+
+
 def test_a_device_with_time_left_draws_on_another_branch() -> None:
     pace, tree = settled(rtt_ms=100.0), DeviceTree([1] * 9)
     parted = set()
