@@ -36,6 +36,9 @@ PRICES = {Objective.LATENCY: 0.0, Objective.BALANCED: 1.0, Objective.CAPACITY: 8
 JITTER_BLOCK_TOKENS = 8
 LAST_MOMENT_MS = 1.0
 FORK_BYTES = GUESS_BYTES + 1  # on the wire: what it hangs on, too
+THIN = 0.02  # steps that a guess takes on the uplink from which on only lines are drawn
+QUEUE = 0.5  # steps that round trips take longer than the shortest, as from a queue of one's own messages
+LEAST_OF_LINES = 0.01  # least probability of counting that is worth a guess where nothing branches
 SECOND_BLOCK = 0.05  # least probability that a block matters which follows another before the verdict on that one
 
 
@@ -50,20 +53,19 @@ class Adaptive(Pace):
         experience: Experience | None = None,
         *,
         max_depth: int = 64,
-        min_survival: float | None = None,
+        min_survival: float = 0.02,
         block_tokens: int = 32,
         rest_after_tokens: int = 48,
         width: int = 2,
         min_fork: float = 0.02,
     ) -> None:
-        """max_depth: most guesses on a path. min_survival: least probability of counting that is worth a draft; .01 of
-        lines and .02 of trees, which find a likelier place sooner or later. width: most guesses at one place; 1 draws
-        lines. min_fork: least probability of a second guess that is worth its bytes. block_tokens: most guesses in a
-        message. rest_after_tokens: tokens that must come without one used guess before the pace rests."""
+        """max_depth: most guesses on a path. min_survival: least probability of counting that is worth a draft where
+        guesses branch: a likelier place turns up sooner or later. width: most guesses at one place; 1 draws lines.
+        min_fork: least probability of a second guess that is worth its bytes. block_tokens: most guesses in a message.
+        rest_after_tokens: tokens that must come without one used guess before the pace rests."""
         self.objective = objective
         self.max_depth, self.block_tokens = max_depth, block_tokens
-        self.min_survival = min_survival if min_survival is not None else 0.01 if width == 1 else 0.02
-        self.width, self.min_fork = width, min_fork
+        self.min_survival, self.width, self.min_fork = min_survival, width, min_fork
         self.known = experience or Experience()
         self._clock, self._rest = StepClock(), Rest(rest_after_tokens)
         self._fills = 0  # steps of its own that a patient verifier takes before a first block lands
@@ -92,22 +94,23 @@ class Adaptive(Pace):
         calibration = self.known.calibration
         first = calibration.probability(confidences[0], depth)
         found, left = [first], 1.0 - first
+        # Of so many places for guesses the worst is worth about so little.
+        least = max(self.min_fork, 1.0 / max(1, self._budget)) if self._forks else 1.0
         for rank, confidence in enumerate(confidences[1:], 1):
             probability = min(left, calibration.probability(confidence, depth, rank))
-            if survival * probability < self._least_fork():
+            if survival * probability < least:
                 break
             found.append(probability)
             left -= probability
         return found
 
-    def _least_fork(self) -> float:
-        """Least probability of a second guess that is worth a place: more where bytes take long or places are few.
-
-        It gains a step at most, its bytes delay what follows, and of so many places the worst is worth about so little.
-        """
+    @property
+    def _forks(self) -> bool:
+        """Whether second guesses may be worth their bytes: not where those take a part of a step that counts."""
         known = self.known
-        delay = FORK_BYTES * known.uplink.ms_per_byte / known.step.median_ms
-        return max(self.min_fork, delay, 1.0 / max(1, self._budget))
+        thin = FORK_BYTES * known.uplink.ms_per_byte > THIN * known.step.median_ms
+        queues = known.rtt.median_ms - known.rtt.least_ms > QUEUE * known.step.median_ms
+        return self.width > 1 and not (thin or queues)
 
     def reset(self) -> None:
         self.patience_ms = 0
@@ -149,7 +152,7 @@ class Adaptive(Pace):
             if waited_ms > -self._margin_ms() and not self._worth_holding(view, waited_ms):
                 return False
         # A line is always begun: what is not tried is not learned. Whether it ever pays is for `Rest`.
-        return view.depth == 0 or view.value >= self.min_survival
+        return view.depth == 0 or view.value >= (self.min_survival if self._forks else LEAST_OF_LINES)
 
     def _must_send(self, view: View) -> bool:
         if view.unsent >= self.block_tokens:
