@@ -337,6 +337,7 @@ def explore(
             engine = wrap(
                 model,
                 name="random",
+                products=None,  # the model is wrapped again
                 strict=strict,
                 max_sequences=max(plan.sessions),
                 context_limit=max(plan.contexts) + plan.room,

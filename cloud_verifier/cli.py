@@ -117,7 +117,12 @@ def _option(*names: str, **settings: Any) -> Any:
 @_option("--principal-max-prompt-tokens", default=None, type=click.IntRange(0), help="Of a prompt.  [default: any]")
 @_option("--principal-tokens-per-minute", default=None, type=click.IntRange(0), help="Read, written.  [default: any]")
 @_option("--device", default="auto", help="cpu, cuda, cuda:1, or auto.")
-@_option("--dtype", default="auto", type=click.Choice(["auto", "float32", "bfloat16"]), help="auto: float32 on a CPU.")
+@_option(
+    "--dtype",
+    default="auto",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="auto: on a CPU float32, or bfloat16 where it is faster.",
+)
 @_option(
     "--gpu-layers",
     default=None,

@@ -23,7 +23,7 @@ from speculation.sampling import SamplingParams
 LONG_TOKENS = 448
 LENGTHS = (3, 17, 62, 65, 126, 31)  # before the blocks: on both sides of a multiple of 64
 BLOCKS = (5, 1, 8, 3, 6, 2)
-CHUNKS = (1, 2, 5, 8, 7, 13)
+CHUNKS = (1, 2, 5, 8, 7, 13, 3, 40, 17, 96)
 TWIGS = (-1, 0, 1, 2, 3, 1, 5, 6, -1, 8, 5, 10, 11)  # parents: a trunk of five, three twigs, one of them off another
 
 _SAMPLER = Sampler(SamplingParams(temperature=0.8), seed=20240607, prompt_length=0)

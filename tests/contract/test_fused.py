@@ -27,6 +27,7 @@ from cloud_verifier.engines.torch_engine import TorchEngine
 from cloud_verifier.engines.torch_engine.fast_path import TRIAL_TOLERANCE, disagreement, draws_alike, fused_parts
 from cloud_verifier.engines.torch_engine.kernels import gathered
 from cloud_verifier.engines.torch_engine.layout import Segment
+from cloud_verifier.engines.torch_engine.llama_like import why_not
 from cloud_verifier.engines.torch_engine.load import wrap
 from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, layer_shapes
 from cloud_verifier.engines.torch_engine.row_rules import RowRule
@@ -36,7 +37,7 @@ from speculation.sampling import SamplingParams
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64 here")
 
 from cloud_verifier.engines.torch_engine.fused.attention import fused
-from cloud_verifier.engines.torch_engine.fused.decoder import FusedDecoder, why_not
+from cloud_verifier.engines.torch_engine.fused.decoder import FusedDecoder
 from cloud_verifier.engines.torch_engine.fused.draw import draw
 from cloud_verifier.engines.torch_engine.fused.layers import add_norm, gate, rotate_and_write
 

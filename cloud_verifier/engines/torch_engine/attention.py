@@ -119,8 +119,12 @@ def strict(
     (heads, rows, width), kv_heads = query.shape, layer.keys.shape[2]
     group = heads // kv_heads
     index = layout.head_index(heads, kv_heads)
-    flat = query.transpose(0, 1).reshape(-1, width)
-    tiles = flat.index_select(0, index.gather).view(-1, kv_heads, TILE_ROWS * group, width)
+    tiles = (
+        query.transpose(0, 1)
+        .reshape(-1, width)
+        .index_select(0, index.gather)
+        .view(-1, kv_heads, TILE_ROWS * group, width)
+    )
     results = []
     for batch, mask in zip(layout.batches, layout.tile_masks(group, query.dtype), strict=True):
         part = tiles[batch.first : batch.last]

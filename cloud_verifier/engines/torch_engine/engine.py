@@ -2,9 +2,9 @@
 
 Strict mode is what makes words independent of company. The bits of a row of a matrix product may depend on how many
 rows there are: with MKL, in fp32, on fewer than four, or on fewer than 28 that threads share unevenly, but never on a
-multiple of eight. So rows come in a fixed multiple and at most so many at a time (`RowRule`), attention in tiles of one
-shape (`layout`), activation functions in whole vectors (`activations`). `self_test` checks that this is enough on the
-machine at hand.
+multiple of eight; on weights that are packed for them (`products`) most products need no company. So rows come in a
+fixed multiple and at most so many at a time (`RowRule`), attention in tiles of one shape (`layout`), activation
+functions in whole vectors (`activations`). `self_test` checks that this is enough on the machine at hand.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cloud_verifier.engines.sampling.sampler import Row, choose
 from cloud_verifier.engines.sampling.upload import upload
 from cloud_verifier.engines.torch_engine.activations import steady
 from cloud_verifier.engines.torch_engine.attention import PLAIN, STATIC, STRICT, forward_on
+from cloud_verifier.engines.torch_engine.cpu_decoder import CpuDecoder
 from cloud_verifier.engines.torch_engine.fast import FastForward
 from cloud_verifier.engines.torch_engine.fast_path import Parts
 from cloud_verifier.engines.torch_engine.graphs import Result
@@ -47,11 +48,13 @@ class TorchEngine(PagedEngine):
         strict: bool = True,
         parts: Parts | None = None,
         cuda_graphs: bool = True,
+        decoder: CpuDecoder | None = None,
     ) -> None:
         """model: on its device, in its dtype; it is set to evaluation mode and to this engine's attention.
 
         pool: with the model's layers; its pages hold at least one sequence of `info.context_limit` tokens. parts: run
-        in fixed shapes, for GPUs; None for the simple forward. cuda_graphs: see `FastForward`.
+        in fixed shapes, for GPUs; None for the simple forward. cuda_graphs: see `FastForward`. decoder: computes the
+        simple forward in place of the model; of the same strictness.
         """
         super().__init__(info, Pages(pool.pages, PAGE_TOKENS, pool))
         self.model = model.eval()
@@ -61,6 +64,7 @@ class TorchEngine(PagedEngine):
         self._pool = pool
         pool.context_limit = info.context_limit
         self._cache = {cache_name(model): pool, "use_cache": True}
+        self._decoder = decoder
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.fast: FastForward | None = None
         if parts is not None:
@@ -186,6 +190,8 @@ class TorchEngine(PagedEngine):
         # The head's matrix product follows the same rule of rows as all the others.
         padding = [0] * (self.rows.padded(len(wanted)) - len(wanted))
         keep = upload(wanted + padding, torch.int64, device)
+        if self._decoder is not None:
+            return self._decoder(ids, layout, keep)[: len(wanted)]
         only = {"logits_to_keep": keep} if self._takes_rows else {}
         with forward_on(self._pool, layout):
             out = self.model(input_ids=ids, position_ids=layout.positions, **self._cache, **only)

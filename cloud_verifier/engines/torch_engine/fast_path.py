@@ -20,6 +20,7 @@ from cloud_verifier.engines.pages import PAGE_TOKENS
 from cloud_verifier.engines.sampling import sampler
 from cloud_verifier.engines.torch_engine.kernels import FLASH, Kernel, gathered
 from cloud_verifier.engines.torch_engine.layout import Segment
+from cloud_verifier.engines.torch_engine.llama_like import why_not
 from cloud_verifier.engines.torch_engine.pool import LayerShape
 from cloud_verifier.engines.torch_engine.row_rules import RowRule
 from cloud_verifier.engines.torch_engine.static_inputs import Inputs, StaticLayout, fill, shape_of
@@ -111,7 +112,7 @@ def _own_parts(model: PreTrainedModel, shape: LayerShape, heads: int, refused: l
         parts = Parts(parts.kernel)
     from cloud_verifier.engines.torch_engine.fused import decoder
 
-    if (reason := decoder.why_not(model)) is not None:
+    if (reason := why_not(model)) is not None:
         refused.append(f"Layers run as transformers has them: {reason}.")
         return parts
     return Parts(parts.kernel, parts.draw, decoder.FusedDecoder)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -17,11 +18,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from cloud_verifier.engines.base import Block, EngineInfo, ModelError, Sampler
 from cloud_verifier.engines.self_test import branches_agree, self_test
+from cloud_verifier.engines.torch_engine.cpu_decoder import CpuDecoder, joined
 from cloud_verifier.engines.torch_engine.engine import TorchEngine
 from cloud_verifier.engines.torch_engine.fast_path import Parts, find_parts
+from cloud_verifier.engines.torch_engine.llama_like import why_not
 from cloud_verifier.engines.torch_engine.memory import GIB, GPU_MEMORY_SHARE, MemoryTooSmall, pages_within
+from cloud_verifier.engines.torch_engine.packing import Packing
 from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, layer_shapes
-from cloud_verifier.engines.torch_engine.row_rules import strict_row_rules
+from cloud_verifier.engines.torch_engine.product_choice import Choice, choose, prefers_bfloat16
+from cloud_verifier.engines.torch_engine.row_rules import CPU_RULES, RowRule, strict_row_rules
 from cloud_verifier.model_source import ModelSourceError, check_path
 from speculation.sampling import SamplingParams
 
@@ -51,8 +56,9 @@ def load(
     """Open a causal LM.
 
     model: a local folder as `save_pretrained` writes it, or a hub id (HF_HUB_OFFLINE is respected). device: "auto"
-    (CUDA if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32",
-    "bfloat16", "float16". context_limit: at most so many tokens per sequence, which the model must be made for.
+    (CUDA if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (on a GPU bfloat16; on a CPU float32, or
+    bfloat16 where that is measured to be faster and rounds no weight), "float32", "bfloat16", "float16".
+    context_limit: at most so many tokens per sequence, which the model must be made for.
     threads: CPU threads of this process, None to leave as they are. kv_cache_gib, gpu_memory_share: see `memory`.
     cuda_graphs: see `wrap`. Raises ModelError.
     """
@@ -63,11 +69,14 @@ def load(
             raise ModelError(f"threads is {threads}; it must be at least 1.")
         torch.set_num_threads(threads)
     place = _device(device)
-    if dtype == "auto":
+    if chosen := dtype == "auto":
         dtype = "float32" if place.type == "cpu" else "bfloat16"
     if dtype not in DTYPES:
         raise ModelError(f'dtype is "{dtype}"; it must be "auto" or one of {", ".join(DTYPES)}.')
     opened = _open(model, DTYPES[dtype], context_limit)
+    if chosen and place.type == "cpu" and prefers_bfloat16(opened, strict=strict):
+        _log.info("The model runs in bfloat16, which is faster here; --dtype float32 keeps it in float32.")
+        opened = opened.bfloat16()
     try:
         torch.nn.Module.to(opened, place)
     except torch.OutOfMemoryError as error:
@@ -99,12 +108,15 @@ def wrap(
     gpu_memory_share: float = GPU_MEMORY_SHARE,
     parts: Parts | None = None,
     cuda_graphs: bool = True,
+    products: str | None = "auto",
 ) -> TorchEngine:
     """An engine on a model that is already in memory, on its device and in its dtype. Raises ModelError.
 
     The model is compared with its own plain forward, then strict mode is put to its self-test. parts: what the forward
     in fixed shapes is made of; None: what works here, and if nothing does, the simple forward. cuda_graphs: capture
-    that forward; on CUDA only.
+    that forward; on CUDA only. products: on a CPU, a name in `products.KINDS`, or "auto" for what is chosen by
+    measuring: the model's linear layers are packed for them, and it is of no other use from here on. None: it is left
+    as it is.
     """
     _refuse_unsupported(model)
     limit = _context_limit(model.config, context_limit)
@@ -134,9 +146,34 @@ def wrap(
             f"There is too little memory on {model.device} for the pages of keys and values; lower "
             "--gpu-memory-share or --kv-cache-gib, or stop what else uses it."
         ) from error
+    weights = weights_digest(model)  # before they are packed
+    if model.device.type == "cpu" and parts is None:
+        engine, computed = _on_cpu(model, info, pool, trial, own, strict=strict, products=products)
+    else:
+        engine, computed = _on_gpu(model, info, pool, trial, own, parts, strict=strict, cuda_graphs=cuda_graphs)
+    if engine.fast is None:
+        engine.describe(trees=True)
+        engine.describe(trees=branches_agree(engine))
+    engine.forget()  # what was tried is nobody's beginning
+    engine.describe(fingerprint=fingerprint(engine, weights, computed))
+    return engine
+
+
+def _on_gpu(
+    model: PreTrainedModel,
+    info: EngineInfo,
+    pool: PagePool,
+    trial: list[list[int]],
+    own: list[torch.Tensor],
+    parts: Parts | None,
+    *,
+    strict: bool,
+    cuda_graphs: bool,
+) -> tuple[TorchEngine, list[str]]:
+    """The fastest engine that passes, and what it computes with, for the fingerprint. Raises ModelError."""
     for candidate in _with_fallbacks(parts):
         engine = TorchEngine(model, info, pool, strict=strict, parts=candidate, cuda_graphs=cuda_graphs)
-        refused = _refused(engine, trial, own)
+        refused = _refused(engine, trial, own, strict_row_rules(model.device))
         if refused is None:
             break
         if candidate is None:
@@ -144,12 +181,45 @@ def wrap(
         _log.warning("Steps do not run with %s: %s", candidate.name, refused)
         if engine.fast is not None:
             engine.fast.forget()  # what it captured holds memory of the device
-    if engine.fast is None:
-        engine.describe(trees=True)
-        engine.describe(trees=branches_agree(engine))
-    engine.forget()  # what was tried is nobody's beginning
-    engine.describe(fingerprint=fingerprint(engine))
-    return engine
+    return engine, [] if engine.fast is None else [engine.fast.parts.name, str(engine.fast.split_pages)]
+
+
+def _on_cpu(
+    model: PreTrainedModel,
+    info: EngineInfo,
+    pool: PagePool,
+    trial: list[list[int]],
+    own: list[torch.Tensor],
+    *,
+    strict: bool,
+    products: str | None,
+) -> tuple[TorchEngine, list[str]]:
+    """As `_on_gpu`: layers in few calls on packed weights, transformers' layers on these, or everything as it was."""
+    choice = None
+    if products is not None:
+        choice = choose(model, strict=strict) if products == "auto" else Choice(products, CPU_RULES[0], 0.0)
+    reason = why_not(model) if choice is not None else "it has no products to choose"
+    ways = ("fused", "packed", "transformers")[2 if choice is None else 1 if reason else 0 :]
+    for way in ways:
+        packing = decoder = None
+        if choice is not None and way != "transformers":
+            packing = Packing(model, choice.kind, joined(model) if way == "fused" else ())
+            decoder = CpuDecoder(model, packing, pool, strict=strict) if way == "fused" else None
+        engine = TorchEngine(model, info, pool, strict=strict, decoder=decoder)
+        rules = strict_row_rules(model.device)
+        if choice is not None and packing is not None and not packing.leaves_products(model):
+            rules = (choice.rule, *(rule for rule in rules if rule.multiple > choice.rule.multiple))
+        refused = _refused(engine, trial, own, rules)
+        if refused is None and (engine.info.strict == strict or packing is None):
+            break
+        if packing is None:
+            assert refused is not None
+            raise refused
+        _log.warning("Steps do not run with %s layers: %s", way, refused or engine.info.strict_report)
+        packing.undo()
+    kind = "plain" if choice is None or way == "transformers" else choice.kind
+    _log.info("Layers are %s, products %s, rows %s.%s", way, kind, engine.rows, f" ({reason})" if reason else "")
+    return engine, [way, kind]
 
 
 def _with_fallbacks(parts: Parts | None) -> list[Parts | None]:
@@ -159,7 +229,9 @@ def _with_fallbacks(parts: Parts | None) -> list[Parts | None]:
     return [parts, None] if parts.decoder is None else [parts, replace(parts, decoder=None), None]
 
 
-def _refused(engine: TorchEngine, trial: list[list[int]], own: list[torch.Tensor]) -> ModelError | None:
+def _refused(
+    engine: TorchEngine, trial: list[list[int]], own: list[torch.Tensor], rules: Sequence[RowRule]
+) -> ModelError | None:
     """Why an engine cannot be served as it is. One that is strict by its setting has its row rule settled."""
     try:
         _compare(engine, trial, own)
@@ -167,16 +239,16 @@ def _refused(engine: TorchEngine, trial: list[list[int]], own: list[torch.Tensor
         return error
     if not engine.strict:
         return None
-    _settle_rows(engine)
+    _settle_rows(engine, rules)
     if engine.info.strict or engine.fast is None:
         return None
     return ModelError(engine.info.strict_report)
 
 
-def _settle_rows(engine: TorchEngine) -> None:
+def _settle_rows(engine: TorchEngine, rules: Sequence[RowRule]) -> None:
     """Find the cheapest row rule under which the self-test passes; where none does, the engine is not strict."""
     device = engine.model.device
-    for rule in strict_row_rules(device):
+    for rule in rules:
         engine.use(rule)
         try:
             report = self_test(engine, rule.sizes if device.type == "cuda" else ())
@@ -192,13 +264,8 @@ def _settle_rows(engine: TorchEngine) -> None:
             return
 
 
-def fingerprint(engine: TorchEngine) -> str:
-    """sha256, in hex, over the weights, the configuration, the precision, strictness, kind of device and versions.
-
-    Replicas that agree in it compute the same words. On a CPU that includes the number of threads: MKL splits a narrow
-    matrix among three threads in another way than between two.
-    """
-    model = engine.model
+def weights_digest(model: PreTrainedModel) -> bytes:
+    """sha256 over a model's parameters and buffers, by name."""
     tensors = sorted([*model.named_parameters(), *model.named_buffers()], key=lambda item: item[0])
 
     def digest(item: tuple[str, torch.Tensor]) -> bytes:
@@ -211,22 +278,29 @@ def fingerprint(engine: TorchEngine) -> str:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib lets go of the interpreter lock
         for part in pool.map(digest, tensors):
             whole.update(part)
-    device = model.device
+    return whole.digest()
+
+
+def fingerprint(engine: TorchEngine, weights: bytes, computed: Sequence[str]) -> str:
+    """sha256, in hex, over the weights, the configuration, the precision, strictness, kind of device and versions.
+
+    weights: of `weights_digest`. computed: what the layers are computed with. Replicas that agree in it compute the
+    same words. On a CPU that includes the number of threads: MKL splits a narrow matrix among three threads in another
+    way than between two.
+    """
+    device = engine.model.device
     if device.type == "cuda":
         kind = [torch.cuda.get_device_name(device)]
     else:
         kind = [torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
-    if engine.fast is not None:
-        kind += [engine.fast.parts.name, str(engine.fast.split_pages)]
     settings = {
-        "config": _lasting(model.config.to_dict()),
-        "dtype": str(model.dtype),
+        "config": _lasting(engine.model.config.to_dict()),
+        "dtype": str(engine.model.dtype),
         "strict": [engine.info.strict, *astuple(engine.rows)],
-        "device": [device.type, *kind],
+        "device": [device.type, *kind, *computed],
         "versions": [torch.__version__, transformers.__version__],
     }
-    whole.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    return whole.hexdigest()
+    return hashlib.sha256(weights + json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _lasting(config: dict[str, Any]) -> dict[str, Any]:

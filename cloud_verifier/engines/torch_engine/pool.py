@@ -73,14 +73,18 @@ class PagedLayer(CacheLayerMixin):
 
         Rows past the last index are padding and are dropped. Returns its arguments: attention reads the pool itself.
         """
-        index = self._pool.write_index
-        for rows, states in zip(self._rows, (key_states, value_states), strict=True):
-            if states.shape[1::2] != rows.shape[1:]:
-                continue  # attention refuses it, in a sentence
-            rows.index_copy_(0, index, states[0, :, : index.shape[0]].transpose(0, 1))
-            if (copies := self._pool.copies) is not None:
-                rows.index_copy_(0, copies[1], states[0].index_select(1, copies[0]).transpose(0, 1))
+        shapes = key_states.shape[1::2], value_states.shape[1::2]
+        if shapes == tuple(rows.shape[1:] for rows in self._rows):  # if not, attention refuses it, in a sentence
+            self.write(key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
         return key_states, value_states
+
+    def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """As `update`; the states are [rows, heads, width] here."""
+        index, copies = self._pool.write_index, self._pool.copies
+        for rows, states in zip(self._rows, (keys, values), strict=True):
+            rows.index_copy_(0, index, states[: len(index)])
+            if copies is not None:
+                rows.index_copy_(0, copies[1], states.index_select(0, copies[0]))
 
     def gather(self, pages: torch.Tensor) -> list[torch.Tensor]:
         """Copies of the keys and of the values of pages (int64 [n]), [n, PAGE_TOKENS, heads, width] each.

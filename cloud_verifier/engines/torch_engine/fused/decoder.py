@@ -15,26 +15,9 @@ from transformers import PreTrainedModel
 
 from cloud_verifier.engines.torch_engine.attention import StaticAttention
 from cloud_verifier.engines.torch_engine.fused.layers import add_norm, gate, rotate_and_write
+from cloud_verifier.engines.torch_engine.llama_like import gates, projections
 from cloud_verifier.engines.torch_engine.pool import PagePool
 from cloud_verifier.engines.torch_engine.static_inputs import Inputs
-
-FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-
-
-def why_not(model: PreTrainedModel) -> str | None:
-    """Why a model's layers cannot run fused, in words; None if they can."""
-    if type(model).__name__ not in FAMILIES:
-        return f"{type(model).__name__} is none of {', '.join(FAMILIES)}"
-    if model.config.hidden_act != "silu":
-        return f"its activation is {model.config.hidden_act}"
-    core = cast(Any, model.model)
-    products = [module for layer in core.layers for module in layer.modules() if "Linear" in type(module).__name__]
-    if any(type(module) is not nn.Linear for module in products):
-        return "its matrix products are not plain ones"
-    sizes = core.rotary_emb.inv_freq.shape[0] * 2, core.layers[0].self_attn.head_dim
-    if sizes[0] != sizes[1]:
-        return f"only {sizes[0]} of {sizes[1]} numbers of a head are rotated"
-    return None
 
 
 class FusedDecoder:
@@ -44,7 +27,7 @@ class FusedDecoder:
     def merge(model: PreTrainedModel) -> None:
         """Lay the weights that one product reads side by side, in place; the modules' own become views of that."""
         for layer in cast(Any, model.model).layers:
-            for modules in (_projections(layer), _gates(layer)):
+            for modules in (projections(layer), gates(layer)):
                 _lay_side_by_side([module.weight for module in modules])
                 if modules[0].bias is not None:
                     _lay_side_by_side([module.bias for module in modules])
@@ -52,7 +35,7 @@ class FusedDecoder:
             torch.cuda.empty_cache()  # what was laid elsewhere before
 
     def __init__(self, model: PreTrainedModel, pool: PagePool) -> None:
-        """model: one that `why_not` has nothing against, and that `merge` was called for."""
+        """model: one that `llama_like.why_not` has nothing against, and that `merge` was called for."""
         self._head = cast(Any, model).lm_head
         self._core = cast(Any, model.model)
         self._pool = pool
@@ -87,8 +70,8 @@ class _Layer:
     def __init__(self, layer: Any) -> None:
         attention = layer.self_attn
         self.norms = layer.input_layernorm, layer.post_attention_layernorm
-        self.projection = _merged(_projections(layer))
-        self.gates = _merged(_gates(layer))
+        self.projection = _merged(projections(layer))
+        self.gates = _merged(gates(layer))
         self.leave, self.down = attention.o_proj, layer.mlp.down_proj
         self.scale: float = attention.scaling
         self.head_norms: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -102,14 +85,6 @@ def _lay_side_by_side(parts: list[torch.Tensor]) -> None:
     whole = torch.cat([part.data for part in parts])
     for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
         part.data = view
-
-
-def _projections(layer: Any) -> list[nn.Linear]:
-    return [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
-
-
-def _gates(layer: Any) -> list[nn.Linear]:
-    return [layer.mlp.gate_proj, layer.mlp.up_proj]
 
 
 def _merged(modules: list[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:

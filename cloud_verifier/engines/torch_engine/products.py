@@ -1,0 +1,158 @@
+"""Matrix products of a CPU on weights that are laid out for them once, in three ways.
+
+`half`: weights that came from float16 or bfloat16 are kept in float16 and multiplied in float32 (FBGEMM). No weight is
+rounded, a float32 product is computed, and half as many bytes are read, which is what one row waits for. `onednn`: in
+oneDNN's own order; plain products are brought into it anew in every call. `plain`: torch's.
+
+The original weights are let go. What asks a packed layer for its `weight` gets it unpacked, slowly.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+HALF_TOP = 15  # a row's largest weight is brought below 2 ** 15; float16 ends just below 2 ** 16
+ONEDNN_ROWS = 16  # the number of rows that oneDNN chooses its order for
+
+
+class Product(ABC):
+    """x @ weight.T + bias for x [rows, in], on a weight [out, in] that is kept in its own way."""
+
+    @abstractmethod
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, out] in x's dtype."""
+
+    @property
+    @abstractmethod
+    def weight(self) -> torch.Tensor:
+        """The weight as it was, bit by bit."""
+
+
+Maker = Callable[[torch.Tensor, torch.Tensor | None], Product]
+
+
+class Unpackable(Exception):
+    """This weight cannot be kept in this way, or not without being rounded."""
+
+
+class HalfProduct(Product):
+    """A float32 product on weights in float16.
+
+    A bfloat16 reaches further down than a float16. So each row of the weight is scaled by a power of two, if it must
+    be, and so is what comes out: neither rounds anything.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Raises Unpackable unless every weight survives in float16."""
+        if weight.dtype != torch.float32:
+            raise Unpackable("its product is one of float32")
+        self._scale: torch.Tensor | None = None
+        scaled = weight
+        if not torch.equal(weight.half().float(), weight):
+            exponents = torch.frexp(weight.abs().amax(1)).exponent
+            scale = torch.ldexp(torch.ones(len(weight)), HALF_TOP - exponents)
+            scaled = weight * scale[:, None]
+            if not torch.equal(scaled.half().float(), scaled) or not torch.equal(scaled / scale[:, None], weight):
+                raise Unpackable("some of its weights need more than float16 has")
+            self._scale = 1 / scale
+            bias = None if bias is None else bias * scale
+        self._multiply = torch.ops.quantized.linear_dynamic_fp16.default
+        self._packed = torch.ops.quantized.linear_prepack_fp16(scaled, bias)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self._multiply(x, self._packed)
+        return out if self._scale is None else out.mul_(self._scale)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        weight: torch.Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
+        return weight if self._scale is None else weight * self._scale[:, None]
+
+
+class OneDnnProduct(Product):
+    """A product on weights in oneDNN's own order."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Raises Unpackable for a dtype that oneDNN has no product for on this machine."""
+        if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            raise Unpackable("oneDNN has no products of bfloat16 here")
+        self._bias = bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, ONEDNN_ROWS)
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self._multiply(x, self._packed, self._bias, "none", [], "")
+        return out
+
+    @property
+    def weight(self) -> torch.Tensor:
+        weight: torch.Tensor = self._packed.to_dense()
+        return weight
+
+
+class PlainProduct(Product):
+    """torch's own."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self._weight, self._bias)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self._weight
+
+
+# The one to be preferred first.
+KINDS: dict[str, Maker] = {"half": HalfProduct, "onednn": OneDnnProduct, "plain": PlainProduct}
+
+
+class PackedLinear(nn.Module):
+    """Stands where an `nn.Linear` stood."""
+
+    def __init__(self, product: Product, in_features: int, out_features: int, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bias = in_features, out_features, bias
+        self.product = product
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """As it was; unpacked each time."""
+        return self.product.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [..., in]; returns [..., out]."""
+        return self.product(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+
+
+def linears(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """The plain linear layers of a model: each with the module it belongs to and its name there."""
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and child.weight.device.type == "cpu" and not child._forward_hooks
+    ]
+
+
+def made(kind: str, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> Product:
+    """One product for several weights [out, in] with the same `in`, laid one after the other.
+
+    The kind falls back on the next where a weight cannot be kept so: all of the same numbers. Raises nothing.
+    """
+    weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))
+    given = [bias for bias in biases if bias is not None]
+    assert len(given) in (0, len(weights))
+    bias = None if not given else given[0] if len(given) == 1 else torch.cat(given)
+    names = list(KINDS)
+    for name in names[names.index(kind) :]:
+        try:
+            return KINDS[name](weight.detach(), None if bias is None else bias.detach())
+        except (Unpackable, RuntimeError, AttributeError, NotImplementedError):  # as builds of torch say it
+            continue
+    raise AssertionError("a plain product can always be made")
