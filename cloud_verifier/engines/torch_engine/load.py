@@ -195,15 +195,16 @@ def _on_cpu(
     products: str | None,
 ) -> tuple[TorchEngine, list[str]]:
     """As `_on_gpu`: layers in few calls on packed weights, transformers' layers on these, or everything as it was."""
+    reason = why_not(model)
+    groups = [] if reason else joined(model)
     choice = None
     if products is not None:
-        choice = choose(model, strict=strict) if products == "auto" else Choice(products, CPU_RULES[0], 0.0)
-    reason = why_not(model) if choice is not None else "it has no products to choose"
+        choice = choose(model, groups, strict=strict) if products == "auto" else Choice(products, CPU_RULES[0], 0.0)
     ways = ("fused", "packed", "transformers")[2 if choice is None else 1 if reason else 0 :]
     for way in ways:
         packing = decoder = None
         if choice is not None and way != "transformers":
-            packing = Packing(model, choice.kind, joined(model) if way == "fused" else ())
+            packing = Packing(model, choice.kind, groups if way == "fused" else ())
             decoder = CpuDecoder(model, packing, pool, strict=strict) if way == "fused" else None
         engine = TorchEngine(model, info, pool, strict=strict, decoder=decoder)
         rules = strict_row_rules(model.device)

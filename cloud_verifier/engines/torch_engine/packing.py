@@ -63,9 +63,8 @@ class Packing:
             parts = product.weight.split([linear.out_features for _, _, linear in group])
             for (parent, name, linear), part in zip(group, parts, strict=True):
                 shared = self._shared.get(id(linear))
-                if shared is None:
-                    shared = nn.Parameter(part.clone(), requires_grad=False)
-                linear.weight = shared
+                own = nn.Parameter(part.clone(), requires_grad=False) if shared is None else shared
+                linear.register_parameter("weight", own)
                 setattr(parent, name, linear)
 
     def _pack(self, group: list[Place], kind: str) -> Product:
@@ -74,8 +73,9 @@ class Packing:
             product = made(kind, [linear.weight for linear in layers], [linear.bias for linear in layers])
         for parent, name, linear in group:
             if id(linear.weight) in self._kept:
-                self._shared[id(linear)] = linear.weight
-            linear.weight = nn.Parameter(linear.weight.new_empty(0, linear.in_features), requires_grad=False)
+                self._shared[id(linear)] = self._kept[id(linear.weight)]
+            none = linear.weight.new_empty(0, linear.in_features)
+            linear.register_parameter("weight", nn.Parameter(none, requires_grad=False))
             if len(group) == 1:
                 setattr(parent, name, PackedLinear(product, linear.in_features, linear.out_features, linear.bias))
         return product

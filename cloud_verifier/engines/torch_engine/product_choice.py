@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from cloud_verifier.engines.torch_engine.products import KINDS, Product, Unpackable, linears
+from cloud_verifier.engines.torch_engine.products import KINDS, Product, Unpackable, linears, multiplies_bfloat16
 from cloud_verifier.engines.torch_engine.row_rules import CPU_RULES, MOST_ROWS, PLAIN_ROWS, SAFE_RULES, RowRule
 
 _log = logging.getLogger(__name__)
@@ -38,12 +39,19 @@ class Choice:
 
 
 @torch.inference_mode()
-def choose(model: nn.Module, *, strict: bool, dtype: torch.dtype | None = None) -> Choice | None:
+def choose(
+    model: nn.Module,
+    groups: Sequence[Sequence[nn.Linear]] = (),
+    *,
+    strict: bool,
+    dtype: torch.dtype | None = None,
+) -> Choice | None:
     """The products to use, None where there is nothing to choose: no CPU, no plain linear layers.
 
-    dtype: as if the model were in it. The cost is what a sample of the weights takes for 1, 4 and 16 rows together.
+    groups: of layers that are to be one product each, see `Packing`. dtype: as if the model were in it.
+    The cost is what a sample of the weights takes for 1, 4 and 16 rows together.
     """
-    weights = _sample(model)
+    weights = _sample(model, groups)
     if not weights:
         return None
     weights = [weight.to(dtype or weight.dtype) for weight in weights]
@@ -77,15 +85,12 @@ def prefers_bfloat16(model: nn.Module, *, strict: bool) -> bool:
     return wide is not None and narrow is not None and wide.cost_s > CLEARLY * narrow.cost_s
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16; without them they are not worth a trial."""
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(ask is not None and ask() for ask in asked)
-
-
-def _sample(model: nn.Module) -> list[torch.Tensor]:
-    """Weights of all shapes that the model has, and some more of them."""
-    found = [linear.weight.detach() for _, _, linear in linears(model)]
+def _sample(model: nn.Module, groups: Sequence[Sequence[nn.Linear]] = ()) -> list[torch.Tensor]:
+    """Weights of all shapes that products of the model have, and some more of them."""
+    grouped = {id(linear) for group in groups for linear in group}
+    found = [linear.weight.detach() for _, _, linear in linears(model) if id(linear) not in grouped]
+    forms = {tuple(linear.weight.shape for linear in group): group for group in groups}
+    found += [torch.cat([linear.weight.detach() for linear in group]) for group in forms.values()]
     shapes = {weight.shape: weight for weight in found}
     sample = [weight[: max(1, MOST_OF_ONE // weight.shape[1])] for weight in shapes.values()]
     taken = sum(weight.numel() for weight in sample)
@@ -105,11 +110,8 @@ def _rule(name: str, products: list[Product], weights: list[torch.Tensor]) -> Ro
     by_shape = {weight.shape: (product, weight) for product, weight in zip(products, weights, strict=True)}
     for product, weight in by_shape.values():
         x = torch.randn(MOST_ROWS, weight.shape[1]).to(weight.dtype)
-        few = product(x[:LONE_ROWS].clone())
-        for rows in TRIED_ROWS:
-            same = min(rows, LONE_ROWS)
-            if not torch.equal(product(x[:rows].clone())[:same], few[:same]):
-                differ.add(rows)
+        few = torch.cat([product(part) for part in x.split(LONE_ROWS)])
+        differ |= {rows for rows in TRIED_ROWS if not torch.equal(product(x[:rows].clone()), few[:rows])}
     fitting = (
         rule for rule in CPU_RULES if not any(rows % rule.multiple == 0 and rows <= rule.most for rows in differ)
     )
