@@ -33,8 +33,8 @@ class CpuDecoder:
         core = cast(Any, model.model)
         self._embed, self._rotary = core.embed_tokens, core.rotary_emb
         self._norm = _RootMeanSquareNorm(core.norm)
-        self._layers = [_Layer(layer, packing) for layer in core.layers]
-        self._head = cast(Any, model).lm_head.product
+        self.layers = [_Layer(layer, packing) for layer in core.layers]
+        self.head = cast(Any, model).lm_head.product
         self._pool = pool
         self._attend = attention.strict if strict else attention.plain
 
@@ -45,7 +45,7 @@ class CpuDecoder:
         # The upper half of a head comes to the lower one with its sign turned: x * cos + swapped x * signed sin.
         half = sines.shape[-1] // 2
         signed = torch.cat((-sines[..., :half], sines[..., half:]), dim=-1)
-        for index, layer in enumerate(self._layers):
+        for index, layer in enumerate(self.layers):
             paged = self._pool.paged_layer(index)
             before, after = layer.norms
             both = layer.projection(_norm(states, before)).view(len(states), -1, layer.width)
@@ -60,7 +60,7 @@ class CpuDecoder:
             states = layer.leave(seen.flatten(1)).add_(states)
             gated, up = layer.gates(_norm(states, after)).chunk(2, dim=1)
             states = layer.down(_silu(gated).mul_(up)).add_(states)
-        logits: torch.Tensor = self._head(_norm(states.index_select(0, keep), self._norm))
+        logits: torch.Tensor = self.head(_norm(states.index_select(0, keep), self._norm))
         return logits
 
 

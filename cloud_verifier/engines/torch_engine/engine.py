@@ -64,7 +64,7 @@ class TorchEngine(PagedEngine):
         self._pool = pool
         pool.context_limit = info.context_limit
         self._cache = {cache_name(model): pool, "use_cache": True}
-        self._decoder = decoder
+        self.decoder = decoder
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.fast: FastForward | None = None
         if parts is not None:
@@ -190,8 +190,8 @@ class TorchEngine(PagedEngine):
         # The head's matrix product follows the same rule of rows as all the others.
         padding = [0] * (self.rows.padded(len(wanted)) - len(wanted))
         keep = upload(wanted + padding, torch.int64, device)
-        if self._decoder is not None:
-            return self._decoder(ids, layout, keep)[: len(wanted)]
+        if self.decoder is not None:
+            return self.decoder(ids, layout, keep)[: len(wanted)]
         only = {"logits_to_keep": keep} if self._takes_rows else {}
         with forward_on(self._pool, layout):
             out = self.model(input_ids=ids, position_ids=layout.positions, **self._cache, **only)
