@@ -39,7 +39,7 @@ class CpuDecoder:
         self._attend = attention.strict if strict else attention.plain
 
     def __call__(self, ids: torch.Tensor, layout: Layout, keep: torch.Tensor) -> torch.Tensor:
-        """ids: int64 [1, rows]. Logits at the rows `keep`, [choices, V]. The pool's pages are read and written."""
+        """ids: int64 [1, rows]. Logits at the rows `keep`, [choices, V]. To be called within `attention.forward_on`."""
         states = self._embed(ids)[0]
         cosines, sines = (part[0, :, None] for part in self._rotary(states, layout.positions))
         # The upper half of a head comes to the lower one with its sign turned: x * cos + swapped x * signed sin.
@@ -55,7 +55,7 @@ class CpuDecoder:
                 asking = torch.cat((_norm(query, layer.head_norms[0]), _norm(key, layer.head_norms[1])), dim=1)
             turned = (asking * cosines).add_(asking.roll(half, -1).mul_(signed))
             query, key = turned.split(layer.heads, dim=1)
-            paged.write(layout.write_index, key, value)
+            paged.write(key, value)
             seen = self._attend(query.transpose(0, 1), paged, layout, layer.scale)
             states = layer.leave(seen.flatten(1)).add_(states)
             gated, up = layer.gates(_norm(states, after)).chunk(2, dim=1)

@@ -190,10 +190,10 @@ class TorchEngine(PagedEngine):
         # The head's matrix product follows the same rule of rows as all the others.
         padding = [0] * (self.rows.padded(len(wanted)) - len(wanted))
         keep = upload(wanted + padding, torch.int64, device)
-        if self.decoder is not None:
-            return self.decoder(ids, layout, keep)[: len(wanted)]
         only = {"logits_to_keep": keep} if self._takes_rows else {}
         with forward_on(self._pool, layout):
+            if self.decoder is not None:
+                return self.decoder(ids, layout, keep)[: len(wanted)]
             out = self.model(input_ids=ids, position_ids=layout.positions, **self._cache, **only)
         logits: torch.Tensor = out.logits[0] if self._takes_rows else out.logits[0, keep]
         return logits[: len(wanted)]
