@@ -121,7 +121,7 @@ def _option(*names: str, **settings: Any) -> Any:
     "--dtype",
     default="auto",
     type=click.Choice(["auto", "float32", "bfloat16"]),
-    help="auto: on a CPU float32, or bfloat16 where it is faster.",
+    help="auto: on a CPU float32, on a GPU bfloat16.",
 )
 @_option(
     "--gpu-layers",

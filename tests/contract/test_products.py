@@ -14,7 +14,7 @@ from cloud_verifier.engines.torch_engine.cpu_decoder import CpuDecoder, joined
 from cloud_verifier.engines.torch_engine.layout import Layout
 from cloud_verifier.engines.torch_engine.load import wrap
 from cloud_verifier.engines.torch_engine.packing import Packing
-from cloud_verifier.engines.torch_engine.product_choice import choose, prefers_bfloat16
+from cloud_verifier.engines.torch_engine.product_choice import choose
 from cloud_verifier.engines.torch_engine.products import (
     KINDS,
     HalfProduct,
@@ -131,22 +131,6 @@ def test_the_faster_products_are_chosen_and_rows_that_differ_are_avoided(monkeyp
     choice = choose(model, strict=False)
     assert choice is not None
     assert choice.rule.multiple == 1
-
-
-@pytest.mark.parametrize("hardware", [True, False], ids=["bf16", "no bf16"])
-@pytest.mark.parametrize("rounded", [True, False], ids=["halves", "floats"])
-def test_bfloat16_is_taken_where_it_is_faster_and_rounds_no_weight(
-    monkeypatch: pytest.MonkeyPatch, hardware: bool, rounded: bool
-) -> None:
-    def make(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-        return PlainProduct(weight, bias) if weight.dtype == torch.bfloat16 else _Slow(weight, bias)
-
-    monkeypatch.setattr(product_choice, "KINDS", {"onednn": make})
-    monkeypatch.setattr(product_choice, "multiplies_bfloat16", lambda: hardware)
-    model = nn.Sequential(nn.Linear(64, 64))
-    if rounded:
-        model.bfloat16().float()
-    assert prefers_bfloat16(model, strict=False) == (hardware and rounded)
 
 
 def test_a_model_without_plain_layers_has_no_choice() -> None:

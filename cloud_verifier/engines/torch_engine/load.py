@@ -25,7 +25,7 @@ from cloud_verifier.engines.torch_engine.llama_like import why_not
 from cloud_verifier.engines.torch_engine.memory import GIB, GPU_MEMORY_SHARE, MemoryTooSmall, pages_within
 from cloud_verifier.engines.torch_engine.packing import Packing
 from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, layer_shapes
-from cloud_verifier.engines.torch_engine.product_choice import Choice, choose, prefers_bfloat16
+from cloud_verifier.engines.torch_engine.product_choice import Choice, choose
 from cloud_verifier.engines.torch_engine.row_rules import CPU_RULES, RowRule, strict_row_rules
 from cloud_verifier.model_source import ModelSourceError, check_path
 from speculation.sampling import SamplingParams
@@ -56,10 +56,9 @@ def load(
     """Open a causal LM.
 
     model: a local folder as `save_pretrained` writes it, or a hub id (HF_HUB_OFFLINE is respected). device: "auto"
-    (CUDA if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (on a GPU bfloat16; on a CPU float32, or
-    bfloat16 where that is measured to be faster and rounds no weight), "float32", "bfloat16", "float16".
-    context_limit: at most so many tokens per sequence, which the model must be made for.
-    threads: CPU threads of this process, None to leave as they are. kv_cache_gib, gpu_memory_share: see `memory`.
+    (CUDA if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (on a GPU bfloat16, on a CPU float32),
+    "float32", "bfloat16", "float16". context_limit: at most so many tokens per sequence, which the model must be made
+    for. threads: CPU threads of this process, None to leave as they are. kv_cache_gib, gpu_memory_share: see `memory`.
     cuda_graphs: see `wrap`. Raises ModelError.
     """
     if max_sequences < 1:
@@ -69,14 +68,11 @@ def load(
             raise ModelError(f"threads is {threads}; it must be at least 1.")
         torch.set_num_threads(threads)
     place = _device(device)
-    if chosen := dtype == "auto":
+    if dtype == "auto":
         dtype = "float32" if place.type == "cpu" else "bfloat16"
     if dtype not in DTYPES:
         raise ModelError(f'dtype is "{dtype}"; it must be "auto" or one of {", ".join(DTYPES)}.')
     opened = _open(model, DTYPES[dtype], context_limit)
-    if chosen and place.type == "cpu" and prefers_bfloat16(opened, strict=strict):
-        _log.info("The model runs in bfloat16, which is faster here; --dtype float32 keeps it in float32.")
-        opened = opened.bfloat16()
     try:
         torch.nn.Module.to(opened, place)
     except torch.OutOfMemoryError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from cloud_verifier.engines.torch_engine.products import KINDS, Product, Unpackable, linears, multiplies_bfloat16
+from cloud_verifier.engines.torch_engine.products import KINDS, Product, Unpackable, linears
 from cloud_verifier.engines.torch_engine.row_rules import CPU_RULES, MOST_ROWS, PLAIN_ROWS, SAFE_RULES, RowRule
 
 _log = logging.getLogger(__name__)
@@ -73,16 +73,6 @@ def choose(
             best = number
     _log.debug("Products: %s", ", ".join(f"{c[0]} {1e3 * t:.1f} ms" for c, t in zip(candidates, costs, strict=True)))
     return Choice(candidates[best][0], candidates[best][1], costs[best])
-
-
-def prefers_bfloat16(model: nn.Module, *, strict: bool) -> bool:
-    """Whether a float32 model is clearly faster in bfloat16 on this machine, and no weight of its would be rounded."""
-    if not multiplies_bfloat16():
-        return False
-    if any(not torch.equal(weight.bfloat16().float(), weight) for weight in _sample(model)):
-        return False
-    wide, narrow = (choose(model, strict=strict, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    return wide is not None and narrow is not None and wide.cost_s > CLEARLY * narrow.cost_s
 
 
 def _sample(model: nn.Module, groups: Sequence[Sequence[nn.Linear]] = ()) -> list[torch.Tensor]:

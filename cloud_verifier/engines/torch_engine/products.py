@@ -77,12 +77,13 @@ class OneDnnProduct(Product):
     """A product on weights in oneDNN's own order."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Raises Unpackable for bfloat16 where the processor has no instructions for it.
+        """Raises Unpackable for bfloat16.
 
-        oneDNN's substitute is slow, and cuts its sums by the number of rows and of threads in ways that a trial misses.
+        oneDNN cuts its sums by the number of rows and of threads in ways that a trial missed where the processor has no
+        instructions for it; where it has them, we have not tried.
         """
-        if weight.dtype == torch.bfloat16 and not multiplies_bfloat16():
-            raise Unpackable("this processor has no products of bfloat16")
+        if weight.dtype == torch.bfloat16:
+            raise Unpackable("sums of bfloat16 depend on the rows in ways that a trial misses")
         self._bias = bias
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, ONEDNN_ROWS)
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
@@ -113,12 +114,6 @@ class PlainProduct(Product):
 
 # The one to be preferred first.
 KINDS: dict[str, Maker] = {"half": HalfProduct, "onednn": OneDnnProduct, "plain": PlainProduct}
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16."""
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(ask is not None and ask() for ask in asked)
 
 
 class PackedLinear(nn.Module):
