@@ -80,13 +80,15 @@ class Picked:
 class VerifierTree:
     """The log of a session and the tree that its device last drew.
 
-    log: prompt and answer. nodes: how many guesses are alive. Counters are totals for the session: dropped are guesses
-    that were dead, spent, said twice or too many when they came, and those that the log contradicted before a step
-    looked at them or after.
+    log: prompt and answer. nodes: how many guesses are alive. gaps: whether the latest draft with parents had a guess
+    that is not kept, though nothing contradicts it: the device takes it for sent. Counters are totals for the session:
+    dropped are guesses that were dead, spent, said twice or too many when they came, and those that the log
+    contradicted before a step looked at them or after.
     """
 
     log: list[int]
     nodes: int = 0
+    gaps: bool = False
     drafted: int = 0
     dropped: int = 0
     _root: Node = field(init=False)
@@ -151,11 +153,14 @@ class VerifierTree:
             )
         self.drafted += len(tokens)
         taken = tokens[:MAX_LOOKAHEAD]
+        self.gaps = bool(parents) and len(tokens) > MAX_LOOKAHEAD
         if parents:
             for index, token in enumerate(taken):
                 said = confidences[index] if confidences else UNSAID_CONFIDENCE
                 hangs_on = self._named(parents[index], known_length)
-                self._last = self._add(hangs_on, token, said, known_length, limit, max_nodes) or self._last
+                # A line that goes on with one that is not kept has nothing to stand on.
+                self._last = self._add(hangs_on, token, said, known_length, limit, max_nodes)
+                self.gaps |= self._last is None
         else:
             taken = self._take_line(start, taken, known_length, limit, confidences, max_nodes)
         excess = len(tokens) - len(taken)
@@ -215,23 +220,26 @@ class VerifierTree:
         """All guesses of the first `reach` positions past the log, the likeliest first, each after what it hangs on.
 
         Each with its survival: the probability that it and all before it are right. probability: of a guess, given that
-        all before it are right.
+        all before it are right. At one place they are held to 1 in all: a device that says of a thousand that each is
+        certain gains nothing.
         """
         end, order = len(self.log) + reach, 0
         found: list[tuple[float, Node]] = []
-        heap = [(-probability(node), number, node) for number, node in enumerate(self._root.children.values())]
-        order = len(heap)
-        heapq.heapify(heap)
-        while heap:
-            doubt, _, node = heapq.heappop(heap)
-            if node.position >= end:
-                continue
-            found.append((-doubt, node))
+        heap: list[tuple[float, int, Node]] = []
+        survival, node = 1.0, self._root
+        while True:
+            left = 1.0
             for child in node.children.values():
-                order += 1
-                # Never above its parent's, however the numbers round.
-                heapq.heappush(heap, (max(doubt, doubt * probability(child)), order, child))
-        return found
+                if child.position < end:
+                    order += 1
+                    likely = min(left, probability(child))
+                    left -= likely
+                    heapq.heappush(heap, (-survival * likely, order, child))
+            if not heap:
+                return found
+            doubt, _, node = heapq.heappop(heap)
+            survival = -doubt
+            found.append((survival, node))
 
     def pick(self, wanted: Sequence[Node] | None, reach: int) -> Picked:
         """Lay out guesses for a step: all within the first `reach` positions past the log, or the wanted ones of them.

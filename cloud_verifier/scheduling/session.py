@@ -205,7 +205,7 @@ class Session:
         most = max(self.max_nodes, self.max_lookahead)
         self.line.draft(start, tokens, known_length, self.max_lookahead, confidences, parents, most)
         if tokens:
-            self.cut_short = not parents and self.line.ends_before(start + len(tokens))
+            self.cut_short = self.line.gaps if parents else self.line.ends_before(start + len(tokens))
             self.draft_budget.heard(self.line.length - known_length)
             self.patience.turnaround.came(known_length, now_s * 1e3)
         elif asks and known_length == self.line.length:
@@ -293,6 +293,6 @@ def _likeliest_path(ranked: Sequence[Node]) -> list[Node]:
     """Of guesses that branch, the likeliest first: one line of them."""
     path: list[Node] = []
     for node in ranked:
-        if node.parent is (path[-1] if path else node.parent) and (path or node.parent is not None):
+        if not path or node.parent is path[-1]:
             path.append(node)
     return path

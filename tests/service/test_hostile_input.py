@@ -196,6 +196,29 @@ def test_a_draft_past_the_lookahead_is_cut_and_never_ends_the_session(verifier: 
         assert statistics.dropped_tokens >= 70_000 + 1 + 2 + 119 - 64
 
 
+@pytest.mark.parametrize("parents", [[2**32 - 1, 1], [1, 1], [3, 2**31]])
+def test_guesses_that_hang_on_nothing_never_hold_a_session_up(verifier: InProcessVerifier, parents: list[int]) -> None:
+    """A device takes them for sent and may wait for the verdict, as long as it likes."""
+    with Stream(verifier.address, opening(**sampling(max_tokens=30), **WAITING)) as stream:
+        stream.opened()
+        first = stream.tokens(1)
+        stream.draft(4, [2, 3], 4, parents=parents)
+        assert first + stream.rest().tokens == answer(PROMPT, SEED, 30)
+
+
+def test_a_thousand_certain_guesses_at_one_place_gain_nothing(verifier: InProcessVerifier) -> None:
+    right = answer(PROMPT, SEED, 30)
+    with Stream(verifier.address, opening(**sampling(max_tokens=30), **WAITING)) as stream:
+        stream.opened()
+        assert stream.tokens(1) == right[:1]
+        guesses = [2 + i % 62 for i in range(70_000)]
+        stream.draft(4, guesses, 4, parents=[0] * 70_000, confidence=b"\xff" * 70_000)
+        rest = stream.rest()
+    assert right[:1] + rest.tokens == right
+    assert rest.finished.statistics.verified_tokens <= 8
+    assert rest.finished.statistics.dropped_tokens >= 70_000 - 62
+
+
 @pytest.mark.parametrize("first", [{"draft": pb.Draft()}, {"ping": pb.Ping()}, {"cancel": pb.Cancel()}, {}], ids=str)
 def test_a_stream_must_begin_with_open(verifier: InProcessVerifier, first: dict[str, Any]) -> None:
     with Stream(verifier.address) as stream:

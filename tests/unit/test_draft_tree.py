@@ -454,3 +454,30 @@ def test_drawing_stays_on_a_branch_until_another_is_worth_more() -> None:
     assert device.path(device.tip) == [1, 3, 4]
     device.grow(device.tip, (), (), ())
     assert device.closed
+
+
+def test_what_has_no_room_is_a_gap_and_what_the_log_contradicts_is_none() -> None:
+    tree = line(0)
+    tree.draft(1, [1, 2], 1, 8, (), [0, 0], 1)
+    assert (tree.nodes, tree.gaps) == (1, True)
+    tree.draft(2, [7], 1, 8)  # goes on with 2, which is not kept: not with 1
+    assert all_texts(tree) == {(0, 1)}
+    tree.draft(1, [3], 1, 8, (), [0], 8)
+    assert (tree.nodes, tree.gaps) == (2, False)
+    tree.commit([4])
+    tree.draft(1, [5], 1, 8, (), [1], 8)  # on 3, which is dead
+    assert (tree.nodes, tree.gaps) == (0, False)
+    tree.draft(2, [0], 2, 8, (), [99], 8)
+    assert (tree.nodes, tree.gaps) == (0, True)
+    tree.draft(2, [0] * (MAX_LOOKAHEAD + 1), 2, 8, (), [0] * (MAX_LOOKAHEAD + 1), 8)
+    assert (tree.nodes, tree.gaps) == (1, True)
+
+
+def test_the_guesses_at_one_place_are_right_with_a_probability_of_one_at_most() -> None:
+    tree = line(0)
+    tree.draft(1, [*range(1, 1001), 5, 6], 1, 8, (), [*[0] * 1000, 1000, 1000], 2000)
+    ranked = tree.survivals(lambda _: 0.3, 8)
+    assert len(ranked) == tree.nodes == 1002
+    at_log = [survival for survival, node in ranked if node.position == 1]
+    assert sum(at_log) == pytest.approx(1.0)
+    assert [survival for survival, node in ranked if node.position == 2] == pytest.approx([0.09, 0.09])
