@@ -96,7 +96,9 @@ class PagedEngine(TargetEngine):
     def _make_room(self, block: Block) -> None:
         """For a block that is to be evaluated, unless it was reserved."""
         branches = self._branches.get(block.sequence)
-        if branches is None or branches.parents != tuple(block.parents) or branches.guesses:
+        base = self.length(block.sequence) + len(block.tokens) - len(block.parents)
+        # Another number of tokens before the same branches would write these where nobody reads.
+        if branches is None or (branches.parents, branches.base) != (tuple(block.parents), base) or branches.guesses:
             self.reserve(block.sequence, len(block.tokens), block.parents)
 
     def _prune(self, sequence: SequenceId) -> None:

@@ -736,3 +736,37 @@ def test_no_page_is_lost_to_branches_that_find_no_room() -> None:
     engine.close(sequence)
     engine.forget()
     assert engine.memory.used == 0
+
+
+def test_room_reserved_for_another_number_of_tokens_before_the_branches_is_made_anew() -> None:
+    engine = wrap(build("llama"), name="tiny")
+    subject, fresh = engine.open(), engine.open()
+    engine.step([Block(sequence, ids(62), 0, WARM) for sequence in (subject, fresh)])
+    parents = [-1, 0, 0, -1]
+    engine.reserve(subject, 3 + 4, parents)
+    blocks = [Block(sequence, ids(5, 7), 5, WARM, parents) for sequence in (subject, fresh)]
+    assert engine.step(blocks[:1]) == engine.step(blocks[1:])
+    engine.keep(subject, 63, [0, 2])
+    engine.keep(fresh, 63, [0, 2])
+    ahead = [Block(sequence, ids(3, 8), 3, WARM) for sequence in (subject, fresh)]
+    assert engine.step(ahead[:1]) == engine.step(ahead[1:])
+
+
+def test_penalties_see_the_path_of_a_twig_and_no_other() -> None:
+    """A token that is always said unless it was said before."""
+    engine = wrap(build("llama"), name="tiny")
+    once = Sampler(
+        SamplingParams(temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0, logit_bias={7: 3.5}),
+        seed=1,
+        prompt_length=20,
+    )
+    sequence = engine.open()
+    prompt = [token for token in ids(60) if token != 7][:40]
+    #  log - 3,  log - 7 - 4,  log - 5 - 7 - 6
+    block = Block(sequence, [*prompt, 3, 7, 4, 5, 7, 6], 7, once, [-1, -1, 1, -1, 3, 4])
+    chosen = engine.step([block])[0].tokens
+    assert [token == 7 for token in chosen] == [True, True, False, False, True, False, False]
+    engine.keep(sequence, 40, [3, 4])
+    assert engine.step([Block(sequence, [8], 1, once)])[0].tokens[0] != 7
+    engine.truncate(sequence, 41)  # which ends with 5
+    assert engine.step([Block(sequence, [8], 1, once)])[0].tokens[0] == 7
