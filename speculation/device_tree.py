@@ -39,8 +39,9 @@ class Node:
     ) -> None:
         self.token, self.confidence, self.probability = token, confidence, probability
         self.depth, self.rank, self.parent = depth, rank, parent
-        self.position: int = parent.position + 1 if parent is not None else 0
-        self.survival: float = probability * (parent.survival if parent is not None else 1.0)
+        self.position, self.survival = 0, probability
+        if parent is not None:
+            self.position, self.survival = parent.position + 1, probability * parent.survival
         self.serial: int | None = None
         self.children: list[Node] | None = None
 
@@ -130,6 +131,8 @@ class DeviceTree:
         tip's value is its survival times that of the guesses which are missing up to there.
         """
         best, latest = self._best(), self._latest
+        if len(self._tips) == 1:  # a line: asked before every guess
+            return best
         if latest is None or not latest.children or (onward := latest.children[0]).children is not None:
             return best
         # Another branch has to be read again from where it parts: the present one is left for a better one only.
@@ -178,7 +181,7 @@ class DeviceTree:
 
         probabilities: of each being right, given that the path up to the tip is.
         """
-        depth = self.depth(tip)
+        depth = tip.position + 1 - len(self.log)
         children = [
             Node(token, confidence, probability, depth, rank, tip)
             for rank, (token, confidence, probability) in enumerate(
@@ -189,7 +192,7 @@ class DeviceTree:
         self._latest = tip
         self.nodes += len(children)
         self._unsent += children
-        self._open_mass = max(0.0, self._open_mass - self.survival(tip) * (1.0 - sum(probabilities)))
+        self._open_mass = max(0.0, self._open_mass - tip.survival / self._scale * (1.0 - sum(probabilities)))
         for child in children:
             self._push(child)
 
@@ -245,7 +248,11 @@ class DeviceTree:
             while latest is not None and latest is not root:
                 latest = latest.parent
             self._latest = self._latest if latest is root else None
+            # What is spent goes at once: no cycle of it waits for the garbage collector.
+            spent = root.parent
             self._root, root.parent, self._scale = root, None, root.survival
+            while spent is not None:
+                spent.children, spent.parent, spent = None, None, spent.parent
             self._settle()
         return Verdict(new, agreed, tuple(outcomes))
 

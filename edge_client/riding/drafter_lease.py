@@ -107,7 +107,7 @@ class DrafterLease:
                 return
             at += 1
 
-    def lacks(self, log: Sequence[int], path: Sequence[int], most: int) -> list[int]:
+    def lacks(self, log: Sequence[int], path: list[int], most: int) -> list[int]:
         """What to read next so as to hold the log and then a path: at most so many tokens, at least the last one.
 
         Drops what it holds of another path. The log is what it holds already, as far as that goes.
@@ -115,15 +115,18 @@ class DrafterLease:
         length = len(log)
         if (held := self.end) < length:
             return [*log[held : held + most], *path[: max(0, most - length + held)]]
-        beyond = self.tokens[length - self.start :]
-        common = 0
-        while common < min(len(beyond), len(path)) and beyond[common] == path[common]:
-            common += 1
         # The candidates after the last token are only known once it is fed again.
-        kept = min(common, len(path) - 1)
-        if kept < len(beyond):
+        if not path:
+            self.rollback(length - 1)
+            return [log[-1]]
+        beyond = self.tokens[length - self.start :]
+        kept = len(beyond)
+        if kept >= len(path) or beyond != path[:kept]:
+            kept = 0
+            while kept < min(len(beyond), len(path) - 1) and beyond[kept] == path[kept]:
+                kept += 1
             self.rollback(length + kept)
-        return [*path[kept : kept + most]] if path else [log[-1]]
+        return path[kept : kept + most]
 
     def rollback(self, position: int) -> None:
         """Drop everything from `position` on."""

@@ -59,6 +59,7 @@ class RidingLoop:
         self._guess = Guess(params, seed)
         self._greedy = params.greedy
         self._line = DeviceTree([])
+        self._tip: Node | None = None  # where the pace was asked about drawing
         self._in_flight = False
         self._told_patience_ms: int | None = pace.patience_ms
         self._unsent_since_s = 0.0
@@ -205,17 +206,20 @@ class RidingLoop:
         line, lease, pace = self._line, self._lease, self._pace
         now_s = time.perf_counter()
         line.lead, line.typical = pace.lead_tokens, pace.typical
-        tip = None if line.closed else line.tip
-        depth = line.depth(tip) if tip is not None else 0
+        depth, survival, value = 0, 0.0, 0.0
+        self._tip = tip = None if line.closed else line.tip
+        if tip is not None:
+            depth, survival, value = line.depth(tip), line.survival(tip), line.value(tip)
+        unsent = line.unsent
         return View(
             now_ms=now_s * 1e3,
             known_length=line.length,
             depth=depth,
             nodes=line.nodes,
-            unsent=line.unsent,
-            unsent_age_ms=(now_s - self._unsent_since_s) * 1e3 if line.unsent else 0.0,
-            survival=line.survival(tip) if tip is not None else 0.0,
-            value=line.value(tip) if tip is not None else 0.0,
+            unsent=unsent,
+            unsent_age_ms=(now_s - self._unsent_since_s) * 1e3 if unsent else 0.0,
+            survival=survival,
+            value=value,
             open_mass=line.open_mass,
             sent_mass=line.sent_mass,
             in_flight=self._in_flight,
@@ -350,12 +354,13 @@ class RidingLoop:
 
     def _draft(self) -> None:
         """Feed the drafter a piece of what it lacks; once it has everything, draw guesses at the tip."""
-        lease, line = self._lease, self._line
+        lease, line, tip = self._lease, self._line, self._tip
         assert lease is not None
+        assert tip is not None
         began_s = time.perf_counter()
         if self._owed_since_s is None:
             self._owed_since_s = began_s
-        tip, guesses = line.tip, None
+        guesses = None
         with self._losing_drafter():
             guesses = self._draw(lease, tip)
         now_s = time.perf_counter()
@@ -372,8 +377,9 @@ class RidingLoop:
             self._unsent_since_s = now_s
         depth = line.depth(tip)
         probabilities = self._pace.judge(confidences, depth, line.survival(tip))
-        count = len(probabilities)
-        line.grow(tip, tokens[:count], confidences[:count], probabilities)
+        if (count := len(probabilities)) < len(tokens):
+            tokens, confidences = tokens[:count], confidences[:count]
+        line.grow(tip, tokens, confidences, probabilities)
         self.guessed.setdefault(line.length + depth, tokens[0])
         draft_ms = (now_s - began_s) * 1e3
         self._pace.drafted(draft_ms, confidences[0])

@@ -93,6 +93,8 @@ class Adaptive(Pace):
     def judge(self, confidences: Sequence[float], depth: int, survival: float) -> Sequence[float]:
         calibration = self.known.calibration
         first = calibration.probability(confidences[0], depth)
+        if len(confidences) == 1:
+            return (first,)
         found, left = [first], 1.0 - first
         # Of so many places for guesses the worst is worth about so little.
         least = max(self.min_fork, 1.0 / max(1, self._budget)) if self._forks else 1.0

@@ -76,3 +76,39 @@ def test_ids_of_another_vocabulary_are_forgotten() -> None:
     lease.adopt_vocabulary("sha256:2", 100)
     assert lease.end == 0
     assert lease.drafter.length == 0
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("draw"), st.lists(st.integers(0, 1), max_size=6)),
+            st.tuples(st.just("log"), st.lists(st.integers(0, 1), min_size=1, max_size=6)),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    most=st.integers(1, 8),
+)
+def test_any_paths_after_any_log_are_held_in_full(steps: list[tuple[str, list[int]]], most: int) -> None:
+    """However the branches are taken in turn, what the drafter is asked about is the log and the path, and nothing of
+    another; and its last token was just fed."""
+    drafter = NgramDrafter(context_tokens=CONTEXT_TOKENS)
+    lease, log = DrafterLease(drafter), [0]
+    for kind, tokens in steps:
+        if kind == "log":
+            at = len(log)
+            log += tokens
+            lease.follow(at, tokens)
+            continue
+        end = len(log) + len(tokens)
+        fed = 0
+        while not fed or lease.end < end:
+            lease.reach(end)
+            lacking = lease.lacks(log, tokens, most)
+            assert 1 <= len(lacking) <= most
+            lease.feed(lacking)
+            fed += len(lacking)
+        assert lease.end == end
+        assert lease.tokens == [*log, *tokens][lease.start :]
+        assert drafter.length == len(lease.tokens)
