@@ -33,13 +33,34 @@ def streamed(verifier: InProcessVerifier, **fields: Any) -> Rest:
         return stream.rest()
 
 
-def in_one_block(verifier: InProcessVerifier, right: list[int], **fields: Any) -> Rest:
+def buried(right: list[int]) -> tuple[list[int], list[int], bytes]:
+    """A tree in which every other right guess is the second at its place: tokens, parents and confidences."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    confidence = b""
+    for place, token in enumerate(right):
+        if place % 2:
+            tokens.append(token ^ 1)
+            parents.append(1)
+            confidence += b"\x80"  # likelier than a second one can be: the right one is a twig
+        tokens.append(token)
+        parents.append(0 if not place else 1 + place % 2)
+        confidence += b"\xff"
+    return tokens, parents, confidence
+
+
+def in_one_block(verifier: InProcessVerifier, right: list[int], *, forked: bool = False, **fields: Any) -> Rest:
     """The verifier writes nothing after the first token before it has the guesses: they are checked in one step."""
     request = opening(want_text=True, patience_ms=PATIENCE_UNLIMITED_MS, **fields)
     with Stream(verifier.address, request) as stream:
         stream.opened()
         first = stream.read()
-        stream.draft(len(PROMPT) + 1, right[1 : TOKENS - 1], len(PROMPT) + 1)
+        start, guesses = len(PROMPT) + 1, right[1 : TOKENS - 1]
+        if forked:
+            guesses, parents, confidence = buried(guesses)
+            stream.draft(start, guesses, start, parents=parents, confidence=confidence)
+        else:
+            stream.draft(start, guesses, start)
         rest = stream.rest()
     return rest._replace(
         tokens=[*first.commit.tokens, *rest.tokens],
@@ -49,9 +70,14 @@ def in_one_block(verifier: InProcessVerifier, right: list[int], **fields: Any) -
 
 
 def same(verifier: InProcessVerifier, right: list[int], at: int, **fields: Any) -> Rest:
-    """The answer that ends with token `at`, of both kinds."""
+    """The answer that ends with token `at`, of all kinds."""
     fields = {"seed": SEED} | fields
-    slow, block = streamed(verifier, **fields), in_one_block(verifier, right, **fields)
+    slow = streamed(verifier, **fields)
+    same_as(slow, in_one_block(verifier, right, forked=True, **fields), at)
+    return same_as(slow, in_one_block(verifier, right, **fields), at)
+
+
+def same_as(slow: Rest, block: Rest, at: int) -> Rest:
     assert [len(commit.tokens) for commit in block.commits] == ([1, at] if at else [1])
     assert (block.tokens, block.text) == (slow.tokens, slow.text)
     assert (block.finished.reason, block.finished.usage) == (slow.finished.reason, slow.finished.usage)
