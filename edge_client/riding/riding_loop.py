@@ -225,6 +225,7 @@ class RidingLoop:
             in_flight=self._in_flight,
             can_draft=lease is not None and tip is not None and depth < self._max_lookahead and not self._rest_ms(),
             budget=self._budget,
+            branches=self._trees,
         )
 
     # -- what comes in ------------------------------------------------------------------------------------------------

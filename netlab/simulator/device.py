@@ -159,6 +159,7 @@ class Device:
             and depth < self._max_lookahead
             and line.length + depth - self._prompt_length < len(self._answer.hits),
             budget=self._budget,
+            branches=self._width > 1,
         )
 
     def _guess(self, tip: Node, draft_ms: float) -> None:

@@ -154,7 +154,7 @@ class Adaptive(Pace):
             if waited_ms > -self._margin_ms() and not self._worth_holding(view, waited_ms):
                 return False
         # A line is always begun: what is not tried is not learned. Whether it ever pays is for `Rest`.
-        return view.depth == 0 or view.value >= (self.min_survival if self._forks else LEAST_OF_LINES)
+        return view.depth == 0 or view.value >= (self.min_survival if view.branches and self._forks else LEAST_OF_LINES)
 
     def _must_send(self, view: View) -> bool:
         if view.unsent >= self.block_tokens:

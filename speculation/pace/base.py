@@ -42,7 +42,7 @@ class View(NamedTuple):  # one before every guess: a dataclass that is frozen ta
     same times the probability of those that are missing up to where guesses begin to count. open_mass, sent_mass: as in
     `DeviceTree`; of a line the probability that all its guesses are right, and that all that were sent are. in_flight:
     whether anything was sent since the last commit. can_draft: whether there is a drafter with room for another token.
-    budget: most guesses the verifier wants.
+    budget: most guesses the verifier wants. branches: whether it takes guesses that branch.
     """
 
     now_ms: float
@@ -58,6 +58,7 @@ class View(NamedTuple):  # one before every guess: a dataclass that is frozen ta
     in_flight: bool
     can_draft: bool
     budget: int
+    branches: bool = True
 
     @property
     def sent(self) -> int:

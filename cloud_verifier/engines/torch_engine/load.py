@@ -195,7 +195,7 @@ def _on_cpu(
     groups = [] if reason else joined(model)
     choice = None
     if products is not None:
-        choice = choose(model, groups, strict=strict) if products == "auto" else Choice(products, CPU_RULES[0], 0.0)
+        choice = choose(model, groups, strict=strict) if products == "auto" else Choice(products, CPU_RULES[0])
     ways = ("fused", "packed", "transformers")[2 if choice is None else 1 if reason else 0 :]
     for way in ways:
         packing = decoder = None

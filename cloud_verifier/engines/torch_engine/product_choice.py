@@ -31,11 +31,10 @@ CLEARLY = 1.5
 
 @dataclass(frozen=True)
 class Choice:
-    """kind: a name in `KINDS`. rule: under which rows agree, as far as was tried. cost_s: see `choose`."""
+    """kind: a name in `KINDS`. rule: under which rows agree, as far as was tried."""
 
     kind: str
     rule: RowRule
-    cost_s: float
 
 
 @torch.inference_mode()
@@ -49,7 +48,7 @@ def choose(
     """The products to use, None where there is nothing to choose: no CPU, no plain linear layers.
 
     groups: of layers that are to be one product each, see `Packing`. dtype: as if the model were in it.
-    The cost is what a sample of the weights takes for 1, 4 and 16 rows together.
+    What counts is what a sample of the weights takes for 1, 4 and 16 rows together.
     """
     weights = _sample(model, groups)
     if not weights:
@@ -72,7 +71,7 @@ def choose(
         if costs[best] > CLEARLY * costs[number]:
             best = number
     _log.debug("Products: %s", ", ".join(f"{c[0]} {1e3 * t:.1f} ms" for c, t in zip(candidates, costs, strict=True)))
-    return Choice(candidates[best][0], candidates[best][1], costs[best])
+    return Choice(candidates[best][0], candidates[best][1])
 
 
 def _sample(model: nn.Module, groups: Sequence[Sequence[nn.Linear]] = ()) -> list[torch.Tensor]:
