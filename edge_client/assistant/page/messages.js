@@ -96,7 +96,8 @@ function summary(message) {
   if (metrics) {
     if (metrics.tokens_per_s) told.push(`${Math.round(metrics.tokens_per_s)} tokens/s`);
     const all = message.writers.length;
-    if (all) told.push(`${Math.round((100 * counts(message).d) / all)} % guessed on this device`);
+    const { d: first, b: second } = counts(message);
+    if (all) told.push(`${Math.round((100 * (first + second)) / all)} % guessed on this device`);
     told.push(`first word after ${Math.round(metrics.ttft_ms)} ms`, `seed ${metrics.seed}`);
     if (metrics.reconnects) told.push(`${metrics.reconnects} reconnect${metrics.reconnects > 1 ? "s" : ""}`);
     told.push(...metrics.notices);

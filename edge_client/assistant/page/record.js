@@ -81,7 +81,7 @@ export function* pieces(message) {
 
 /** How many tokens each writer has, by letter. */
 export function counts(message) {
-  const counted = { d: 0, s: 0, c: 0, o: 0 };
+  const counted = Object.fromEntries(Object.keys(WRITERS).map((letter) => [letter, 0]));
   for (const letter of message.writers) counted[letter] += 1;
   return counted;
 }
