@@ -44,7 +44,9 @@ class Terminal:
 
     def rows(self) -> list[str]:
         """What stands on the screen now, without the empty rows at its end."""
-        while select.select([self._master], [], [], 0)[0]:
+        waiting = select.poll()  # `select.select` takes no descriptor above 1023
+        waiting.register(self._master, select.POLLIN)
+        while waiting.poll(0):
             self.screen.feed(os.read(self._master, 1 << 16))
         rows = self.screen.display
         while rows and not rows[-1]:
