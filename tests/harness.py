@@ -125,6 +125,7 @@ class InProcessVerifier:
         self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(timeout=10)
         assert not self._thread.is_alive()
+        self.loop.close()  # three descriptors each
 
 
 def queue_of(client: EdgeClient) -> DrafterQueue:
