@@ -34,6 +34,7 @@ With `ride`, the chunks of a stream have an object `outrider` about what is new 
     "events": [{"kind": "sent", "at_ms", "position", "tokens"}, {"kind": "committed", "at_ms", "position", "tokens",
                 "used", "rtt_ms", "forward_ms", "queue_ms"}, ...]
         The timeline. Positions count from the answer's first token. forward_ms, queue_ms: of the verifier's step.
+        It is kept where guesses are drawn, which no word waits for: an answer's last commits may be missing.
 
 What the device wrote alone is marked whether or not `ride` was asked for: the model's name in body and chunks ends in
 `:offline`; a header `X-Outrider-Offline: true` comes with a whole answer, and with a stream that is offline from its

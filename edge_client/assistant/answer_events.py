@@ -33,14 +33,17 @@ class AnswerEvents:
         elif chunk.output is None and chunk.link is not LinkState.LIVE:
             told += comment(f"link: {chunk.link.value}")
         if chunk.output is not None:
-            told += self._ending(choice, chunk.output)
+            told += self._ending(news, chunk.output)
         return told
 
-    def _ending(self, choice: int, output: RequestOutput) -> bytes:
-        self.outputs[choice] = output
-        last = self.shape.end(choice, output)
+    def _ending(self, news: News, output: RequestOutput) -> bytes:
+        self.outputs[news.choice] = output
+        last = self.shape.end(news.choice, output)
+        beside = news.view.news(news.chunk) if news.view is not None else {}  # what the drafting thread did meanwhile
         if output.offline is not None:
-            last["outrider"] = {"offline": offline_of(output)}
+            beside["offline"] = offline_of(output)
+        if beside:
+            last["outrider"] = beside
         if len(self.outputs) == len(self.question.prompts) * self.question.n:
             last["metrics"] = self.shape.metrics(in_order(self.outputs))
         return event(last)

@@ -136,8 +136,16 @@ class DrafterLease:
                 self.drafter.rollback(kept)
             del self.tokens[kept:]
 
+    @property
+    def most_ahead(self) -> int:
+        """How far past the log guesses may go: what it begins again with is never guesses alone, see `reach`."""
+        return max(1, self.drafter.info.context_tokens // 2)
+
     def reach(self, position: int) -> None:
-        """Make sure that everything up to `position` can be held: if need be, begin again half a context before it."""
+        """Make sure that everything up to `position` can be held: if need be, begin again half a context before it.
+
+        At most `most_ahead` of that are guesses.
+        """
         context = self.drafter.info.context_tokens
         if self.tokens and position - self.start <= context:
             return

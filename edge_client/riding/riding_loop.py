@@ -63,7 +63,8 @@ class RidingLoop:
         self._in_flight = False
         self._told_patience_ms: int | None = pace.patience_ms
         self._unsent_since_s = 0.0
-        self._budget = self._max_lookahead = 0
+        self._budget = 0
+        self._deepest = 0  # guesses past the log that verifier and drafter can hold
         self._trees = False
         self._draft_bytes: dict[int, int] = {}  # by the clock reading that its echo will bring
         self._opened: pb.Opened | None = None
@@ -223,7 +224,7 @@ class RidingLoop:
             open_mass=line.open_mass,
             sent_mass=line.sent_mass,
             in_flight=self._in_flight,
-            can_draft=lease is not None and tip is not None and depth < self._max_lookahead and not self._rest_ms(),
+            can_draft=lease is not None and tip is not None and depth < self._deepest and not self._rest_ms(),
             budget=self._budget,
             branches=self._trees,
         )
@@ -249,7 +250,9 @@ class RidingLoop:
 
     def _open(self, opened: pb.Opened) -> None:
         before, self._opened = self._opened, opened
-        self._budget = self._max_lookahead = opened.max_lookahead
+        self._budget = self._deepest = opened.max_lookahead
+        if self._lease is not None:
+            self._deepest = min(self._deepest, self._lease.most_ahead)
         self._trees = opened.max_tree_nodes > 0
         if before is not None:
             if not opened.prompt_ids:
@@ -310,7 +313,8 @@ class RidingLoop:
             self._begin_drafting(lease, self._opened.model_info)
 
     def _begin_drafting(self, lease: DrafterLease, info: pb.GetModelInfoResponse) -> None:
-        self._lease = lease
+        assert self._opened is not None
+        self._lease, self._deepest = lease, min(self._opened.max_lookahead, lease.most_ahead)
         self._line.erase()
         self.ride.notices += lease.notices
         lease.notices.clear()

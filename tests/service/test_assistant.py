@@ -254,7 +254,9 @@ def test_the_ride_is_told_when_asked_for(assistant: RunningAssistant) -> None:
     timeline = [event for one in told for event in one["events"]]
     committed = [event for event in timeline if event["kind"] == "committed"]
     assert [event["position"] for event in committed] == _starts(committed)
-    assert sum(event["used"] for event in committed) == sum(token["writer"] == "device" for token in tokens)
+    told_of = sum(event["tokens"] for event in committed)  # no word waits for the timeline: its end may be missing
+    assert told_of > 12
+    assert sum(event["used"] for event in committed) == sum(token["writer"] == "device" for token in tokens[:told_of])
     assert any(event["kind"] == "sent" and event["tokens"] for event in timeline)
     live = told[-1]["live"]
     assert 0 < live["acceptance"] <= 1

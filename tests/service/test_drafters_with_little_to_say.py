@@ -33,6 +33,7 @@ PACES: dict[str, Callable[[], Pace]] = {
     "patient": lambda: FixedLookahead(4, patience_ms=5000),
     "pipelined": Pipelined,
     "adaptive": Adaptive,
+    "deep": lambda: Synchronous(80),
 }
 TEXT = [2 + (i * i + 3 * (i // 7)) % 60 for i in range(40)]  # no pair of tokens stands in it twice in a misleading way
 
@@ -181,7 +182,7 @@ def test_the_duty_cycle_holds_and_nobody_polls() -> None:
     assert pace.asked < 20 * COUNT
 
 
-@pytest.mark.parametrize("pace", ["sync", "server-led", "adaptive"])
+@pytest.mark.parametrize("pace", ["sync", "server-led", "adaptive", "deep"])
 def test_a_drafter_may_forget_the_beginning(pace: str) -> None:
     """A target that repeats what stands 40 tokens before, a lookup that holds at most 96."""
     period = len(TEXT)
