@@ -116,7 +116,11 @@ class PagedEngine(TargetEngine):
         if twig is None or list(path) != path_to(branches.parents, path[-1]) or length != branches.base:
             raise ValueError(f"guesses {list(path)} are no path of what sequence {sequence} was given")
         self._pages.adopt(found, twig.pages, length, [branches.guesses[guess] for guess in path])
+        self._adopted(sequence, twig)
         self.truncate(sequence, length + len(path))
+
+    def _adopted(self, sequence: SequenceId, twig: Twig) -> None:
+        """A sequence has got the pages of a twig, all of whose guesses are still there."""
 
     def length(self, sequence: SequenceId) -> int:
         return len(self._find(sequence).tokens)

@@ -661,12 +661,19 @@ def random_tree(rng: random.Random, count: int) -> list[int]:
     return parents
 
 
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma", "llama.cpp"])
+def branching(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PagedEngine:
+    """Every engine that takes trees, and on torch models of several kinds."""
+    if request.param == "llama.cpp":
+        return llama_cpp_subject(tmp_path_factory.mktemp("engine")).engine
+    return wrap(build(request.param), name="tiny")
+
+
 @pytest.mark.parametrize("sampler", [GREEDY, WARM, PENALISED], ids=["greedy", "warm", "penalised"])
-@pytest.mark.parametrize("seed", range(6))
-def test_every_path_of_a_tree_says_what_it_says_alone(seed: int, sampler: Sampler) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_every_path_of_a_tree_says_what_it_says_alone(branching: PagedEngine, seed: int, sampler: Sampler) -> None:
     """In company, over the ends of pages; and a kept path goes on as if nothing else had been guessed."""
-    rng = random.Random(seed)
-    engine = wrap(build(rng.choice(["llama", "gpt2", "gemma"])), name="tiny")
+    rng, engine = random.Random(seed), branching
     assert engine.info.trees
     prompt, other = ids(rng.randrange(50, 64), seed), ids(30, seed + 100)
     forked, straight, beside = engine.open(), engine.open(), engine.open()

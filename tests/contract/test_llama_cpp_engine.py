@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cloud_verifier.engines.base import Block, EngineFull, ModelError, SequenceId
+from cloud_verifier.engines.branches import path_to
 from cloud_verifier.engines.llama_cpp import cells
 from cloud_verifier.engines.llama_cpp import engine as engine_module
 from cloud_verifier.engines.llama_cpp import load as load_module
@@ -24,13 +25,14 @@ from cloud_verifier.engines.llama_cpp.load import LlamaCppSettings, load
 from cloud_verifier.engines.llama_cpp.row_rules import PLAIN_ROWS, RowRule
 from cloud_verifier.engines.llama_cpp.self_test import strictness
 from cloud_verifier.engines.pages import PAGE_TOKENS
+from cloud_verifier.engines.self_test import branches_agree
 from cloud_verifier.serving.codec import Codec
 from cloud_verifier.serving.gguf_codec import GgufCodec
 from cloud_verifier.serving.text_codec import TextError
 from edge_client.drafters.llama_cpp.drafter import LlamaCppDrafter
 from edge_client.export.gguf_file import export_gguf
 from outrider_models.gguf_header import read_header
-from tests.contract.test_engine import GREEDY, WARM, all_logits, build, ids
+from tests.contract.test_engine import GREEDY, WARM, all_logits, build, ids, random_tree
 from tests.contract.tiny_models import save_gguf, save_hybrid_gguf, save_recurrent_gguf
 from tests.losslessness.conftest import DEMO
 
@@ -251,6 +253,111 @@ def test_a_decode_that_fails_changes_nothing(
     monkeypatch.undo()
     assert (engine.length(sequence), engine.length(other)) == (20, 0)
     assert torch.equal(all_logits(engine, sequence, text[20:]), clean[20:])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_trees_in_company_give_what_their_paths_give_alone(
+    file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Cells are laid anew between a step and the choice of a path, decodes fail, sequences begin alike."""
+    engine, alone = (load(file("f32"), LlamaCppSettings(threads=1, max_sequences=4)) for _ in "ab")
+    assert engine.info.trees
+    chance, decode, beginning = random.Random(seed), engine._decode, ids(130)
+
+    def failing(*arguments: Any, **named: Any) -> torch.Tensor:
+        logits = decode(*arguments, **named)
+        if chance.random() < 0.1:
+            raise DecodeError("as if")
+        return logits
+
+    def fresh(text: list[int], rows: int) -> torch.Tensor:
+        sequence = alone.open(scope=str(chance.random()))
+        logits = alone.logits([Block(sequence, text, rows, GREEDY)])[0]
+        alone.close(sequence)
+        return logits
+
+    monkeypatch.setattr(engine, "_decode", failing)
+    texts: dict[SequenceId, list[int]] = {}  # all but the last token are in the engine
+    unkept: dict[SequenceId, tuple[list[int], list[int]]] = {}
+    twigs_kept = 0
+    for turn in range(80):
+        if len(texts) < 4:
+            text = [*beginning[: chance.choice((0, 50, 129))], *ids(chance.randrange(2, 9), turn)]
+            texts[engine.open(text)] = text
+        blocks = []
+        for sequence, text in texts.items():
+            if sequence in unkept or chance.random() < 0.4:
+                continue
+            parents = random_tree(chance, chance.randrange(2, 9)) if chance.random() < 0.8 else []
+            guesses = chance.choices(range(211), k=len(parents))
+            pending = text[engine.length(sequence) :]
+            blocks.append(Block(sequence, [*pending, *guesses], 1 + len(guesses), GREEDY, parents))
+        lengths = [engine.length(sequence) for sequence in texts]
+        try:
+            results = engine.logits(blocks)
+        except DecodeError:
+            assert lengths == [engine.length(sequence) for sequence in texts]
+            continue
+        for block, logits in zip(blocks, results, strict=True):
+            count = len(block.parents)
+            guesses = list(block.tokens[len(block.tokens) - count :])
+            unkept[block.sequence] = guesses, list(block.parents)
+            path = path_to(block.parents, chance.randrange(-1, count))
+            line = [*texts[block.sequence], *(guesses[guess] for guess in path)]
+            assert torch.equal(logits[[0, *(guess + 1 for guess in path)]], fresh(line, 1 + len(path)))
+        if chance.random() < 0.3:
+            engine.compact()
+        for sequence in list(unkept):
+            if chance.random() < 0.3:
+                continue
+            guesses, parents = unkept.pop(sequence)
+            path = path_to(parents, chance.randrange(-1, len(parents)))
+            twigs_kept += path != list(range(len(path)))
+            engine.keep(sequence, len(texts[sequence]), path)
+            texts[sequence] += [*(guesses[guess] for guess in path), chance.randrange(211)]
+            if chance.random() < 0.1:
+                engine.close(sequence)
+                del texts[sequence]
+    assert twigs_kept > 5
+    for sequence in texts:
+        engine.close(sequence)
+    engine.forget()
+    assert (engine.cells.used, engine.memory.used) == (0, 0)
+
+
+def test_branches_that_find_no_sequence_of_llama_cpp_are_refused(
+    engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is lost: another step has them."""
+    monkeypatch.setattr(engine, "_most_twigs", 5)
+    one, other = engine.open(), engine.open()
+    engine.step([Block(one, ids(20), 0, GREEDY), Block(other, ids(20), 0, GREEDY)])
+    free = engine.memory.free
+    engine.reserve(one, 5, [-1] * 4)
+    with pytest.raises(EngineFull, match="sequences for 5 branches"):
+        engine.reserve(other, 5, [-1] * 4)
+    engine.truncate(one, 20)
+    assert engine.memory.free == free
+    engine.step([Block(other, ids(5), 5, GREEDY, [-1] * 4)])
+    engine.keep(other, 21, [3])
+    assert engine.memory.free == free
+    crowded = LlamaCppSettings(threads=1, max_sequences=engine_module.MOST_SEQUENCES)
+    assert not load(engine.model.path, crowded).info.trees  # all of llama.cpp's sequences are taken
+
+
+def test_the_self_test_notices_twigs_that_read_what_is_not_on_their_path(
+    file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(file("f32"), LlamaCppSettings(threads=1, max_sequences=2))
+    assert branches_agree(engine)
+    lines = LlamaCppEngine._lines
+    # Every guess before a twig is taken for one that it hangs on.
+    monkeypatch.setattr(
+        LlamaCppEngine,
+        "_lines",
+        lambda engine, block: [line._replace(shared=range(len(line.shared))) for line in lines(engine, block)],
+    )
+    assert not branches_agree(engine)
 
 
 def test_too_little_memory_is_said_before_anything_is_evaluated(file: Callable[[str], Path]) -> None:

@@ -48,10 +48,17 @@ def reference(bench: Bench) -> dict[str, Words]:
     return {name: client.generate(PROMPT, params, seed=SEED).token_ids for name, params in SAMPLING.items()}
 
 
-def run(client: EdgeClient, params: SamplingParams, disturb: Callable[[], object] | None = None) -> RequestOutput:
-    """One answer; `disturb` is called once, when a third of it has come."""
+def run(
+    client: EdgeClient,
+    params: SamplingParams,
+    disturb: Callable[[], object] | None = None,
+    begun: Callable[[], object] = lambda: None,
+) -> RequestOutput:
+    """One answer; `begun` is called with its first chunk, `disturb` once, when a third of it has come."""
     seen = 0
     for chunk in client.stream(PROMPT, params, seed=SEED):
+        if not seen:
+            begun()
         seen += len(chunk.token_ids)
         if disturb is not None and seen >= TOKENS // 3 and chunk.output is None:
             disturb()
@@ -115,8 +122,7 @@ def test_alone(bench: Bench, reference: dict[str, Words], pace: str, drafter: st
     assert not output.metrics.notices or drafter == Trouble.FAILING
     if drafter in ("onnx", "gguf", "ngram+onnx", "buried"):
         assert output.metrics.drafted_tokens > 0
-        trees = pace == "patient tree" and bench.target.is_dir()  # llama.cpp's engine takes lines
-        if pace == "sync" or trees:  # a verifier that never waits may have been ahead of every guess
+        if pace in ("sync", "patient tree"):  # a verifier that never waits may have been ahead of every guess
             assert output.metrics.accepted_tokens > 0
 
 
@@ -137,20 +143,26 @@ def test_in_company(bench: Bench, reference: dict[str, Words], sampling: str, ne
     bench.link.configure(NETWORKS[network])
     disturbances = {"none": None, "cut": bench.link.cut, "restart": bench.restart_verifier}
     once = threading.Lock()
+    under_way: set[tuple[str, str]] = set()
+    struck: list[int] = []  # answers that were under way when it happened: on a busy machine some begin late
 
     def disturb_once() -> None:
         action = disturbances[disturbance]
         if action is not None and once.acquire(blocking=False):
+            struck.append(len(under_way))
             action()
 
+    def ride(way: tuple[str, str]) -> RequestOutput:
+        output = run(bench.clients[way], SAMPLING[sampling], disturb_once, lambda: under_way.add(way))
+        under_way.discard(way)
+        return output
+
     with ThreadPoolExecutor(len(bench.clients)) as pool:
-        futures = {
-            way: pool.submit(run, client, SAMPLING[sampling], disturb_once) for way, client in bench.clients.items()
-        }
+        futures = {way: pool.submit(ride, way) for way in bench.clients}
         outputs = {way: future.result(timeout=120) for way, future in futures.items()}
     assert {way: output.token_ids for way, output in outputs.items()} == dict.fromkeys(outputs, reference[sampling])
     if disturbance != "none":
-        assert sum(output.metrics.reconnects for output in outputs.values()) >= len(outputs) // 2
+        assert sum(output.metrics.reconnects for output in outputs.values()) >= max(1, struck[0] // 2)
 
 
 @pytest.mark.parametrize("drafter", ["onnx", "garbage", "ngram+onnx"])

@@ -1,4 +1,4 @@
-"""llama.cpp's batch, allocated once and filled through NumPy: every row has one token, one position, one sequence."""
+"""llama.cpp's batch, allocated once and filled through NumPy: each row has a token, a position and sequences."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Rows = slice | npt.NDArray[np.intp]
 
 
 class Piece(NamedTuple):
-    """Consecutive tokens of one sequence. wanted: of so many of the last, logits."""
+    """Consecutive tokens. sequences: whose they are; they attend to what the first of them has. wanted: of so many of
+    the last, logits."""
 
-    sequence: int
+    sequences: tuple[int, ...]
     tokens: Sequence[int]
     position: int
     wanted: int
@@ -25,12 +26,10 @@ class Batch:
     """Room for a number of rows."""
 
     def __init__(self, api: Any, rows: int) -> None:
-        self._tokens, self._positions, self._sequences = (np.zeros(rows, np.int32) for _ in range(3))
-        self._counts = np.ones(rows, np.int32)  # of sequences of each row
+        self._tokens, self._positions, self._counts = (np.zeros(rows, np.int32) for _ in range(3))
         self._wants = np.zeros(rows, np.int8)
-        # A row's sequences are an array of their own: of one element each, one after the other.
-        size = self._sequences.itemsize
-        self._lists = self._sequences.ctypes.data + size * np.arange(rows, dtype=np.uintp)
+        self._sequences = np.zeros(rows, np.int32)  # of all pieces, one after the other
+        self._lists = np.zeros(rows, np.uintp)  # for each row the address of its piece's first
         self._batch = api.llama_batch(
             0,
             _pointer(self._tokens, ctypes.c_int32),
@@ -47,15 +46,17 @@ class Batch:
         unasked: of so many of the last rows that want none, logits, too. Also returns which of the rows of logits are
         wanted.
         """
-        at = 0
-        for sequence, tokens, position, wanted in pieces:
+        self._sequences = np.array([each for piece in pieces for each in piece.sequences], np.int32)
+        at, first = 0, self._sequences.ctypes.data
+        for sequences, tokens, position, wanted in pieces:
             end = at + len(tokens)
             self._tokens[at:end] = tokens
             self._positions[at:end] = np.arange(position, position + end - at)
-            self._sequences[at:end] = sequence
+            self._counts[at:end] = len(sequences)
+            self._lists[at:end] = first
             self._wants[at : end - wanted] = 0
             self._wants[end - wanted : end] = 1
-            at = end
+            at, first = end, first + len(sequences) * self._sequences.itemsize
         self._batch.n_tokens = at
         wants = self._wants[:at]
         wanted = int(wants.sum())

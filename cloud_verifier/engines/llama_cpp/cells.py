@@ -67,6 +67,17 @@ class Cells:
 
     def drop(self, holder: int, length: int, *, shared: bool = False) -> None:
         """A holder gives up its positions from `length` on. shared: there may be others that have them, too."""
+        self._give_up(holder, length, shared=shared)
+        self.undo(holder, length)
+
+    def leave(self, holder: int, length: int) -> None:
+        """A holder gives up all it has. Its positions from `length` on nobody else has, those before somebody does."""
+        self._give_up(holder, length, shared=False)
+        self._runs.pop(holder, None)
+        self.undo(holder, 0)
+
+    def _give_up(self, holder: int, length: int, *, shared: bool) -> None:
+        """Cells that are the last will be free, others will be dead, once the holder has them no more."""
         run = self._runs.pop(holder, None)
         if run is not None and length > run.position:
             self._runs[holder] = _Run(run.cell, run.position, min(run.length, length - run.position))
@@ -76,7 +87,6 @@ class Cells:
             self.used -= max(0, run.position + run.length - length)
         else:
             self._api.llama_memory_seq_cp(self._memory, holder, _DEAD, length, -1)
-        self._api.llama_memory_seq_rm(self._memory, holder, length, -1)
 
     def undo(self, holder: int, length: int) -> None:
         """What was evaluated for a holder and not told as written is as if it had not been."""

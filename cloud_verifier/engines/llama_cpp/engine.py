@@ -1,20 +1,24 @@
 """`LlamaCppEngine`: sequences on one unified cache of llama.cpp, all of a step's blocks in as few decodes as may be.
 
 `Pages` counts the room for keys and values and finds equal beginnings, as for every engine; `Cells` is where they lie.
-What is kept of closed sequences is kept by holders of llama.cpp that no open sequence has: `_Kept`.
+What is kept of closed sequences is kept by holders of llama.cpp that no open sequence has: `_Kept`. A twig has a holder
+of its own, to whom the cells of its path belong as well as to those whose guesses they are. So its rows read these very
+cells, in the same order as if nothing else had been guessed.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from cloud_verifier.engines.base import Block, EngineInfo, SequenceId
+from cloud_verifier.engines.base import Block, EngineFull, EngineInfo, SequenceId
+from cloud_verifier.engines.branches import Twig, path_to
 from cloud_verifier.engines.llama_cpp.batch import Batch, Piece
 from cloud_verifier.engines.llama_cpp.cells import MOST_HOLDERS, Cells, Chain
 from cloud_verifier.engines.llama_cpp.model import GgufModel
@@ -26,6 +30,7 @@ from outrider_models.llama_cpp.api import LOG
 
 KEPT_PAGES = 64  # of closed sequences: a step looks at the cells of all, whosever they are
 MOST_SEQUENCES = MOST_HOLDERS - KEPT_PAGES - 1
+MOST_TWIGS = 64  # of all sequences
 
 
 class DecodeError(RuntimeError):
@@ -38,6 +43,22 @@ class _Kept:
 
     holder: int
     pages: list[int]
+
+
+class _Branch(NamedTuple):
+    """Who holds a line of the latest block that is not the sequence's own, and from which position on nobody else."""
+
+    holder: int
+    start: int
+
+
+class _Line(NamedTuple):
+    """Consecutive rows of a block. position: of the first. shared: rows before them on their path."""
+
+    holder: int
+    position: int
+    rows: range
+    shared: Sequence[int]
 
 
 class _Contents:
@@ -74,6 +95,8 @@ class LlamaCppEngine(PagedEngine):
         self._batch = Batch(model.api, BATCH_ROWS)
         self._free_holders = list(range(holders - 1, -1, -1))
         self._holders: dict[SequenceId, int] = {}
+        self._twigs: dict[SequenceId, list[_Branch]] = {}  # in the order of `Branches.twigs`
+        self._most_twigs = holders - _lasting_holders(info.max_sequences)
         self._kept: list[_Kept] = []
 
     def use(self, rule: RowRule) -> None:
@@ -88,6 +111,43 @@ class LlamaCppEngine(PagedEngine):
         self._holders[sequence] = holder
         self._drop_repeated(table.pages)
         return sequence
+
+    def reserve(self, sequence: SequenceId, tokens: int, parents: Sequence[int] = ()) -> None:
+        super().reserve(sequence, tokens, parents)
+        if not parents:
+            return
+        twigs = self._branches[sequence].twigs
+        if sum(map(len, self._twigs.values())) + len(twigs) > self._most_twigs:
+            self._prune(sequence)
+            raise EngineFull(f"llama.cpp has sequences for {self._most_twigs} branches; lower --max-sessions for more")
+        self._twigs[sequence] = [_Branch(self._new_holder(), twig.start) for twig in twigs]
+
+    def keep(self, sequence: SequenceId, length: int, path: Sequence[int]) -> None:
+        before = self._holders.get(sequence)
+        super().keep(sequence, length, path)
+        if self._holders[sequence] != before:
+            self.cells.drop(self._holders[sequence], length + len(path))
+
+    def _adopted(self, sequence: SequenceId, twig: Twig) -> None:
+        """Its holder is the sequence's now; whom it parts from keep what comes after that, until they are pruned."""
+        branches, held = self._branches[sequence], self._twigs[sequence]
+        kept = branches.twigs.index(twig)
+        start, on = held[kept].start, branches.twig_of(twig.run.parent)
+        while on is not None:
+            place = branches.twigs.index(on)
+            start, held[place] = held[place].start, held[place]._replace(start=start)
+            on = branches.twig_of(on.run.parent)
+        holder = held.pop(kept).holder
+        held.insert(0, _Branch(self._holders[sequence], start))
+        self._holders[sequence] = holder
+
+    def _prune(self, sequence: SequenceId) -> None:
+        evaluated = sequence in self._branches and bool(self._branches[sequence].guesses)
+        for holder, start in reversed(self._twigs.pop(sequence, [])):
+            if evaluated:
+                self.cells.leave(holder, start)
+            self._free_holders.append(holder)
+        super()._prune(sequence)
 
     def truncate(self, sequence: SequenceId, length: int) -> None:
         table = self._find(sequence)
@@ -132,6 +192,12 @@ class LlamaCppEngine(PagedEngine):
             Chain(self._holders[sequence], table.pages, len(table.tokens))
             for sequence, table in self._sequences.items()
         ]
+        for sequence, branches in self._branches.items():
+            for number, twig in enumerate(branches.twigs if branches.guesses else ()):
+                holder = self._twigs[sequence][number].holder
+                chains.append(Chain(holder, twig.pages, twig.start + twig.run.last - twig.run.first))
+                # Only full pages are shared with others from now on.
+                self._twigs[sequence][number] = _Branch(holder, twig.own * PAGE_TOKENS)
         chains += [Chain(kept.holder, kept.pages, len(kept.pages) * PAGE_TOKENS) for kept in self._kept]
         self.cells.compact(chains)
 
@@ -147,40 +213,72 @@ class LlamaCppEngine(PagedEngine):
         Writes keys and values, changes no length.
         """
         for block in blocks:
-            self._pages.reserve(self._sequences[block.sequence], len(block.tokens))
+            self._make_room(block)
         more = sum(len(block.tokens) for block in blocks) + self.rows.padded(1)
         living = sum(len(table.tokens) for table in self._sequences.values())
         if self.cells.crowded(living + sum(len(kept.pages) for kept in self._kept) * PAGE_TOKENS, more):
             self.compact()
-        pieces = self._pieces(blocks)
+        for block in blocks:
+            for holder, _ in self._twigs.get(block.sequence, ()):
+                self.cells.share(self._holders[block.sequence], holder, self.length(block.sequence))
+        decodes = self._decodes(blocks)
         try:
-            parts = [self._decode(each, copied=len(pieces) > 1) for each in pieces]
+            parts = [self._decode(pieces, copied=len(decodes) > 1) for pieces in decodes]
         except DecodeError:
             for block in blocks:
-                self.cells.undo(self._holders[block.sequence], len(self._sequences[block.sequence].tokens))
+                self.cells.undo(self._holders[block.sequence], self.length(block.sequence))
+                for holder, _ in self._twigs.get(block.sequence, ()):
+                    self.cells.undo(holder, 0)
             raise
-        for block in blocks:
-            table = self._sequences[block.sequence]
-            self.cells.written(self._holders[block.sequence], len(table.tokens), len(block.tokens))
+        for line in [line for block in blocks for line in self._lines(block)]:
+            self.cells.written(line.holder, line.position, len(line.rows))
         if len(parts) == 1:
             return parts[0]
         return torch.cat(parts) if parts else torch.empty(0, self.info.vocabulary_size)
 
-    def _pieces(self, blocks: Sequence[Block]) -> list[list[Piece]]:
+    def _lines(self, block: Block) -> list[_Line]:
+        """A block as one line, or as its trunk and its twigs."""
+        sequence, length = block.sequence, self.length(block.sequence)
+        branches = self._branches.get(sequence)
+        if branches is None:
+            return [_Line(self._holders[sequence], length, range(len(block.tokens)), ())]
+        before = len(block.tokens) - len(branches.parents)
+        lines = [_Line(self._holders[sequence], length, range(before + branches.trunk), ())]
+        for held, twig in zip(self._twigs[sequence], branches.twigs, strict=True):
+            path = [before + guess for guess in path_to(branches.parents, twig.run.parent)]
+            rows = range(before + twig.run.first, before + twig.run.last)
+            lines.append(_Line(held.holder, twig.start, rows, [*range(before), *path]))
+        return lines
+
+    def _pieces(self, block: Block) -> Iterator[Piece]:
+        """A block, cut wherever other lines go on."""
+        lines, unwanted = self._lines(block), len(block.tokens) - block.choices
+        holders: list[tuple[int, ...]] = [()] * len(block.tokens)
+        for line in lines:
+            for row in (*line.rows, *line.shared):
+                holders[row] += (line.holder,)
+        for line in lines:
+            for whose, group in groupby(line.rows, key=holders.__getitem__):
+                rows = list(group)
+                first, last = rows[0], rows[-1] + 1
+                position = line.position + first - line.rows.start
+                wanted = max(0, last - max(first, unwanted))
+                yield Piece(whose, block.tokens[first:last], position, wanted)
+
+    def _decodes(self, blocks: Sequence[Block]) -> list[list[Piece]]:
         """The blocks end to end, cut into decodes of as many rows as one may have."""
         decodes: list[list[Piece]] = []
         rows = self.rows.most
-        for block in blocks:
-            holder, length = self._holders[block.sequence], len(self._sequences[block.sequence].tokens)
-            done, count = 0, len(block.tokens)
+        for whose, tokens, position, wanted in (piece for block in blocks for piece in self._pieces(block)):
+            done, count = 0, len(tokens)
             while done < count:
                 if rows == self.rows.most:
                     decodes.append([])
                     rows = 0
                 take = min(count - done, self.rows.most - rows)
-                unwanted = max(0, count - block.choices - done)  # of the tokens from `done` on
-                tokens = block.tokens[done : done + take]
-                decodes[-1].append(Piece(holder, tokens, length + done, max(0, take - unwanted)))
+                unwanted = max(0, count - wanted - done)  # of the tokens from `done` on
+                part = tokens[done : done + take]
+                decodes[-1].append(Piece(whose, part, position + done, max(0, take - unwanted)))
                 done, rows = done + take, rows + take
         return decodes
 
@@ -188,7 +286,7 @@ class LlamaCppEngine(PagedEngine):
         """One decode; logits where they are wanted, in llama.cpp's own memory unless copied."""
         rows = sum(len(piece.tokens) for piece in pieces)
         if lacking := self.rows.padded(rows) - rows:
-            pieces = [*pieces, Piece(self.cells.company, [0] * lacking, 0, 0)]
+            pieces = [*pieces, Piece((self.cells.company,), [0] * lacking, 0, 0)]
         wanted = sum(piece.wanted for piece in pieces)
         unasked = self.rows.padded(wanted) - wanted if wanted else 0  # the head's products follow the rule, too
         batch, asked = self._batch.filled(pieces, unasked)
@@ -262,7 +360,12 @@ class LlamaCppEngine(PagedEngine):
 
 
 def holders_for(max_sequences: int) -> int:
-    """llama.cpp's sequences that open ones and those that are kept need, and one that passes from one to the other."""
+    """llama.cpp's sequences that open ones, those that are kept, and twigs need."""
+    return min(_lasting_holders(max_sequences) + MOST_TWIGS, MOST_HOLDERS)
+
+
+def _lasting_holders(max_sequences: int) -> int:
+    """Without those of twigs; one of them passes from an open sequence to what is kept of it."""
     return max_sequences + KEPT_PAGES + 1
 
 

@@ -17,6 +17,7 @@ from cloud_verifier.engines.llama_cpp.model import ALL_LAYERS, GgufModel, Loadin
 from cloud_verifier.engines.llama_cpp.row_rules import BATCH_ROWS, CPU_RULES, GPU_RULES, PLAIN_ROWS
 from cloud_verifier.engines.llama_cpp.self_test import strictness
 from cloud_verifier.engines.pages import PAGE_TOKENS
+from cloud_verifier.engines.self_test import branches_agree
 from outrider_models.errors import ModelFileError
 from outrider_models.llama_cpp.api import LOG, load_api
 from outrider_models.memory_check import available_bytes, readable
@@ -74,6 +75,9 @@ def load(path: Path, settings: LlamaCppSettings = LlamaCppSettings()) -> LlamaCp
     torch.set_num_threads(threads)
     layers = _gpu_layers(settings)
     engine = _settled(path, settings, layers, threads)
+    engine.describe(trees=True)
+    engine.describe(trees=branches_agree(engine))
+    engine.forget()
     engine.describe(fingerprint=fingerprint(engine, threads))
     return engine
 
