@@ -15,12 +15,10 @@ from cloud_verifier.engines.base import (
     EngineFull,
     EngineInfo,
     Logprobs,
-    Memory,
     SequenceId,
     TargetEngine,
 )
 from cloud_verifier.engines.branches import path_to, runs_of
-from cloud_verifier.engines.pages import Pages, Table
 
 VOCABULARY_SIZE = 64
 EOS = 1
@@ -127,42 +125,3 @@ class MockEngine(TargetEngine):
 
     def close(self, sequence: SequenceId) -> None:
         del self.sequences[sequence]
-
-
-class PagedMockEngine(MockEngine):
-    """A mock whose sequences lie in pages, few enough to run out of."""
-
-    def __init__(self, pages: int, page_tokens: int = 4, **settings: int) -> None:
-        super().__init__(trees=False, **settings)
-        self.pages = Pages(pages, page_tokens)
-        self.tables: dict[SequenceId, Table] = {}
-
-    @property
-    def memory(self) -> Memory:
-        return self.pages.memory
-
-    def open(self, tokens: Sequence[int] = (), scope: str = "") -> SequenceId:
-        sequence = super().open(tokens, scope)
-        self.tables[sequence] = table = self.pages.open(tokens, scope)
-        self.sequences[sequence] = list(table.tokens)
-        return sequence
-
-    def reserve(self, sequence: SequenceId, tokens: int, parents: Sequence[int] = ()) -> None:
-        assert not parents
-        self.pages.reserve(self.tables[sequence], tokens)
-
-    def step(self, blocks: Sequence[Block]) -> list[Choices]:
-        for block in blocks:
-            self.reserve(block.sequence, len(block.tokens))
-        results = super().step(blocks)
-        for block in blocks:
-            self.pages.extend(self.tables[block.sequence], block.tokens)
-        return results
-
-    def truncate(self, sequence: SequenceId, length: int) -> None:
-        super().truncate(sequence, length)
-        self.pages.truncate(self.tables[sequence], length)
-
-    def close(self, sequence: SequenceId) -> None:
-        super().close(sequence)
-        self.pages.close(self.tables.pop(sequence))

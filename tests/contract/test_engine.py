@@ -705,6 +705,28 @@ def test_every_path_of_a_tree_says_what_it_says_alone(branching: PagedEngine, se
     assert engine.memory.used == 0
 
 
+def test_a_branch_may_reach_the_context_limit_and_no_farther(branching: PagedEngine) -> None:
+    """However many guesses there are in all, and however short the trunk is."""
+    limit = branching.info.context_limit
+    sequence, text = branching.open(scope="limit"), ids(limit - 4)
+    branching.step([Block(sequence, text[:-1], 0, GREEDY)])
+    parents = [-1, -1, 1, 2, -1, 4, 5, 6]  # a trunk of one, a twig of three, one of four
+    block = Block(sequence, [text[-1], *ids(8, 2)], 9, GREEDY, parents)
+    assert len(branching.step([block])[0].tokens) == 9
+    branching.keep(sequence, limit - 4, [4, 5, 6, 7])
+    assert branching.length(sequence) == limit
+    branching.truncate(sequence, limit - 5)
+    with pytest.raises(ValueError, match=f"would grow to {limit + 1} tokens"):
+        branching.step([Block(sequence, [*block.tokens, 3], 10, GREEDY, [*parents, 7])])
+    assert branching.length(sequence) == limit - 5
+    alone = branching.open(scope="alone")
+    kept = branching.step([Block(alone, [*text, *block.tokens[5:]], 5, GREEDY)])[0]
+    again = branching.step([block])[0]
+    assert list(kept.tokens) == [again.tokens[row] for row in (0, 5, 6, 7, 8)]
+    for each in (sequence, alone):
+        branching.close(each)
+
+
 def test_keys_of_a_twig_that_are_not_written_where_it_reads_them_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = wrap(build("llama"), name="tiny")
     assert branches_agree(engine)

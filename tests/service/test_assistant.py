@@ -15,7 +15,8 @@ from edge_client.assistant.app import AssistantSettings
 from edge_client.client import EdgeClient
 from speculation.sampling import SamplingParams
 from tests.harness import InProcessVerifier, LetterCodec, MockDrafter
-from tests.mock_engine import MockEngine, PagedMockEngine, answer
+from tests.mock_engine import MockEngine, answer
+from tests.paged_mock_engine import PagedMockEngine
 from tests.service.assistants import RunningAssistant, events, question
 from tests.service.engines import GatedEngine
 from tests.service.raw import until

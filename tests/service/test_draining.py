@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from outrider.v1 import verifier_pb2 as pb
 
+from cloud_verifier.engines.base import Block, Choices
+from cloud_verifier.scheduling.session import Session
 from cloud_verifier.serving.address import Address
 from edge_client.client import EdgeClient, SamplingParams
-from speculation.pace.base import PATIENCE_UNLIMITED_MS
-from tests.harness import InProcessVerifier
-from tests.mock_engine import MockEngine, answer
+from edge_client.drafters.base import Candidates
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, FixedTree
+from tests.harness import InProcessVerifier, MockDrafter
+from tests.mock_engine import MockEngine, answer, next_token
 from tests.service.engines import GatedEngine
 from tests.service.raw import DEADLINE_S, PROMPT, SEED, Stream, opening, until
 
@@ -135,3 +141,78 @@ def test_a_device_goes_on_with_another_verifier(shared: bool) -> None:
     assert output is not None
     assert list(output.token_ids) == WORDS
     assert successor.batch_sizes, "the answer ended elsewhere"
+
+
+class TwoGuesses(MockDrafter):
+    """The right token among two, as often first as second."""
+
+    def candidates(self) -> Candidates:
+        right = next_token(self._tokens, self._target_seed)
+        ids = [right ^ 1, right] if len(self._tokens) % 2 else [right, right ^ 1]
+        return Candidates(np.array(ids), np.array([-0.5, -1.0]))
+
+
+class PatientTree(FixedTree):
+    patience_ms = PATIENCE_UNLIMITED_MS
+
+
+class CountingEngine(GatedEngine):
+    """forks: steps whose guesses branch."""
+
+    forks = 0
+
+    def step(self, blocks: Sequence[Block]) -> list[Choices]:
+        self.forks += any(block.parents for block in blocks)
+        return super().step(blocks)
+
+
+def test_an_answer_moves_between_verifiers_that_take_trees_and_one_that_takes_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In mid-answer, with guesses drawn and sent."""
+    came: set[tuple[bool, bool]] = set()  # at a verifier that takes trees, with branches
+    draft = Session.draft
+
+    def noted(session: Session, *of: Any, parents: Sequence[int] = (), **named: Any) -> None:
+        came.add((session.max_nodes > 0, len(parents) > 0))
+        draft(session, *of, parents=parents, **named)
+
+    monkeypatch.setattr(Session, "draft", noted)
+    tokens, moves = 60, 5
+    engines = [CountingEngine(trees=trees) for trees in (True, False, True)]
+    verifiers = [InProcessVerifier(engine).__enter__() for engine in engines]
+    chunks: list[Any] = []
+
+    def stepped(engine: CountingEngine, steps: int) -> bool:
+        return len(engine.batch_sizes) == steps
+
+    def ask() -> None:
+        with EdgeClient(
+            ",".join(verifier.address for verifier in verifiers),
+            TwoGuesses(1, SEED, 1.0),
+            pace=lambda: PatientTree(2, max_depth=3),
+        ) as client:
+            params = SamplingParams(temperature=0.0, max_tokens=tokens)
+            chunks.extend(client.stream(PROMPT, params, seed=SEED))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    for verifier, engine in zip(verifiers, engines, strict=True):
+        if engine is not engines[-1]:
+            engine.allow(moves)
+            until(partial(stepped, engine, moves), "the verifier has done what it may")
+            asyncio.run_coroutine_threadsafe(verifier.draining.drain(0.0), verifier.loop).result(DEADLINE_S)
+            engine.allow(1)  # the step that it is in
+        else:
+            engine.allow(tokens)
+    asking.join(DEADLINE_S)
+    for verifier in verifiers:
+        verifier.__exit__(None, None, None)
+    output = chunks[-1].output
+    assert output is not None
+    assert list(output.token_ids) == answer(PROMPT, SEED, tokens)
+    assert min(engines[0].forks, engines[2].forks) > 0
+    assert (True, True) in came
+    assert (False, False) in came
+    assert (False, True) not in came
+    assert output.metrics.accepted_tokens > 0

@@ -18,7 +18,8 @@ from cloud_verifier.scheduling.scheduler import SchedulerSettings
 from cloud_verifier.serving.service import ServiceSettings
 from edge_client.errors import SessionError
 from tests.harness import InProcessVerifier
-from tests.mock_engine import PagedMockEngine, answer
+from tests.mock_engine import answer
+from tests.paged_mock_engine import PagedMockEngine
 from tests.service.raw import Stream, opening
 
 LIVES, ANSWERS, STREAMS = 12, 3, 100
@@ -80,7 +81,12 @@ class Life:
             guesses = self._right[len(log) :][: rng.randrange(8)]
             if guesses and rng.random() < 0.3:
                 guesses[rng.randrange(len(guesses))] = 2
-            stream.draft(len(log), guesses, len(log))
+            if rng.random() < 0.4:  # a wrong guess before each, so that twigs are right
+                pairs = [token for guess in guesses for token in (guess ^ 1, guess)]
+                parents = [0, 0, *([1, 2] * len(guesses))][: len(pairs)]
+                stream.draft(len(log), pairs, len(log), parents=parents)
+            else:
+                stream.draft(len(log), guesses, len(log))
         response = stream.read()
         commit = response.commit
         if response.WhichOneof("message") == "commit":
@@ -99,7 +105,8 @@ def test_answers_are_right_and_nothing_is_left() -> None:
         assert ended == LIVES * ANSWERS
         assert verifier.scheduler.counters.preemptions > 0  # there was less memory than wanted
         deadline_s = time.monotonic() + 20
-        while (engine.sequences or verifier.service.sessions) and time.monotonic() < deadline_s:
+        while (not engine.empty or verifier.service.sessions) and time.monotonic() < deadline_s:
             time.sleep(0.05)  # leases end
-        assert not engine.sequences
+        assert engine.empty
+        assert engine.twigs > 0
         assert verifier.service.sessions == 0

@@ -1,8 +1,13 @@
-"""Too little memory for everybody: all words come in the end, and nobody's reading is thrown away half done."""
+"""Too little memory for everybody: all words come in the end, and nobody's reading is thrown away half done.
+
+Guesses are trees as often as lines. What may happen to a session between two steps happens between the plan of a step
+and its result as well.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +22,8 @@ from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from speculation.sampling import SamplingParams
 from speculation.verifier_tree import VerifierTree
 from tests.harness import LetterStream
-from tests.mock_engine import PagedMockEngine, answer
+from tests.mock_engine import answer, next_token
+from tests.paged_mock_engine import PagedMockEngine
 
 TOKENS, STEP_S = 12, 0.03
 
@@ -43,6 +49,7 @@ class Bench:
             stop_ids=frozenset(),
             max_length=len(prompt) + TOKENS,
             max_lookahead=16,
+            max_nodes=32,
             patience=Patience(patience_ms),
             ready_since_s=self.now_s,
             priority=priority,
@@ -52,11 +59,12 @@ class Bench:
         self.scheduler.add(session)
         return session
 
-    def step(self) -> list[Session]:
-        """Who took part."""
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Session]:
+        """Who took part. meanwhile: happens while the engine evaluates."""
         self.scheduler._free_ended()
         plan = self.scheduler._plan()
         results = self.scheduler._step(plan)
+        meanwhile()
         self.now_s += STEP_S
         if plan:
             self.scheduler._apply(plan, results, self.now_s - STEP_S, self.now_s)
@@ -78,8 +86,22 @@ class Bench:
             assert session.error is None
             assert session.answer == self.words(session)
         self.scheduler._free_ended()
-        assert not self.engine.sequences
-        assert self.engine.pages.available == self.engine.pages.count
+        assert self.engine.empty
+
+
+def draw(bench: Bench, session: Session, chance: random.Random, nodes: int = 12) -> None:
+    """Sends a random tree: right and wrong guesses, repeated ones, on whatever came before in it."""
+    log, seed = session.line.log, int(session.session_id)
+    paths: list[list[int]] = []
+    parents: list[int] = []
+    for index in range(chance.randrange(1, nodes)):
+        on = chance.choice((-1, *range(index)))
+        path = paths[on] if on >= 0 else []
+        right = next_token([*log, *path], seed)
+        paths.append([*path, right if chance.random() < 0.6 else chance.randrange(2, 60)])
+        parents.append(index - on if on >= 0 else 0)
+    tokens = [path[-1] for path in paths]
+    session.draft(len(log), tokens, len(log), [chance.random() for _ in tokens], bench.now_s, parents=parents)
 
 
 def test_what_an_earlier_session_has_read_is_counted_once() -> None:
@@ -110,18 +132,23 @@ def test_whatever_happens_all_words_come_and_all_memory_is_free_at_the_end(seed:
         elif roll < 0.3 and going:
             session = chance.choice(going)
             session.attached = not session.attached
-        elif roll < 0.33 and going:
-            session = chance.choice(going)
-            session.finish = FinishReason.CANCELLED
-            bench.scheduler.remove(session)
-            bench.sessions.remove(session)
-        elif roll < 0.6 and going:
+        elif roll < 0.5 and going:
             session = chance.choice(going)
             length = session.line.length
             guesses = answer(session.line.log, int(session.session_id), chance.randrange(8))
             guesses = [token if chance.random() < 0.8 else token ^ 1 for token in guesses]
             session.draft(length, guesses, length, [0.5] * len(guesses), bench.now_s)
-        bench.step()
+        elif roll < 0.8 and going:
+            draw(bench, chance.choice(going), chance)
+
+        def cancel() -> None:
+            session = chance.choice(bench.sessions)
+            if not session.over:
+                session.finish = FinishReason.CANCELLED
+                bench.scheduler.remove(session)
+            bench.sessions.remove(session)
+
+        bench.step(cancel if bench.sessions and chance.random() < 0.03 else lambda: None)
     for session in bench.sessions:
         session.attached = True
     bench.finish(4000)
@@ -180,6 +207,76 @@ def test_a_prompt_once_begun_is_read_to_its_end() -> None:
     assert bench.holds(senior)
     senior.half_closed = True
     bench.finish(400)
+
+
+def test_twigs_are_right_and_kept_where_pages_are_few() -> None:
+    """The first guess at every place is wrong, so that twigs are right, one off another, until the session believes
+    second guesses more."""
+    bench = Bench(pages=40)
+    session = bench.add([5] * 6)
+    bench.step()
+    while not session.over:
+        log = list(session.line.log)
+        right = bench.words(session)[len(log) - 6 :][:3]
+        tokens = [token for good in right for token in (good ^ 1, good)]
+        parents = [0, 0, 1, 2, 1, 2][: len(tokens)]
+        session.draft(len(log), tokens, len(log), [0.5, 0.4] * len(right), bench.now_s, parents=parents)
+        bench.step()
+        assert session.line.length == min(len(log) + 4, 6 + TOKENS)
+    assert bench.engine.twigs
+    bench.finish(0)
+
+
+def test_without_room_for_a_tree_its_likeliest_line_is_checked() -> None:
+    bench = Bench(pages=5)
+    session = bench.add([5] * 6)
+    bench.step()
+    log = list(session.line.log)
+    first, second, third = bench.words(session)[1:4]
+    tokens, parents = [first, first ^ 1, second, third, third ^ 1, third ^ 3], [0, 0, 2, 1, 2, 3]
+    session.draft(len(log), tokens, len(log), [0.9, 0.1, 0.9, 0.9, 0.1, 0.1], bench.now_s, parents=parents)
+    bench.step()
+    assert session.statistics.verified_tokens == 3  # six would be a trunk in three pages, and three twigs
+    assert session.line.length == len(log) + 4
+    bench.finish(100)
+
+
+def test_a_step_that_fails_for_one_leaves_the_trees_of_others() -> None:
+    bench = Bench(pages=60)
+    good, bad = bench.add([5] * 7), bench.add([6] * 7)
+    bench.step()
+    log = list(good.line.log)
+    right = bench.words(good)[1:3]
+    tokens, parents = [right[0] ^ 1, right[0], right[1] ^ 1, right[1]], [0, 0, 1, 2]
+    good.draft(len(log), tokens, len(log), [0.5] * 4, bench.now_s, parents=parents)
+    bench.engine.poison = 0  # which nobody else says
+    bad.draft(bad.line.length, [0, 0, 2], bad.line.length, [0.9] * 3, bench.now_s, parents=[0, 1, 2])
+    bench.step()
+    assert bad.error is not None
+    assert good.line.length == len(log) + 3
+    bench.sessions.remove(bad)
+    bench.finish(100)
+
+
+def test_a_session_that_is_cancelled_while_its_tree_is_evaluated_leaves_nothing() -> None:
+    bench = Bench(pages=60)
+    stays, goes = bench.add([5] * 7), bench.add([6] * 7)
+    bench.step()
+    for session in (stays, goes):
+        log = list(session.line.log)
+        right = bench.words(session)[1:3]
+        tokens, parents = [right[0] ^ 1, right[0], right[1] ^ 1, right[1]], [0, 0, 1, 2]
+        session.draft(len(log), tokens, len(log), [0.5] * 4, bench.now_s, parents=parents)
+
+    def cancel() -> None:
+        goes.finish = FinishReason.CANCELLED
+        bench.scheduler.remove(goes)
+        bench.sessions.remove(goes)
+
+    assert len(bench.step(cancel)) == 2
+    bench.step()
+    assert not bench.holds(goes)
+    bench.finish(100)
 
 
 def test_guesses_take_nobodys_room() -> None:
