@@ -90,6 +90,7 @@ class DeviceTree:
     _open_mass: float = 1.0
     _sent_mass: float = 1.0
     _path: list[Node] = field(default_factory=list)
+    _tokens: list[int] = field(default_factory=list)  # of the path
     _latest: Node | None = None  # where was drawn last
 
     def __post_init__(self) -> None:
@@ -124,24 +125,25 @@ class DeviceTree:
     # -- drawing -------------------------------------------------------------------------------------------------------
 
     @property
-    def tip(self) -> Node:
-        """Where the next guesses are best drawn: where they will most likely be right and count.
+    def tip(self) -> Node | None:
+        """Where the next guesses are best drawn: where they will most likely be right and count. None if there is
+        nowhere to draw: the drafter has nothing to say at any tip.
 
         A guess less than `lead` past the log will be spent before it arrives. It is worth what those after it are, so a
         tip's value is its survival times that of the guesses which are missing up to there.
         """
-        best, latest = self._best(), self._latest
-        if len(self._tips) == 1:  # a line: asked before every guess
+        tips = self._tips
+        while tips and tips[0][2].children is not None:  # it is none any more
+            heapq.heappop(tips)
+        if not tips:
+            return None
+        best, latest = tips[0][2], self._latest
+        if len(tips) == 1:  # a line: asked before every guess
             return best
         if latest is None or not latest.children or (onward := latest.children[0]).children is not None:
             return best
         # Another branch has to be read again from where it parts: the present one is left for a better one only.
         return onward if self.value(onward) >= self.loyalty * self.value(best) else best
-
-    @property
-    def closed(self) -> bool:
-        """Whether there is nowhere to draw: the drafter has nothing to say at any tip."""
-        return not self._drop_drawn()
 
     def survival(self, node: Node) -> float:
         """Estimated probability that a guess and all before it are right, given the log as it is now."""
@@ -158,13 +160,12 @@ class DeviceTree:
         return survival * self.typical**missing if missing > 0 else survival
 
     def path(self, tip: Node) -> list[int]:
-        """The guesses from the log up to a tip."""
-        path = self._path
+        """The guesses from the log up to a tip: to be read only, and before the tree changes."""
+        path, tokens = self._path, self._tokens
         if not (path and path[-1] is tip):
             if path and path[-1] is tip.parent:
                 path.append(tip)
-            elif tip.parent is self._root or tip is self._root:
-                path[:] = [tip] if tip is not self._root else []
+                tokens.append(tip.token)
             else:
                 path.clear()
                 node: Node | None = tip
@@ -172,7 +173,8 @@ class DeviceTree:
                     path.append(node)
                     node = node.parent
                 path.reverse()
-        return [node.token for node in path]
+                tokens[:] = [node.token for node in path]
+        return tokens
 
     def grow(
         self, tip: Node, tokens: Sequence[int], confidences: Sequence[float], probabilities: Sequence[float]
@@ -181,7 +183,15 @@ class DeviceTree:
 
         probabilities: of each being right, given that the path up to the tip is.
         """
-        depth = tip.position + 1 - len(self.log)
+        depth, tips = tip.position + 1 - len(self.log), self._tips
+        if len(tokens) == len(tips) == 1 and tips[0][2] is tip:
+            # A line: one tip takes the other's place. What it is worth matters only beside others.
+            node = Node(tokens[0], confidences[0], probabilities[0], depth, 0, tip)
+            tip.children, tips[0] = [node], (0.0, 0, node)
+            self._latest, self.nodes = tip, self.nodes + 1
+            self._unsent.append(node)
+            self._open_mass = max(0.0, self._open_mass - (tip.survival - node.survival) / self._scale)
+            return
         children = [
             Node(token, confidence, probability, depth, rank, tip)
             for rank, (token, confidence, probability) in enumerate(
@@ -192,7 +202,10 @@ class DeviceTree:
         self._latest = tip
         self.nodes += len(children)
         self._unsent += children
-        self._open_mass = max(0.0, self._open_mass - tip.survival / self._scale * (1.0 - sum(probabilities)))
+        if children:
+            self._open_mass = max(0.0, self._open_mass - tip.survival / self._scale * (1.0 - sum(probabilities)))
+        if tips and tips[0][2] is tip:
+            heapq.heappop(tips)
         for child in children:
             self._push(child)
 
@@ -204,14 +217,13 @@ class DeviceTree:
         if not nodes:
             return Flushed(len(self.log), [], [], [])
         parents: list[int] = []
+        serial = self._serial
         for node in nodes:
-            node.serial, self._serial = self._serial, self._serial + 1
-            parent = node.parent
-            if parent is None or parent is self._root or parent.serial is None:
-                parents.append(0)
-            else:
-                parents.append(self._serial - 1 - parent.serial)
-        first = nodes[0]
+            before = node.parent.serial if node.parent is not None else None  # None of the root
+            parents.append(0 if before is None else serial - before)
+            node.serial = serial
+            serial += 1
+        self._serial, first = serial, nodes[0]
         plain = parents[0] == (1 if others else 0) and all(offset == 1 for offset in parents[1:])
         self._unsent = []
         self._sent_mass = self._open_mass
@@ -241,7 +253,9 @@ class DeviceTree:
         if agreed < len(new):
             self.erase()
         elif agreed:
-            del self._path[:agreed]
+            tip = self._tips[0][2] if len(self._tips) == 1 else None
+            is_line = tip is not None and tip.children is None and tip.position - self._root.position == self.nodes
+            del self._path[:agreed], self._tokens[:agreed]
             if self._path and self._path[0].parent is not root:
                 self._path.clear()
             latest = self._latest
@@ -250,10 +264,13 @@ class DeviceTree:
             self._latest = self._latest if latest is root else None
             # What is spent goes at once: no cycle of it waits for the garbage collector.
             spent = root.parent
-            self._root, root.parent, self._scale = root, None, root.survival
+            self._root, root.parent, root.serial, self._scale = root, None, None, root.survival
             while spent is not None:
                 spent.children, spent.parent, spent = None, None, spent.parent
-            self._settle()
+            if tip is not None and is_line:
+                self._spend(agreed, tip)
+            else:
+                self._settle()
         return Verdict(new, agreed, tuple(outcomes))
 
     def erase(self) -> None:
@@ -323,6 +340,16 @@ class DeviceTree:
             found += node.children or ()
         return found
 
+    def _spend(self, agreed: int, tip: Node) -> None:
+        """What `_settle` does, after a line up to this tip has lost its first guesses to the log."""
+        self.nodes -= agreed
+        unsent = self._unsent
+        del unsent[: max(0, len(unsent) - self.nodes)]
+        self._open_mass = tip.survival / self._scale
+        last_sent = unsent[0].parent if unsent else tip
+        assert last_sent is not None
+        self._sent_mass = last_sent.survival / self._scale
+
     def _settle(self) -> None:
         """Everything that is kept about the tree, after it lost a part."""
         nodes = self._all()
@@ -341,7 +368,7 @@ class DeviceTree:
         while stack:
             node, counts = stack.pop()
             children = node.children
-            if children is None:
+            if not children:
                 everything += node.survival
             told = [child for child in children or () if child.serial is not None]
             if counts and not told:
@@ -352,14 +379,3 @@ class DeviceTree:
     def _push(self, node: Node) -> None:
         self._order += 1
         heapq.heappush(self._tips, (-self.value(node), self._order, node))
-
-    def _best(self) -> Node:
-        self._drop_drawn()
-        return self._tips[0][2]
-
-    def _drop_drawn(self) -> bool:
-        """Whether a tip is left on top of the heap once those that are none any more are gone."""
-        tips = self._tips
-        while tips and tips[0][2].children is not None:
-            heapq.heappop(tips)
-        return bool(tips)

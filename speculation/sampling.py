@@ -164,7 +164,7 @@ class Guess:
         lookup's only candidate has won nothing yet. Penalties are left to the verifier; they only cost acceptance.
         """
         scores = self._scores(position, ids, log_probs, power_sum)
-        best = int(scores.argmax())
+        best = scores.argmax()
         given = min(1.0, float(np.exp(log_probs).sum()))
         confidence = given / float(np.exp(scores - scores[best]).sum())
         return int(ids[best]), confidence
@@ -187,7 +187,7 @@ class Guess:
             token, confidence = self(position, ids, log_probs, power_sum)
             return [token], [confidence]
         scores = self._scores(position, ids, log_probs, power_sum)
-        order = np.argsort(-scores, kind="stable")[:width]
+        order = (-scores).argsort(kind="stable")[:width]
         shares = np.exp(scores - scores[order[0]])
         given = min(1.0, float(np.exp(log_probs).sum())) / float(shares.sum())
         kept = [int(place) for place in order if shares[place] > 0.0]

@@ -99,6 +99,8 @@ class DrafterLease:
     def follow(self, position: int, tokens: Sequence[int]) -> None:
         """The log reads `tokens` from a position on: drop what differs."""
         at = position - self.start
+        if at >= 0 and self.tokens[at : at + len(tokens)] == tokens:
+            return
         for token in tokens:
             if at >= len(self.tokens):
                 return

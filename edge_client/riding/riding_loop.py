@@ -60,6 +60,7 @@ class RidingLoop:
         self._greedy = params.greedy
         self._line = DeviceTree([])
         self._tip: Node | None = None  # where the pace was asked about drawing
+        self._held: Node | None = None  # the drafter has read the log and the path up to here, if it holds as much
         self._in_flight = False
         self._told_patience_ms: int | None = pace.patience_ms
         self._unsent_since_s = 0.0
@@ -153,7 +154,7 @@ class RidingLoop:
             view = self._view()
             action = self._pace.next(view) if self._opened else Action.WAIT
             if action is Action.DRAFT and not self._more_patience():
-                self._draft()
+                self._draft(view)
             elif (
                 action is Action.FLUSH
                 or self._pace.patience_ms != self._told_patience_ms
@@ -208,7 +209,7 @@ class RidingLoop:
         now_s = time.perf_counter()
         line.lead, line.typical = pace.lead_tokens, pace.typical
         depth, survival, value = 0, 0.0, 0.0
-        self._tip = tip = None if line.closed else line.tip
+        self._tip = tip = line.tip
         if tip is not None:
             depth, survival, value = line.depth(tip), line.survival(tip), line.value(tip)
         unsent = line.unsent
@@ -314,7 +315,7 @@ class RidingLoop:
 
     def _begin_drafting(self, lease: DrafterLease, info: pb.GetModelInfoResponse) -> None:
         assert self._opened is not None
-        self._lease, self._deepest = lease, min(self._opened.max_lookahead, lease.most_ahead)
+        self._lease, self._deepest, self._held = lease, min(self._opened.max_lookahead, lease.most_ahead), None
         self._line.erase()
         self.ride.notices += lease.notices
         lease.notices.clear()
@@ -357,7 +358,7 @@ class RidingLoop:
 
     # -- what goes out ------------------------------------------------------------------------------------------------
 
-    def _draft(self) -> None:
+    def _draft(self, view: View) -> None:
         """Feed the drafter a piece of what it lacks; once it has everything, draw guesses at the tip."""
         lease, line, tip = self._lease, self._line, self._tip
         assert lease is not None
@@ -367,7 +368,7 @@ class RidingLoop:
             self._owed_since_s = began_s
         guesses = None
         with self._losing_drafter():
-            guesses = self._draw(lease, tip)
+            guesses = self._draw(lease, tip, view.known_length + view.depth)
         now_s = time.perf_counter()
         if lease.duty is not None:
             lease.duty.spend(began_s * 1e3, now_s * 1e3)
@@ -380,33 +381,39 @@ class RidingLoop:
         self._owed_since_s = None
         if not line.unsent:
             self._unsent_since_s = now_s
-        depth = line.depth(tip)
-        probabilities = self._pace.judge(confidences, depth, line.survival(tip))
+        probabilities = self._pace.judge(confidences, view.depth, view.survival)
         if (count := len(probabilities)) < len(tokens):
             tokens, confidences = tokens[:count], confidences[:count]
         line.grow(tip, tokens, confidences, probabilities)
-        self.guessed.setdefault(line.length + depth, tokens[0])
+        self.guessed.setdefault(view.known_length + view.depth, tokens[0])
         draft_ms = (now_s - began_s) * 1e3
         self._pace.drafted(draft_ms, confidences[0])
         self.ride.drafted_tokens += count
         self.ride.drafting_ms += draft_ms
 
-    def _draw(self, lease: DrafterLease, tip: Node) -> tuple[list[int], list[float]] | None:
-        """Guesses at a tip, the likeliest first, and how sure the drafter is of each; none if it has nothing to say,
-        None while it still reads."""
-        line = self._line
-        path = line.path(tip)
-        end = line.length + len(path)
+    def _draw(self, lease: DrafterLease, tip: Node, end: int) -> tuple[list[int], list[float]] | None:
+        """Guesses at a tip, from position `end` on, the likeliest first, and how sure the drafter is of each; none if
+        it has nothing to say, None while it still reads."""
         lease.reach(end)
-        lacking = lease.lacks(line.log, path, lease.piece.tokens)
-        if lease.end + len(lacking) < end:
-            lease.read(lacking)
-            return None
+        if tip.parent is self._held is not None and lease.end == end - 1:  # as on a line, before every guess
+            lacking = [tip.token]
+        else:
+            line = self._line
+            lacking = lease.lacks(line.log, line.path(tip), lease.piece.tokens)
+            if lease.end + len(lacking) < end:
+                self._held = None
+                lease.read(lacking)
+                return None
         lease.feed(lacking)
+        self._held = tip
         candidates = lease.candidates()
         if not len(candidates.ids):
             return [], []
-        tokens, confidences = self._guess.ranked(self._pace.width if self._trees else 1, end, *candidates)
+        if not self._trees or self._pace.width == 1:
+            token, confidence = self._guess(end, *candidates)
+            self._check(token, confidence)
+            return [token], [confidence]
+        tokens, confidences = self._guess.ranked(self._pace.width, end, *candidates)
         for token, confidence in zip(tokens, confidences, strict=True):
             self._check(token, confidence)
         return tokens, confidences

@@ -102,6 +102,7 @@ class Device:
             if action is Action.DRAFT and pace.patience_ms <= self._told_patience_ms:
                 idle_flushes = 0
                 tip = self.line.tip
+                assert tip is not None  # or else it could not draft
                 path = self.line.path(tip)
                 lacking = self._lacking(path)
                 if lacking > (piece := self._piece.tokens):
@@ -110,7 +111,7 @@ class Device:
                     yield env.timeout(piece_ms)
                     self._piece.read(piece, piece_ms)
                     continue
-                self._held, self._held_path = self.line.length, path
+                self._held, self._held_path = self.line.length, list(path)
                 draft_ms = self._settings.drafting_ms(env.now) + (lacking - 1) * self._settings.feed_ms
                 yield env.timeout(draft_ms)
                 self._guess(tip, draft_ms)
@@ -141,7 +142,7 @@ class Device:
     def _view(self) -> View:
         line, now_ms = self.line, self._env.now
         line.lead, line.typical = self._pace.lead_tokens, self._pace.typical
-        tip = None if line.closed else line.tip
+        tip = line.tip
         depth = 0 if tip is None else line.depth(tip)
         return View(
             now_ms=now_ms,

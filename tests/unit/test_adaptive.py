@@ -5,7 +5,7 @@ from speculation.draft_tree import Outcome
 from speculation.pace.adaptive import Adaptive
 from speculation.pace.base import Action, News, Objective
 from speculation.pace.experience import Experience
-from tests.unit.views import draw, view, view_of
+from tests.unit.views import draw, tip_of, view, view_of
 
 
 def news(**changes: object) -> News:
@@ -87,8 +87,8 @@ def test_a_device_with_time_left_draws_on_another_branch() -> None:
     pace, tree = settled(rtt_ms=100.0), DeviceTree([1] * 9)
     parted = set()
     while tree.nodes < 64 and pace.next(view_of(tree, pace)) is Action.DRAFT:
-        if (parent := tree.tip.parent) is not None and tree.tip.rank:
-            parted.add(parent.position)
+        if (tip := tip_of(tree)).parent is not None and tip.rank:
+            parted.add(tip.parent.position)
         draw(tree, pace, 2.0, [0.6, 0.3])
     assert parted, "it went back to a second guess"
     assert len(tree.line) > 5, "after the first ones were drawn far enough to count"

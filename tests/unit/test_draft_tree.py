@@ -1,3 +1,4 @@
+import copy
 import random
 
 import pytest
@@ -6,6 +7,7 @@ from speculation.acceptance import shared_noise
 from speculation.device_tree import DeviceTree
 from speculation.draft_tree import MAX_LOOKAHEAD, UNSAID_CONFIDENCE, DraftError, Outcome
 from speculation.verifier_tree import Picked, VerifierTree
+from tests.unit.views import tip_of
 
 
 def line(*log: int) -> VerifierTree:
@@ -17,7 +19,7 @@ def drawn(*log: int) -> DeviceTree:
 
 
 def extend(tree: DeviceTree, token: int, confidence: float) -> None:
-    tree.grow(tree.tip, [token], [confidence], [confidence])
+    tree.grow(tip_of(tree), [token], [confidence], [confidence])
 
 
 def said(tree: VerifierTree) -> tuple[list[int], list[float], list[int]]:
@@ -160,10 +162,10 @@ def test_device_line_spends_what_the_log_confirms() -> None:
     assert subject.flush() == (1, [2, 3], [0.5, 0.5], [])
     extend(subject, 4, 0.5)
     assert subject.unsent == 1
-    assert (subject.survival(subject.tip), subject.open_mass, subject.sent_mass) == (0.125, 0.125, 0.25)
+    assert (subject.survival(tip_of(subject)), subject.open_mass, subject.sent_mass) == (0.125, 0.125, 0.25)
     assert subject.commit(1, [2]) == ([2], 1, (Outcome(0, 0.5, True),))
     assert (subject.line, subject.unsent, subject.length) == ([3, 4], 1, 2)
-    assert (subject.survival(subject.tip), subject.open_mass, subject.sent_mass) == (0.25, 0.25, 0.5)
+    assert (subject.survival(tip_of(subject)), subject.open_mass, subject.sent_mass) == (0.25, 0.25, 0.5)
     assert subject.flush() == (3, [4], [0.5], [])
 
 
@@ -345,7 +347,7 @@ def test_any_traffic_of_trees_leaves_the_log_as_the_target_writes_it(seed: int) 
     while verifier.length <= 100:
         event = rng.random()
         if event < 0.4 and device.nodes < 40:
-            tip = device.tip
+            tip = tip_of(device)
             at = device.length + device.depth(tip) - 1
             tokens = rng.sample(range(4), rng.choice((1, 2, 2, 3)))
             if rng.random() < 0.7 and truth[at] not in tokens:
@@ -431,11 +433,11 @@ def test_a_line_says_no_more_on_the_wire_than_it_did_without_trees() -> None:
 
 def test_a_fork_names_what_it_hangs_on() -> None:
     device = drawn(0)
-    device.grow(device.tip, [1, 2], [0.6, 0.4], [0.6, 0.4])
+    device.grow(tip_of(device), [1, 2], [0.6, 0.4], [0.6, 0.4])
     assert device.flush() == (1, [1, 2], [0.6, 0.4], [0, 0])
-    device.grow(device.tip, [3], [0.3], [0.3])
+    device.grow(tip_of(device), [3], [0.3], [0.3])
     assert device.flush() == (2, [3], [0.3], [2])
-    device.grow(device.tip, [4], [0.9], [0.9])  # on 2, which is likelier than 3 by now
+    device.grow(tip_of(device), [4], [0.9], [0.9])  # on 2, which is likelier than 3 by now
     assert device.flush() == (2, [4], [0.9], [2])
     assert device.line == [1, 3]
     device.straighten()
@@ -444,16 +446,16 @@ def test_a_fork_names_what_it_hangs_on() -> None:
 
 def test_drawing_stays_on_a_branch_until_another_is_worth_more() -> None:
     device = drawn(0)
-    device.grow(device.tip, [1, 2], [0.5, 0.45], [0.5, 0.45])
-    first = device.tip
+    device.grow(tip_of(device), [1, 2], [0.5, 0.45], [0.5, 0.45])
+    first = tip_of(device)
     device.grow(first, [3], [0.6], [0.6])
-    assert device.path(device.tip) == [1, 3]  # .3, against .45 for 2: not worth reading another branch
-    device.grow(device.tip, [4], [0.5], [0.5])
-    assert device.path(device.tip) == [2]
-    device.grow(device.tip, (), (), ())  # nothing to say there
-    assert device.path(device.tip) == [1, 3, 4]
-    device.grow(device.tip, (), (), ())
-    assert device.closed
+    assert device.path(tip_of(device)) == [1, 3]  # .3, against .45 for 2: not worth reading another branch
+    device.grow(tip_of(device), [4], [0.5], [0.5])
+    assert device.path(tip_of(device)) == [2]
+    device.grow(tip_of(device), (), (), ())  # nothing to say there
+    assert device.path(tip_of(device)) == [1, 3, 4]
+    device.grow(tip_of(device), (), (), ())
+    assert device.tip is None
 
 
 def test_what_has_no_room_is_a_gap_and_what_the_log_contradicts_is_none() -> None:
@@ -481,3 +483,41 @@ def test_the_guesses_at_one_place_are_right_with_a_probability_of_one_at_most() 
     at_log = [survival for survival, node in ranked if node.position == 1]
     assert sum(at_log) == pytest.approx(1.0)
     assert [survival for survival, node in ranked if node.position == 2] == pytest.approx([0.09, 0.09])
+
+
+def kept_of(tree: DeviceTree) -> tuple[object, ...]:
+    """What a device tree keeps of itself, so as not to walk it before every guess."""
+    masses = round(tree.open_mass, 9), round(tree.sent_mass, 9)
+    return tree.nodes, sorted(node.token for node in tree._unsent), tree.sent, *masses, tree.tip is None
+
+
+@pytest.mark.parametrize("forks", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("seed", range(12))
+def test_what_a_tree_keeps_of_itself_is_what_a_walk_finds(seed: int, forks: float) -> None:
+    """Lines are kept without walks: also those that have become one, or are none any more."""
+    rng = random.Random(seed)
+    tree, length = drawn(0), 1
+    for _ in range(400):
+        event = rng.random()
+        tip = tree.tip
+        if event < 0.6 and tip is not None and tree.nodes < 30:
+            count = 2 if rng.random() < forks else 0 if rng.random() < 0.03 else 1
+            tree.grow(tip, range(count), [0.6, 0.3][:count], [0.6, 0.3][:count])
+            node, tokens = tip, []
+            while node.parent is not None:
+                tokens.insert(0, node.token)
+                node = node.parent
+            assert tree.path(tip) == tokens
+        elif event < 0.8:
+            tree.flush()
+        elif event < 0.98 or tip is None:
+            new = [*tree.line, 0][: rng.randrange(1, 4)]
+            if rng.random() < 0.2:
+                new[-1] = 9
+            tree.commit(length, new)
+            length += len(new)
+        else:
+            tree.unsend()
+        walked = copy.deepcopy(tree)
+        walked._settle()
+        assert kept_of(tree) == kept_of(walked)

@@ -11,6 +11,7 @@ from edge_client.riding.riding_loop import RidingLoop
 from speculation.pace.base import Synchronous
 from speculation.sampling import SamplingParams
 from speculation.verifier_tree import VerifierTree
+from tests.unit.views import tip_of
 
 LOG = [1, 2, 3]
 
@@ -35,7 +36,7 @@ def test_a_verifier_told_not_to_wait_keeps_the_guesses_that_are_under_way() -> N
     loop._line.log = list(LOG)
     loop._line.erase()
     for token in (4, 5, 6):
-        loop._line.grow(loop._line.tip, [token], [1.0], [1.0])
+        loop._line.grow(tip_of(loop._line), [token], [1.0], [1.0])
     flushing = threading.Thread(target=loop._flush)
     flushing.start()
     assert link.within.wait(30)

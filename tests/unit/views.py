@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from speculation.device_tree import DeviceTree
+from speculation.device_tree import DeviceTree, Node
 from speculation.pace.base import Pace, View
 
 
@@ -26,10 +26,17 @@ def view(**changes: object) -> View:
     return View(**(values | changes))  # type: ignore[arg-type]
 
 
+def tip_of(tree: DeviceTree) -> Node:
+    """Where guesses would be drawn next."""
+    tip = tree.tip
+    assert tip is not None
+    return tip
+
+
 def view_of(tree: DeviceTree, pace: Pace, **changes: object) -> View:
     """What a pace would see of a tree."""
     tree.lead, tree.typical = pace.lead_tokens, pace.typical
-    tip = tree.tip
+    tip = tip_of(tree)
     values = {
         "depth": tree.depth(tip),
         "nodes": tree.nodes,
@@ -44,7 +51,7 @@ def view_of(tree: DeviceTree, pace: Pace, **changes: object) -> View:
 
 def draw(tree: DeviceTree, pace: Pace, draft_ms: float, confidences: Sequence[float]) -> None:
     """Guesses of these confidences at the tip."""
-    tip = tree.tip
+    tip = tip_of(tree)
     probabilities = pace.judge(confidences, tree.depth(tip), tree.survival(tip))
     count = len(probabilities)
     tree.grow(tip, range(count), confidences[:count], probabilities)
