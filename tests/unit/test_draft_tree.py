@@ -503,7 +503,8 @@ def test_what_a_tree_keeps_of_itself_is_what_a_walk_finds(seed: int, forks: floa
         if event < 0.6 and tip is not None and tree.nodes < 30:
             count = 2 if rng.random() < forks else 0 if rng.random() < 0.03 else 1
             tree.grow(tip, range(count), [0.6, 0.3][:count], [0.6, 0.3][:count])
-            node, tokens = tip, []
+            node = tip
+            tokens: list[int] = []
             while node.parent is not None:
                 tokens.insert(0, node.token)
                 node = node.parent
