@@ -25,7 +25,7 @@ _HIGH = 1  # index of the high word of a little-endian uint64 seen as two uint32
 
 
 def round_keys(seed: int) -> npt.NDArray[np.uint32]:
-    """The ten round keys of a seed, shape [10, 2, 1], rows ordered as `_philox_halves` uses them.
+    """The ten round keys of a seed, shape [10, 2, 1], rows ordered as `_Philox` uses them.
 
     Raises ValueError unless 0 <= seed < 2**64.
     """
@@ -39,44 +39,61 @@ def round_keys(seed: int) -> npt.NDArray[np.uint32]:
     return np.array(keys, dtype=np.uint32)[:, :, None]
 
 
-def _philox_halves(
-    even: npt.NDArray[np.uint32], odd: npt.NDArray[np.uint32], keys: npt.NDArray[np.uint32]
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """Ten rounds on counters split into words (0, 2) and words (1, 3), each of shape [2, n].
+class _Philox:
+    """Ten rounds on n counters, in place: a drafter pays them for every guess, and nearly all of it is numpy's calls.
 
-    Both multiplications of a round are one numpy call, because a drafter pays this per token.
+    Counters are split into words (0, 2) and words (1, 3), each of shape [2, n], so that both multiplications of a round
+    are one call. Products of 64 bits are seen as their halves; those of one round are read while the next is written.
     """
-    for key in keys:
-        words = np.multiply(even, _MULTIPLIERS, dtype=np.uint64).view(np.uint32).reshape(2, -1, 2)
-        even = words[::-1, :, _HIGH] ^ odd
-        even ^= key
-        odd = words[::-1, :, 1 - _HIGH]
-    return even, odd
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._even = np.empty((2, count), dtype=np.uint32)
+        self._lanes = np.empty((4, count), dtype=np.uint32)
+        self._products = []
+        for _ in range(2):
+            products = np.empty((2, count), dtype=np.uint64)
+            words = products.view(np.uint32).reshape(2, count, 2)[::-1]
+            self._products.append((products, words[:, :, _HIGH], words[:, :, 1 - _HIGH]))
+
+    def lanes(
+        self, even: npt.ArrayLike, odd: npt.NDArray[np.uint32], keys: npt.NDArray[np.uint32]
+    ) -> npt.NDArray[np.uint32]:
+        """The four lanes of each counter, shape [4, n]; good until the next call. keys: see `round_keys`."""
+        state, (now, other) = self._even, self._products
+        state[:] = even
+        for key in keys:
+            products, high, low = now
+            np.multiply(state, _MULTIPLIERS, out=products, dtype=np.uint64)
+            np.bitwise_xor(high, odd, out=state)
+            np.bitwise_xor(state, key, out=state)
+            odd, now, other = low, other, now
+        self._lanes[0::2], self._lanes[1::2] = state, odd
+        return self._lanes
 
 
 def philox4x32(counter: npt.NDArray[np.uint32], seed: int) -> npt.NDArray[np.uint32]:
     """Philox 4x32-10 of counters of shape [n, 4]; returns shape [n, 4]. Raises ValueError for a seed out of range."""
     words = np.ascontiguousarray(counter.T, dtype=np.uint32)
-    even, odd = _philox_halves(words[0::2], words[1::2], round_keys(seed))
-    return np.stack([even[0], odd[0], even[1], odd[1]], axis=1)
+    return _Philox(len(counter)).lanes(words[0::2], words[1::2], round_keys(seed)).T
 
 
 class Noise:
-    """The noise of one seed."""
+    """The noise of one seed. One caller at a time: it computes in place."""
 
     def __init__(self, seed: int) -> None:
         """Raises ValueError unless 0 <= seed < 2**64."""
         self._keys = round_keys(seed)
+        self._philox, self._places = _Philox(0), np.arange(0)
 
     def integers(self, position: int, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
         """The 32-bit integers of tokens (shape [n]) at a position; shape [n]."""
-        even = np.zeros((2, len(tokens)), dtype=np.uint32)
-        odd = np.zeros((2, len(tokens)), dtype=np.uint32)
-        even[0] = position
+        if (count := len(tokens)) != self._philox.count:
+            self._philox, self._places = _Philox(count), np.arange(count)
+        odd = np.zeros((2, count), dtype=np.uint32)
         odd[0] = tokens >> 2
-        even, odd = _philox_halves(even, odd, self._keys)
-        lanes = np.stack([even[0], odd[0], even[1], odd[1]])
-        return np.asarray(lanes[tokens & 3, np.arange(len(tokens))])
+        lanes = self._philox.lanes([[position], [0]], odd, self._keys)
+        return np.asarray(lanes[tokens & 3, self._places])
 
     def gumbel(self, position: int, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Standard Gumbel variates of tokens (shape [n]) at a position; shape [n], float64."""
