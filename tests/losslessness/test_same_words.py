@@ -117,10 +117,14 @@ def test_the_reference_is_worth_comparing_with(reference: dict[str, Words]) -> N
 @pytest.mark.parametrize(("pace", "drafter"), WAYS, ids=map("-".join, WAYS))
 def test_alone(bench: Bench, reference: dict[str, Words], pace: str, drafter: str, sampling: str, network: str) -> None:
     bench.link.configure(NETWORKS[network])
-    output = run(bench.clients[pace, drafter], SAMPLING[sampling])
-    assert output.token_ids == reference[sampling]
-    assert not output.metrics.notices or drafter == Trouble.FAILING
-    if drafter in ("onnx", "gguf", "ngram+onnx", "buried"):
+    guesses = drafter in ("onnx", "gguf", "ngram+onnx", "buried")
+    for _ in range(10):  # a device that gets no processor for a while hears the whole answer at once
+        output = run(bench.clients[pace, drafter], SAMPLING[sampling])
+        assert output.token_ids == reference[sampling]
+        assert not output.metrics.notices or drafter == Trouble.FAILING
+        if output.metrics.drafted_tokens or not guesses:
+            break
+    if guesses:
         assert output.metrics.drafted_tokens > 0
         if pace in ("sync", "patient tree"):  # a verifier that never waits may have been ahead of every guess
             assert output.metrics.accepted_tokens > 0
