@@ -1,7 +1,8 @@
-"""Policies by name. A policy is one way of pacing, or several of which the best in hindsight counts.
+"""Policies by name: the product's paces, and what they are compared with.
 
-`sync` is the best of `sync:1` to `sync:16` and of rounds as long as pays, `best-fixed` the best of everything that does
-not look at what happens: bounds for what choosing well at the start could give. `oracle` is no pace, see `oracle`.
+A policy is one way of pacing, or several of which the best in hindsight counts. `sync` is the best of `sync:1` to
+`sync:16` and of rounds as long as pays, `best-fixed` the best of everything that does not look at what happens: bounds
+for what choosing well at the start could give. `oracle` is no pace, see `oracle`.
 """
 
 from __future__ import annotations
@@ -11,27 +12,19 @@ from dataclasses import dataclass
 from functools import partial
 
 from netlab.simulator import rivals
-from speculation.pace.adaptive import Adaptive
-from speculation.pace.base import (
-    BoundedLookahead,
-    FixedLookahead,
-    FixedTree,
-    Objective,
-    Pace,
-    Pipelined,
-    Streaming,
-    Synchronous,
-)
-from speculation.pace.experience import Experience
+from speculation.pace import policies as paces
+from speculation.pace.base import FixedLookahead, Objective, Pace, Pipelined, Streaming, Synchronous
 from speculation.pace.policies import PolicyError
 from speculation.pace.stopping import OptimalRounds
+from speculation.pace.tree_rounds import SPECINFER, BestFirst, FixedShape
 
 ORACLE = "oracle"
-WIDTHS = ("1", "2", "3", "4")
 SYNC_TOKENS = range(1, 17)
 DEPTHS = (2, 4, 8, 16, 32, 64)
 BLOCKS = (1, 2, 4, 8)
 PATIENCES_MS = (2, 5, 10, 20)
+NODES = (4, 8, 16, 32, 64)
+SHAPES = (SPECINFER, (4, 2, 2, 1, 1), (2, 2, 1, 1, 1), (2,) * 4, (3, 1, 1, 1), (2, 1, 1, 1, 1, 1, 1, 1))
 DEFAULT = ("streaming", "sync", "pipelined", "server-led", "adaptive")
 
 
@@ -67,7 +60,11 @@ def _ucb() -> dict[str, Callable[[], Pace]]:
 
 
 def _adaptive(name: str, objective: Objective) -> Callable[[], dict[str, Callable[[], Pace]]]:
-    return lambda: {name: partial(Adaptive, objective, Experience())}  # its answers are one client's
+    return lambda: {name: paces.find(paces.DEFAULT, objective)}  # its answers are one client's
+
+
+def _shapes() -> dict[str, Callable[[], Pace]]:
+    return {f"multi-candidate:{'x'.join(map(str, shape))}": partial(FixedShape, shape) for shape in SHAPES}
 
 
 def _one(name: str, make: Callable[[], Pace]) -> Callable[[], dict[str, Callable[[], Pace]]]:
@@ -84,16 +81,15 @@ def _best_fixed() -> dict[str, Callable[[], Pace]]:
 
 
 _PLAIN: dict[str, Callable[[], dict[str, Callable[[], Pace]]]] = {
-    "streaming": _one("streaming", Streaming),
     "sync": _sync,
     "pipelined": lambda: {f"pipelined:{d}/4": partial(Pipelined, d, 4) for d in (8, 16, 32, 64)},
-    "server-led": _one("server-led", BoundedLookahead),
-    "adaptive": _adaptive("adaptive", Objective.LATENCY),
     "adaptive-balanced": _adaptive("adaptive-balanced", Objective.BALANCED),
     "adaptive-capacity": _adaptive("adaptive-capacity", Objective.CAPACITY),
     "best-server-led": lambda: {name: make for name, make in _fixed().items() if "@0/" in name},
     "best-pipelined": _pipelined,
     "best-fixed": _best_fixed,
+    "multi-candidate": _shapes,
+    "opt-tree": lambda: {f"opt-tree:{n}": partial(BestFirst, n) for n in NODES},
     "heuristic": _one("heuristic", rivals.Heuristic),
     "confidence": _one("confidence", rivals.ConfidenceThreshold),
     "p-min": _one("p-min", lambda: rivals.ConfidenceThreshold(0.75, 16)),
@@ -103,10 +99,6 @@ _PLAIN: dict[str, Callable[[], dict[str, Callable[[], Pace]]]] = {
     "draft-ahead": lambda: {f"draft-ahead:{k}": partial(rivals.DraftAhead, k) for k in (3, 5, 8, 12, 16)},
 }
 _NUMBERED: dict[str, tuple[str, Callable[[float], Pace], Callable[[str], float]]] = {
-    "fixed": ("fixed:DEPTH", lambda k: FixedLookahead(int(k)), int),
-    "tree": ("tree:WIDTH", lambda k: FixedTree(int(k)), int),
-    "sync": ("sync:TOKENS", lambda k: Synchronous(int(k)), int),
-    "pipelined": ("pipelined:DEPTH", lambda k: Pipelined(int(k), min(4, int(k))), int),
     "draft-ahead": ("draft-ahead:TOKENS", lambda k: rivals.DraftAhead(int(k)), int),
     "confidence": ("confidence:THRESHOLD", rivals.ConfidenceThreshold, float),
     "entropy": ("entropy:THRESHOLD", rivals.EntropyBound, float),
@@ -116,7 +108,8 @@ _NUMBERED: dict[str, tuple[str, Callable[[float], Pace], Callable[[str], float]]
 
 def names() -> list[str]:
     """All names that `find` takes, patterns included."""
-    return [*_PLAIN, ORACLE, "adaptive:WIDTH", *(pattern for pattern, _, _ in _NUMBERED.values())]
+    of_paces = [name for name in paces.NAMES if name not in _PLAIN]
+    return [*of_paces, *_PLAIN, ORACLE, *(pattern for pattern, _, _ in _NUMBERED.values())]
 
 
 def find(name: str) -> Policy:
@@ -126,8 +119,6 @@ def find(name: str) -> Policy:
     if name == ORACLE:
         return Policy(name, {})
     kind, _, number = name.partition(":")
-    if kind == "adaptive" and number in WIDTHS:
-        return Policy(name, {name: partial(Adaptive, Objective.LATENCY, Experience(), width=int(number))})
     if kind in _NUMBERED:
         _, make, read = _NUMBERED[kind]
         try:
@@ -137,7 +128,10 @@ def find(name: str) -> Policy:
             value = -1.0
         if value > 0:
             return Policy(name, {name: partial(make, value)})
-    raise PolicyError(f"there is no policy {name!r}; there are {', '.join(names())}")
+    try:
+        return Policy(name, {name: paces.find(name)})
+    except PolicyError:
+        raise PolicyError(f"there is no policy {name!r}; there are {', '.join(names())}") from None
 
 
 def check(wanted: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from speculation.pace.base import (
 )
 from speculation.pace.experience import Experience
 from speculation.pace.stopping import OptimalRounds
+from speculation.pace.tree_rounds import BestFirst, FixedShape
 
 DEFAULT = "adaptive"
 _PLAIN: dict[str, Callable[[], Pace]] = {
@@ -25,8 +26,14 @@ _PLAIN: dict[str, Callable[[], Pace]] = {
     "pipelined": Pipelined,
     "sync": OptimalRounds,
     "streaming": Streaming,
+    "multi-candidate": FixedShape,
 }
-_NUMBERED: dict[str, Callable[[int], Pace]] = {"fixed": FixedLookahead, "sync": Synchronous, "pipelined": Pipelined}
+_NUMBERED: dict[str, Callable[[int], Pace]] = {
+    "fixed": FixedLookahead,
+    "sync": Synchronous,
+    "pipelined": Pipelined,
+    "opt-tree": BestFirst,
+}
 MAX_WIDTH = 4  # guesses at one place: a fourth is right in one of a hundred
 NAMES = (DEFAULT, *_PLAIN, *(f"{kind}:K" for kind in _NUMBERED), f"{DEFAULT}:W", "tree:W")
 

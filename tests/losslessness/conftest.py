@@ -20,6 +20,7 @@ from netlab.link_settings import LinkSettings
 from netlab.verifier_process import VerifierProcess
 from speculation.pace.adaptive import Adaptive
 from speculation.pace.base import BoundedLookahead, FixedTree, Pace, Streaming, Synchronous
+from speculation.pace.policies import find
 
 DEMO = Path(__file__).resolve().parents[2] / "models" / "demo"
 
@@ -37,6 +38,7 @@ PACES: dict[str, Callable[[], Pace]] = {
     "adaptive": Adaptive,
     "tree": lambda: FixedTree(3),
     "patient tree": lambda: PatientTree(3),
+    "opt-tree": find("opt-tree:24"),
 }
 # Every way of decoding: pace and drafter.
 WAYS = [
@@ -46,6 +48,7 @@ WAYS = [
     *((pace, drafter) for pace in ("sync", "adaptive") for drafter in ("ngram", "ngram+onnx")),
     *(("tree", drafter) for drafter in ("onnx", "gguf", "garbage")),
     ("patient tree", "buried"),
+    ("opt-tree", "onnx"),
     *(("adaptive", trouble) for trouble in Trouble),
 ]
 
@@ -123,7 +126,7 @@ class Bench:
 def start_verifier(target: Path = DEMO / "target", port: int = 0) -> VerifierProcess:
     """With llama.cpp the demo's target writes an answer in a few milliseconds, before anything can happen to it."""
     pause = ["--step-ms", "20"] if target.suffix == ".gguf" else []
-    return VerifierProcess(target, port=port, options=["--threads", "1", "--max-sessions", "24", *pause])
+    return VerifierProcess(target, port=port, options=["--threads", "1", "--max-sessions", "32", *pause])
 
 
 @pytest.fixture(scope="session")

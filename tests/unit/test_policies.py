@@ -37,7 +37,7 @@ def test_numbers_and_objectives_reach_the_pace() -> None:
     "name", ["", "best", "sync:0", "sync:", "fixed:-1", "fixed:x", "adaptive:5", "tree:0", "sync:9999", "sync:²"]
 )
 def test_an_unknown_name_lists_the_valid_ones(name: str) -> None:
-    with pytest.raises(policies.PolicyError, match=r"adaptive, server-led, pipelined, sync, streaming, fixed:K"):
+    with pytest.raises(policies.PolicyError, match=r"adaptive, server-led, pipelined, sync, streaming, .*fixed:K"):
         policies.find(name)
 
 

@@ -98,7 +98,9 @@ def test_the_table_of_the_design_comes_out_again(
 def test_every_policy_writes_the_same_words(name: str) -> None:
     if ":" in name:
         kind = name.partition(":")[0]
-        name = f"{kind}:{ {'confidence': 0.5, 'entropy': 0.5, 'specdec++': 0.5, 'adaptive': 3}.get(kind, 5):g}"
+        name = (
+            f"{kind}:{ {'confidence': 0.5, 'entropy': 0.5, 'specdec++': 0.5, 'adaptive': 3, 'tree': 3}.get(kind, 5):g}"
+        )
     candidates = list(policies.find(name).candidates.values())
     for alpha, rtt_ms, draft_ms in ((0.0, 30, 3), (0.7, 0, 2), (0.9, 120, 7), (1.0, 50, 40)):
         answer = heavy_headed(alpha).answers(1, 40, seed=3)[0]

@@ -18,6 +18,7 @@ from netlab.simulator.rivals import (
     UcbStop,
 )
 from speculation.draft_tree import Outcome
+from speculation.pace import policies as paces
 from speculation.pace.base import PATIENCE_UNLIMITED_MS, Action, News, View
 from speculation.pace.policies import PolicyError
 from tests.unit import views
@@ -124,11 +125,16 @@ def test_draft_ahead_draws_the_next_block_and_holds_it_back() -> None:
 
 def test_unknown_names_list_the_valid_ones() -> None:
     for name in ("best", "fixed:", "fixed:x", "fixed:0", "sync:-1", "sync:1.5", "server-led:3"):
-        with pytest.raises(PolicyError, match=r"there is no policy .*; there are streaming, sync, .*fixed:DEPTH"):
+        with pytest.raises(
+            PolicyError, match=r"there is no policy .*; there are adaptive, .*fixed:K.*entropy:THRESHOLD"
+        ):
             policies.find(name)
 
 
 def test_names_with_numbers() -> None:
     assert policies.find("fixed:7").candidates["fixed:7"]().max_depth == 7  # type: ignore[attr-defined]
     assert len(policies.find("sync").candidates) == 17
+    assert set(policies.find("sync:3").candidates) == {"sync:3"}
+    for name in paces.NAMES:  # whatever the product has can be simulated
+        assert policies.find(name.replace(":K", ":4").replace(":W", ":3")).candidates
     assert policies.find("oracle").candidates == {}
