@@ -75,7 +75,7 @@ class RideView:
             self._first_commit_ms = event.at_ms
         self._last_commit_ms = event.at_ms
         length = event.position + event.tokens
-        wrong = not all(event.outcomes)  # then the rest of the line is void
+        wrong = -1 in event.ranks  # then whatever else was sent is void
         self._in_flight = [] if wrong else [end for end in self._in_flight if end > length]
         return self._head("committed", event) | {
             "used": event.used,

@@ -1,7 +1,8 @@
 """One answer as it happened: who drafted, what was in flight, what was committed.
 
 A space-time picture. To the right runs the device's clock, upward the answer. A dot is a guess when it was drawn, a
-slanted line a message on its way to the verifier, the stairs are the log as the device knows it.
+slanted line a message on its way to the verifier, the stairs are the log as the device knows it. A triangle is a second
+guess beside a first, and a line leads on to what was drawn after it; both are green where it was right.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -19,11 +20,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from netlab.experiments import style
+from netlab.experiments.drawn_tree import Fate, Guess, guesses_of
 from speculation.pace.observed import Committed, Diary, Drafted, Event, Sent
 
-FORMAT, VERSION = "outrider-timeline", 1
+FORMAT, VERSION = "outrider-timeline", 2
 KINDS: dict[str, type[Event]] = {"drafted": Drafted, "sent": Sent, "committed": Committed}
-RIGHT, WRONG, UNUSED, OWN = "#0072b2", "#d55e00", "#b8b8b8", "#595959"
+RIGHT, WRONG, UNUSED, OWN, SAVED = "#0072b2", "#d55e00", "#b8b8b8", "#595959", "#009e73"
+_RING: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.1}
+COLOURS = {Fate.RIGHT: RIGHT, Fate.WRONG: WRONG, Fate.UNDECIDED: UNUSED}
 
 
 class TimelineError(ValueError):
@@ -81,8 +85,9 @@ def read(path: Path) -> tuple[list[Ride], dict[str, Any]]:
 
 def _event(told: dict[str, Any]) -> Event:
     kind = KINDS[told.pop("kind")]
-    if "outcomes" in told:
-        told["outcomes"] = tuple(told["outcomes"])
+    for name in ("outcomes", "ranks", "probabilities"):
+        if name in told:
+            told[name] = tuple(told[name])
     return kind(**told)
 
 
@@ -99,19 +104,31 @@ def draw(rides: Sequence[Ride], *, until_ms: float | None = None) -> Figure:
         if until_ms is not None and until_ms < end_ms:
             axes[0].set_ylim(0, max(_reached(ride, until_ms) for ride in rides))
         axes[-1].set_xlabel("time since the session opened (ms)")
-        figure.legend(handles=_legend(), loc="outside upper left", ncols=3, columnspacing=1.6, handletextpad=0.5)
+        forked = any(len(event.probabilities) > 1 for ride in rides for event in ride.diary.events if _drawn(event))
+        figure.legend(
+            handles=_legend(forked=forked), loc="outside upper left", ncols=3, columnspacing=1.6, handletextpad=0.5
+        )
         return figure
 
 
-def _legend() -> list[Any]:
+def _legend(*, forked: bool) -> list[Any]:
+    of_forks = [
+        Line2D([], [], marker="^", linestyle="", color=UNUSED, label="second guess"),
+        Line2D([], [], color=SAVED, linewidth=1, **_RING, label="second guess that was right"),
+    ]
     return [
         Line2D([], [], marker=".", linestyle="", color=RIGHT, label="guess, right"),
         Line2D([], [], marker=".", linestyle="", color=WRONG, label="guess, wrong"),
         Line2D([], [], marker=".", linestyle="", color=UNUSED, label="guess, never decided"),
+        *(of_forks if forked else ()),
         Line2D([], [], color=style.FAINT, linewidth=1, label="draft in flight"),
         Patch(color=RIGHT, alpha=0.3, label="committed, the device's"),
         Patch(color=OWN, alpha=0.35, label="committed, the verifier's own"),
     ]
+
+
+def _drawn(event: Event) -> TypeGuard[Drafted]:
+    return isinstance(event, Drafted)
 
 
 def _panel(axis: Axes, ride: Ride) -> None:
@@ -155,30 +172,25 @@ def _messages(axis: Axes, ride: Ride, began_ms: float, first: int) -> None:
 
 
 def _guesses(axis: Axes, events: Sequence[Event], began_ms: float, first: int) -> None:
-    """A dot per guess, coloured by what became of it."""
-    open_guesses: dict[int, Drafted] = {}  # by position; one drawn later replaces one that died
-    dots: list[tuple[Drafted, str]] = []
-    for event in events:
-        if isinstance(event, Drafted):
-            if event.position in open_guesses:
-                dots.append((open_guesses[event.position], UNUSED))
-            open_guesses[event.position] = event
-        elif isinstance(event, Committed):
-            for offset, right in enumerate(event.outcomes):
-                if (guess := open_guesses.pop(event.position + offset, None)) is not None:
-                    dots.append((guess, RIGHT if right else WRONG))
-            if not all(event.outcomes):  # the line died: whatever it held past the miss will never be decided
-                dots += [(guess, UNUSED) for guess in open_guesses.values()]
-                open_guesses.clear()
-    dots += [(guess, UNUSED) for guess in open_guesses.values()]
-    axis.scatter(
-        [guess.at_ms - began_ms for guess, _ in dots],
-        [guess.position - first + 0.5 for guess, _ in dots],
-        s=7,
-        c=[colour for _, colour in dots],
-        linewidths=0,
-        zorder=3,
-    )
+    """A mark per guess, coloured by what became of it; branches hang on what they go on from."""
+
+    def place(guess: Guess) -> tuple[float, float]:
+        return guess.at_ms - began_ms, guess.position - first + (0.5 if guess.rank == 0 else 0.75)
+
+    drawn = guesses_of(events)
+    for beside, marker, size in ((False, "o", 7), (True, "^", 12)):
+        some = [guess for guess in drawn if (guess.rank > 0) is beside]
+        xs, ys = zip(*map(place, some), strict=True) if some else ((), ())
+        colours = [UNUSED if beside and guess.fate is Fate.WRONG else COLOURS[guess.fate] for guess in some]
+        axis.scatter(xs, ys, s=size, c=colours, marker=marker, linewidths=0, zorder=3)
+    for guess in (guess for guess in drawn if guess.rank > 0 and guess.fate is Fate.RIGHT):
+        axis.plot(*place(guess), color=SAVED, zorder=4, **_RING)
+    branches = [guess for guess in drawn if guess.on_branch and guess.rank == 0]
+    lines = [[place(guess.parent), place(guess)] for guess in branches if guess.parent is not None]
+    right = [guess.parent is not None and guess.parent.fate is Fate.RIGHT for guess in branches]
+    colours = [SAVED if saved else UNUSED for saved in right]
+    widths = [1.1 if saved else 0.5 for saved in right]
+    axis.add_collection(LineCollection(lines, colors=colours, linewidths=widths, zorder=2))
 
 
 def _reached(ride: Ride, until_ms: float) -> float:

@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from speculation.draft_tree import Outcome
 from speculation.pace.base import Action, News, Pace, View
 
 
 @dataclass(frozen=True)
 class Drafted:
     """Guesses were drawn at a place. position: in the log, prompt included. draft_ms: how long that took. confidence:
-    of the first of so many guesses."""
+    of the first guess. survival: probability that all before them are right. probabilities: of each of them, if so."""
 
     at_ms: float
     position: int
     draft_ms: float
     confidence: float
-    guesses: int = 1
+    survival: float
+    probabilities: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class Sent:
 class Committed:
     """A commit came in. position: of its first new token. used: of the new ones, how many the drafts had right.
 
-    outcomes: of the guesses it decided, in order. rtt_ms: the latest round trip, None if none was measured yet.
-    forward_ms, queue_ms: of the verifier's step.
+    outcomes: of the guesses it decided, in order. ranks: of the positions that it decided, which guess there was right,
+    0 for the first, -1 for none. rtt_ms: the latest round trip, None if none was measured yet. forward_ms, queue_ms: of
+    the verifier's step.
     """
 
     at_ms: float
@@ -47,6 +50,7 @@ class Committed:
     tokens: int
     used: int
     outcomes: tuple[bool, ...]
+    ranks: tuple[int, ...]
     rtt_ms: float | None
     forward_ms: float
     queue_ms: float
@@ -77,7 +81,7 @@ class Observed(Pace):
     def __init__(self, pace: Pace, diary: Diary) -> None:
         self._pace, self._diary = pace, diary
         self._view: View | None = None
-        self._guesses = 1
+        self._probabilities: tuple[float, ...] = ()
         self._told_patience_ms = pace.patience_ms
         self.objective, self.patience_ms, self.width = pace.objective, pace.patience_ms, pace.width
 
@@ -99,14 +103,14 @@ class Observed(Pace):
         view = self._view
         assert view is not None
         position = view.known_length + view.depth
-        drawn = Drafted(view.now_ms + draft_ms, position, draft_ms, confidence, self._guesses)
+        drawn = Drafted(view.now_ms + draft_ms, position, draft_ms, confidence, view.survival, self._probabilities)
         self._diary.events.append(drawn)
         self._pace.drafted(draft_ms, confidence)
         self.patience_ms = self._pace.patience_ms
 
     def judge(self, confidences: Sequence[float], depth: int, survival: float) -> Sequence[float]:
         probabilities = self._pace.judge(confidences, depth, survival)
-        self._guesses = len(probabilities)
+        self._probabilities = tuple(map(float, probabilities))
         return probabilities
 
     @property
@@ -125,6 +129,7 @@ class Observed(Pace):
                 news.new_tokens,
                 news.used,
                 tuple(outcome.right for outcome in news.outcomes),
+                _ranks(news.outcomes),
                 news.rtt_ms,
                 news.forward_ms,
                 news.queue_ms,
@@ -136,3 +141,14 @@ class Observed(Pace):
     def reset(self) -> None:
         self._pace.reset()
         self.patience_ms = self._pace.patience_ms
+
+
+def _ranks(outcomes: Sequence[Outcome]) -> tuple[int, ...]:
+    """See `Committed`. A position begins with its first guess."""
+    ranks: list[int] = []
+    for outcome in outcomes:
+        if outcome.rank == 0:
+            ranks.append(-1)
+        if outcome.right:
+            ranks[-1] = outcome.rank
+    return tuple(ranks)

@@ -126,7 +126,11 @@ def test_alone(bench: Bench, reference: dict[str, Words], pace: str, drafter: st
             break
     if guesses:
         assert output.metrics.drafted_tokens > 0
-        if pace in ("sync", "patient tree", "opt-tree"):  # a verifier that never waits may have been ahead of every guess
+        if pace in (
+            "sync",
+            "patient tree",
+            "opt-tree",
+        ):  # a verifier that never waits may have been ahead of every guess
             assert output.metrics.accepted_tokens > 0
 
 

@@ -64,7 +64,7 @@ def test_a_grid_without_policies_or_networks_is_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        (PLAIN | {"policies": ["fast"]}, "there is no policy 'fast'; there are streaming, sync"),
+        (PLAIN | {"policies": ["fast"]}, "there is no policy 'fast'; there are adaptive, server-led"),
         (PLAIN | {"policies": ["oracle"]}, "the oracle is a bound"),
         (PLAIN | {"draft_ms": [0]}, "draft_ms names 0"),
         (PLAIN | {"temperature": 0.5}, "a simulated pair has no temperature"),

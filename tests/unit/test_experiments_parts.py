@@ -9,6 +9,7 @@ import pytest
 
 from edge_client.drafters.base import DrafterError
 from netlab.experiments import drafters, style, timeline
+from netlab.experiments.drawn_tree import Fate, guesses_of
 from netlab.link_settings import LinkSettings
 from netlab.race import BestSync
 from netlab.simulator.device import DeviceSettings
@@ -16,8 +17,9 @@ from netlab.simulator.link import Link
 from netlab.simulator.pair import independent
 from netlab.simulator.run import Result, Rider, simulate
 from speculation.pace.adaptive import Adaptive
-from speculation.pace.base import Pace, Synchronous
+from speculation.pace.base import FixedTree, Pace, Synchronous
 from speculation.pace.observed import Committed, Diary, Drafted, Observed, Sent
+from speculation.pace.tree_rounds import BestFirst
 
 
 def test_garbage_is_the_same_at_the_same_position_and_keeps_the_contract() -> None:
@@ -55,18 +57,46 @@ def play(pace: Pace) -> Result:
     return simulate([Rider(answer, Link.of_settings(LinkSettings.of_rtt(40)), pace, DeviceSettings(4))]).results[0]
 
 
-@pytest.mark.parametrize("make", [Adaptive, lambda: Synchronous(4)], ids=["adaptive", "sync"])
+PACES = {
+    "adaptive": Adaptive,
+    "sync": lambda: Synchronous(4),
+    "tree": lambda: FixedTree(3),
+    "opt-tree": lambda: BestFirst(24),
+}
+
+
+@pytest.mark.parametrize("make", PACES.values(), ids=PACES)
 def test_watching_a_pace_changes_nothing_and_misses_nothing(make: type[Pace]) -> None:
     diary = Diary()
     watched = play(Observed(make(), diary))
     assert watched == play(make())
     sent = [event for event in diary.events if isinstance(event, Sent)]
     assert len(sent) == watched.draft_messages
-    assert sum(event.guesses for event in diary.events if isinstance(event, Drafted)) == watched.drafted_tokens
+    drawn = [len(event.probabilities) for event in diary.events if isinstance(event, Drafted)]
+    assert sum(drawn) == watched.drafted_tokens
     commits = [event for event in diary.events if isinstance(event, Committed)]
     assert sum(commit.tokens for commit in commits) == watched.tokens
     assert sum(commit.used for commit in commits) == watched.accepted_tokens
     assert diary.lookahead_tokens is not None
+
+
+@pytest.mark.parametrize("make", PACES.values(), ids=PACES)
+def test_a_diary_tells_what_hung_on_what(make: type[Pace]) -> None:
+    """Where a draw were taken for one on another branch, guesses that a commit decided would be missing."""
+    diary = Diary()
+    watched = play(Observed(make(), diary))
+    guesses = guesses_of(diary.events)
+    assert len(guesses) == watched.drafted_tokens
+    commits = [event for event in diary.events if isinstance(event, Committed)]
+    decided = [guess for guess in guesses if guess.fate is not Fate.UNDECIDED]
+    assert len(decided) == sum(len(commit.outcomes) for commit in commits)
+    right = [guess for guess in guesses if guess.fate is Fate.RIGHT]
+    assert len(right) == sum(sum(commit.outcomes) for commit in commits)
+    assert all(guess.parent is None or guess.parent.fate is Fate.RIGHT for guess in decided)
+    saved = [guess for guess in right if guess.rank > 0]
+    assert len(saved) == sum(rank > 0 for commit in commits for rank in commit.ranks)
+    assert bool(saved) == (make().width > 1)
+    assert any(guess.on_branch for guess in right) == (make().width > 1)
 
 
 def test_timelines_survive_their_file(tmp_path: Path) -> None:
@@ -80,7 +110,7 @@ def test_timelines_survive_their_file(tmp_path: Path) -> None:
     axis = timeline.draw(rides).axes[0]
     assert axis.get_xlabel() == "time since the session opened (ms)"
     assert axis.get_ylabel() == "answer (tokens)"
-    file.write_text('{"format": "outrider-timeline", "version": 2}')
+    file.write_text('{"format": "outrider-timeline", "version": 1}')
     with pytest.raises(timeline.TimelineError):
         timeline.read(file)
 

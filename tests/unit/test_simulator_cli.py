@@ -74,7 +74,7 @@ def test_devices_that_share_a_verifier_leave_it_less_to_do_for_each(tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--policies", "server-led,nothing"], "there is no policy 'nothing'; there are streaming, sync, "),
+        (["--policies", "server-led,nothing"], "there is no policy 'nothing'; there are adaptive, server-led, "),
         (["--rtt-ms", "0,-5"], "a round trip of -5 ms cannot be simulated; it takes 0 to 120000."),
         (["--rtt-ms", "nan"], "a round trip of nan ms cannot be simulated"),
         (["--rtt-ms", "5,5"], "a round trip stands in the grid twice: 5, 5."),

@@ -27,6 +27,7 @@ def drawn(pace: TreeRounds, seed: int, *, budget: int = 256) -> tuple[list[float
     tree, paths, depths = DeviceTree([7]), dict[tuple[int, ...], float](), list[int]()
     while pace.next(view_of(tree, pace, budget=budget)) is Action.DRAFT:
         tip = tree.tip
+        assert tip is not None
         path = tuple(tree.path(tip))
         confidences = candidates(seed, path)[: pace.width]
         probabilities = pace.judge(confidences, tree.depth(tip), tree.survival(tip))
@@ -44,7 +45,8 @@ def drawn(pace: TreeRounds, seed: int, *, budget: int = 256) -> tuple[list[float
 
 def best(seed: int, nodes: int) -> float:
     """Most guesses that any tree of so many is expected to have right: the likeliest paths, one after the other."""
-    total, heap = 0.0, [(-p, (token,)) for token, p in enumerate(candidates(seed, ()))]
+    total = 0.0
+    heap: list[tuple[float, tuple[int, ...]]] = [(-p, (token,)) for token, p in enumerate(candidates(seed, ()))]
     heapq.heapify(heap)
     for _ in range(nodes):
         negative, path = heapq.heappop(heap)
