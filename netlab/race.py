@@ -6,6 +6,7 @@ import contextlib
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from operator import and_
 from typing import Any
 
 from edge_client.client import EdgeClient
@@ -44,11 +45,13 @@ def unwatched(_lane: str, pace: Pace) -> Pace:
 
 @dataclass(frozen=True)
 class Run:
-    """One answer and the bytes that the link carried for it, framing and all."""
+    """One answer and the bytes that the link carried for it, framing and all. saved_tokens: of the answer, those that
+    were second guesses: a line would have ended there."""
 
     output: RequestOutput
     bytes_up: int
     bytes_down: int
+    saved_tokens: int = 0
 
 
 class BestSync:
@@ -116,17 +119,24 @@ class Lane:
         self, link: LinkProcess, prompt: Prompt, params: SamplingParams, seed: int, on_chunk: OnChunk = ignore
     ) -> None:
         """Run one prompt alone on the link and keep what it cost. Raises SessionError."""
-        before = link.counters()
-        output = self.answer(prompt, params, seed, on_chunk)
+        before, saved = link.counters(), 0
+
+        def counted(chunk: StreamChunk) -> None:
+            nonlocal saved
+            saved += sum(map(and_, chunk.drafted, chunk.corrected))
+            on_chunk(chunk)
+
+        output = self.answer(prompt, params, seed, counted)
         carried = link.counters().since(before)
-        self.runs.append(Run(output, carried.bytes_up, carried.bytes_down))
+        self.runs.append(Run(output, carried.bytes_up, carried.bytes_down, saved))
 
 
 @dataclass(frozen=True)
 class Figures:
     """What a lane cost. Medians over its prompts, except the token counts, which are totals.
 
-    acceptance: acceptance rate, accepted / checked drafted tokens.
+    acceptance: acceptance rate, accepted / checked drafted tokens. saved_per_token: share of the answer that was second
+    guesses.
     """
 
     ttft_ms: float
@@ -134,6 +144,7 @@ class Figures:
     total_ms: float
     target_forwards_per_token: float
     acceptance: float | None
+    saved_per_token: float
     drafted_tokens: int
     accepted_tokens: int
     uplink_bytes_per_token: float
@@ -158,6 +169,7 @@ class Figures:
                 lambda run: run.output.metrics.target_forwards / len(run.output.token_ids)
             ),
             acceptance=statistics.median(acceptances) if acceptances else None,
+            saved_per_token=median(lambda run: run.saved_tokens / len(run.output.token_ids)),
             drafted_tokens=sum(run.output.metrics.drafted_tokens for run in runs),
             accepted_tokens=accepted,
             uplink_bytes_per_token=median(lambda run: run.bytes_up / len(run.output.token_ids)),

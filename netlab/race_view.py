@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from edge_client.types import StreamChunk
 from netlab.race import Figures, Lane
 
-DEVICE_STYLE, SERVER_STYLE, ROLE_STYLE = "green", "default", "dim italic"
+DEVICE_STYLE, BRANCH_STYLE, SERVER_STYLE, ROLE_STYLE = "green", "green underline", "default", "dim italic"
 ROLES = {"<|user|>": "\nuser: ", "<|assistant|>": "\nassistant: ", "<|end|>": "", "<|endoftext|>": ""}
 
 
@@ -46,9 +46,10 @@ class Pane:
 
     def take(self, chunk: StreamChunk) -> None:
         """Show news; safe to call from the lane's own thread."""
-        for token, guessed in zip(chunk.token_ids, chunk.drafted, strict=True):
+        for token, guessed, corrected in zip(chunk.token_ids, chunk.drafted, chunk.corrected, strict=True):
             piece, role = self._pieces(token)
-            self.text.append(piece, ROLE_STYLE if role else DEVICE_STYLE if guessed else SERVER_STYLE)
+            by_device = BRANCH_STYLE if corrected else DEVICE_STYLE
+            self.text.append(piece, ROLE_STYLE if role else by_device if guessed else SERVER_STYLE)
         self.tokens += len(chunk.token_ids)
         if chunk.output is not None:
             metrics = chunk.output.metrics
@@ -93,6 +94,8 @@ class RaceView:
         legend = Text.assemble(
             ("guessed by the device, confirmed by the verifier", DEVICE_STYLE),
             "   ",
+            ("its second guess", BRANCH_STYLE),
+            "   ",
             ("written by the verifier", SERVER_STYLE),
         )
         panes = Columns([pane.render(height, width) for pane in self.panes], padding=(0, 0))
@@ -109,10 +112,11 @@ def draw(path: Path, view: RaceView) -> None:
 def table(lanes: Sequence[Lane]) -> Table:
     """The figures of every lane side by side; the least time per token is bold."""
     grid = Table(
-        title="medians over prompts; target forwards and bytes are per token; acceptance: accepted / checked",
+        title="medians over prompts; target forwards and bytes are per token; acceptance: accepted / checked; saved: "
+        "tokens that were second guesses",
         title_style="dim",
     )
-    for column in ("", "first", "per token", "total", "forwards", "acceptance", "B up", "B down"):
+    for column in ("", "first", "per token", "total", "forwards", "acceptance", "saved", "B up", "B down"):
         grid.add_column(column, justify="left" if not column else "right")
     figures = [Figures.of(lane.runs) for lane in lanes]
     best = min(f.ms_per_token for f in figures)
@@ -122,6 +126,7 @@ def table(lanes: Sequence[Lane]) -> Table:
         lambda f: f"{f.total_ms / 1000:.2f} s",
         lambda f: f"{f.target_forwards_per_token:.2f}",
         lambda f: "" if f.acceptance is None else f"{f.acceptance:.0%}",
+        lambda f: f"{f.saved_per_token:.0%}" if f.saved_per_token else "",
         lambda f: f"{f.uplink_bytes_per_token:.0f}",
         lambda f: f"{f.downlink_bytes_per_token:.0f}",
     ]

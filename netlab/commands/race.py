@@ -15,7 +15,9 @@ from netlab.commands.options import FILE_OUT, numbers, words
 @click.option(
     "--profile", "profiles", callback=words, help="Named networks, or files that describe one; in place of --rtt-ms."
 )
-@click.option("--policies", callback=words, help="Policies beside streaming.  [default: all but the numbered ones]")
+@click.option(
+    "--policies", callback=words, help="Policies beside streaming.  [default: sync,pipelined,server-led,adaptive]"
+)
 @click.option("--drafter", default="demo", help="GGUF file, ONNX folder, demo, garbage (random ids) or none.")
 @click.option(
     "--draft-ms", default=0.0, type=click.FloatRange(0, 10_000), help="Least time of a guess: emulates a slower device."

@@ -55,6 +55,11 @@ class Measure:
 MS_PER_TOKEN = Measure.plain("ms_per_token", "time per token (ms)")
 FORWARDS = Measure.plain("target_forwards_per_token", "target forwards per token")
 ENGINE_MS = Measure.plain("verifier_ms_per_token", "engine time per token (ms)")
+BYTES_UP = Measure(
+    "uplink_bytes_per_token",
+    "bytes up per token",
+    lambda row: row["uplink_bytes"] / row["tokens"] if "uplink_bytes" in row else row.get("uplink_bytes_per_token"),
+)
 LOOKAHEAD = Measure.plain("lookahead_tokens", "lookahead when sending (tokens)")
 SPEED_UP = Measure(
     "total_over_streaming", "speed-up over streaming", lambda row: 1 / ratio if (ratio := _ratio(row)) else None
@@ -63,7 +68,7 @@ SPEED_UP = Measure(
 
 def draw(results: Results) -> list[Plot]:
     """Every figure that these results can fill."""
-    makers = (time_per_token, speed_up, forwards, lookahead, capacity, networks)
+    makers = (time_per_token, speed_up, forwards, lookahead, gain_and_price, capacity, networks)
     with style.use():
         return [plot for make in makers if (plot := make(results)) is not None]
 
@@ -123,6 +128,21 @@ def crossover(points: Sequence[tuple[float, float]]) -> float | None:
         elif y1 >= 1:
             found = None
     return found
+
+
+def gain_and_price(results: Results) -> Plot | None:
+    """What drafting gains, and what it takes of verifier and uplink, side by side."""
+    drafting = results.where(lambda row: row.get("profile") is None and row["policy"] != "streaming")
+    if len(drafting.values("rtt_ms")) < 2:
+        return None
+    title, group = next(iter(_groups(drafting, tuple(FACETS)).items()))
+    measures = [each for each in (SPEED_UP, FORWARDS, BYTES_UP) if _lines(group, each, "rtt_ms")]
+    figure, axes = style.panels(len(measures), shared=False)
+    drawn = [(axis, _draw_lines(axis, group, each, RTT)) for axis, each in zip(axes, measures, strict=True)]
+    _label(figure, drawn, _colours(drafting))
+    note = f" At {title}." if title else ""
+    caption = f"Speed-up over streaming, and what it costs: target forwards and bytes up per token.{note}"
+    return Plot("gain-and-price", caption, figure)
 
 
 def capacity(results: Results) -> Plot | None:

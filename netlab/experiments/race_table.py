@@ -16,12 +16,12 @@ def table(rows: Sequence[Row]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=0,
         collapse_padding=True,
-        title="Medians over the prompts; /stream: total time over streaming's, prompt by prompt",
+        title="Medians over the prompts; /stream: total time over streaming's, prompt by prompt; saved: second guesses",
         title_justify="left",
     )
     view.add_column("network", no_wrap=True)
     view.add_column("policy", overflow="fold")
-    for name in ("first ms", "ms/tok", "/stream", "p95", "worst", "fwd/tok", "accept", "B/tok"):
+    for name in ("first ms", "ms/tok", "/stream", "p95", "worst", "fwd/tok", "accept", "saved", "B/tok"):
         view.add_column(name, justify="right", no_wrap=True)
     view.add_column("same")
     best: dict[str, float] = {}
@@ -44,6 +44,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row['total_over_streaming_max']:.3f}",
             f"{row['target_forwards_per_token']:.2f}",
             "-" if row["acceptance"] is None else f"{row['acceptance']:.2f}",
+            f"{row['saved_per_token']:.0%}" if row["saved_per_token"] else "-",
             f"{row['uplink_bytes_per_token']:.0f}",
             "[green]yes" if row["same_words"] else "[red bold]NO",
         )

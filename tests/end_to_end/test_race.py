@@ -13,7 +13,14 @@ ROOT = Path(__file__).resolve().parents[2]
 KEYS = [
     *("rtt_ms", "profile", "policy", "candidate", "ms_per_token_p50", "ttft_ms_p50"),
     *("total_over_streaming_p50", "total_over_streaming_p95", "total_over_streaming_max"),
-    *("target_forwards_per_token", "acceptance", "uplink_bytes_per_token", "downlink_bytes_per_token", "same_words"),
+    *(
+        "target_forwards_per_token",
+        "acceptance",
+        "saved_per_token",
+        "uplink_bytes_per_token",
+        "downlink_bytes_per_token",
+        "same_words",
+    ),
 ]
 
 

@@ -174,7 +174,7 @@ def test_figures_have_their_axes_labelled(grid: Path, tmp_path: Path) -> None:
     assert sweep(grid, out).exit_code == 0
     drawn = CliRunner().invoke(main, ["plot", str(out), "--out", str(tmp_path / "figures")])
     assert drawn.exit_code == 0, drawn.output
-    names = {"time-per-token", "speed-up", "target-forwards", "lookahead", "capacity"}
+    names = {"time-per-token", "speed-up", "target-forwards", "lookahead", "gain-and-price", "capacity"}
     assert {file.name for file in (tmp_path / "figures").iterdir()} == {
         f"{name}.{kind}" for name in names for kind in ("png", "svg")
     }
@@ -183,6 +183,7 @@ def test_figures_have_their_axes_labelled(grid: Path, tmp_path: Path) -> None:
         "speed-up": {"speed-up over streaming"},
         "target-forwards": {"target forwards per token"},
         "lookahead": {"lookahead when sending (tokens)"},
+        "gain-and-price": {"speed-up over streaming", "target forwards per token", "bytes up per token"},
         "capacity": {"time per token (ms)", "target forwards per token", "engine time per token (ms)"},
     }
     for plot in figures.draw(results.read(out)):
