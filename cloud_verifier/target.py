@@ -37,6 +37,7 @@ def _torch(model: str, options: Mapping[str, Any]) -> tuple[TargetEngine, TextCo
         kv_cache_gib=options["kv_cache_gib"],
         gpu_memory_share=options["gpu_memory_share"],
         cuda_graphs=options["cuda_graphs"],
+        remember=True,
     )
     return engine, codec
 
@@ -57,6 +58,7 @@ def _llama_cpp(model: str, options: Mapping[str, Any]) -> tuple[TargetEngine, Te
         max_sequences=options["max_sessions"],
         context_limit=options["max_model_len"],
         kv_cache_gib=options["kv_cache_gib"],
+        remember=True,
     )
     engine = load(gguf_file(model), settings)
     return engine, GgufCodec(engine.model.text)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Protocol
 
 from cloud_verifier.engines.base import EngineFull, Memory
@@ -53,7 +54,7 @@ class Pages:
     def __init__(self, count: int, page_tokens: int, store: Store | None = None) -> None:
         """store: is told what to do to pages; None if there is nothing in them."""
         self.count, self.page_tokens, self._store = count, page_tokens, store
-        self._free = list(range(count - 1, -1, -1))  # the end first, so that a lone sequence lies in one piece
+        self._free = _FreePages(count)
         self._cached: OrderedDict[int, None] = OrderedDict()  # longest first
         self._holders = [0] * count
         self._known: dict[Key, int] = {}
@@ -102,7 +103,11 @@ class Pages:
                 f"{missing + copied} pages of {size} tokens are needed and {self.available} of {self.count} can be "
                 "had; raise the memory for keys and values"
             )
-        fresh = [self._take() for _ in range(copied + missing)]
+        before = table.pages[:at] if copied else table.pages
+        fresh: list[int] = []
+        for _ in range(copied + missing):
+            last = fresh[-1:] or before[-1:]
+            fresh.append(self._take(last[0] if last else None))
         added = fresh[copied:]
         try:
             if self._store is not None:
@@ -188,7 +193,8 @@ class Pages:
         gone = []
         while len(self._cached) > kept:
             gone.append(self._oldest())
-        self._free += gone
+        for page in gone:
+            self._free.add(page)
         return gone
 
     def _learn(self, table: Table) -> None:
@@ -211,8 +217,9 @@ class Pages:
         self._cached.pop(page, None)
         self._holders[page] += 1
 
-    def _take(self) -> int:
-        page = self._free.pop() if self._free else self._oldest()
+    def _take(self, after: int | None = None) -> int:
+        """after: the page that it is to lie behind, if that can be."""
+        page = self._free.take(after) if len(self._free) else self._oldest()
         self._holders[page] = 1
         return page
 
@@ -228,4 +235,37 @@ class Pages:
         if page in self._key_of:
             self._cached[page] = None
         else:
-            self._free.append(page)
+            self._free.add(page)
+
+
+class _FreePages:
+    """Pages that nobody has, handed out so that those of a sequence lie in one piece, which is read fastest.
+
+    A page is followed by the next one. Where there is none to follow, sequences begin far from each other: at the
+    beginning, in the middle, at the quarters, and so on.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.pages = set(range(count))
+        bits = max(1, (count - 1).bit_length())
+        self._rank = [int(f"{page:0{bits}b}"[::-1], 2) for page in range(count)]
+        self._beginnings = sorted((self._rank[page], page) for page in range(count))  # a heap; some are not free
+        self._listed = set(self.pages)
+
+    def __len__(self) -> int:
+        return len(self.pages)
+
+    def add(self, page: int) -> None:
+        self.pages.add(page)
+        if page not in self._listed:
+            self._listed.add(page)
+            heappush(self._beginnings, (self._rank[page], page))
+
+    def take(self, after: int | None) -> int:
+        """The page after this one if it is free, else one to begin at."""
+        page = None if after is None else after + 1
+        while page not in self.pages:
+            _, page = heappop(self._beginnings)
+            self._listed.remove(page)
+        self.pages.remove(page)
+        return page

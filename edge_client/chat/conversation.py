@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.types import RequestOutput
-from edge_client.user_files import replace_file
+from outrider_models.user_files import replace_file
 from speculation.sampling import SamplingParams
 
 FORMAT = 1

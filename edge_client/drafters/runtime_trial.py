@@ -33,7 +33,6 @@ import platformdirs
 from edge_client.child_process import IN_CHILD, run_module, serve_task
 from edge_client.drafters.base import Drafter, DrafterError
 from edge_client.drafters.settings import DeviceSettings, FlashAttention, KvType, Weights
-from edge_client.user_files import replace_file
 from outrider_models.runtime_build import (
     LLAMA_CPP,
     ONNX_RUNTIME,
@@ -44,6 +43,7 @@ from outrider_models.runtime_build import (
     llama_cpp_reinstall,
     native_libraries,
 )
+from outrider_models.user_files import replace_file
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from outrider.v1 import verifier_pb2 as pb
 
 from edge_client.link.channel import Channel
-from edge_client.user_files import replace_file
+from outrider_models.user_files import replace_file
 from speculation.vocabulary.vocabulary import MOST_TOKENS, Vocabulary
 
 log = logging.getLogger(__name__)

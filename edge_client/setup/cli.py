@@ -154,7 +154,7 @@ def setup(
 
 
 def _write(file: Path, content: bytes) -> None:
-    from edge_client.user_files import replace_file
+    from outrider_models.user_files import replace_file
 
     try:
         replace_file(file, content)

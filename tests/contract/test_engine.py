@@ -411,7 +411,9 @@ def test_a_beginning_that_is_found_gives_the_same_bits(engine: PagedEngine) -> N
 
 
 def test_pages_out_of_order_give_the_same_bits() -> None:
-    engine = wrap(build("llama"), name="tiny", max_sequences=4)
+    model = build("llama")
+    scarce = 18 * page_bytes(layer_shapes(model), torch.float32) / 2**30
+    engine = wrap(model, name="tiny", max_sequences=4, kv_cache_gib=scarce)
     text = ids(200)
     whole = all_logits(engine, engine.open(scope="alone"), text)
     rides = [engine.open(scope=str(ride)) for ride in range(3)]
@@ -419,8 +421,8 @@ def test_pages_out_of_order_give_the_same_bits() -> None:
         blocks = [Block(ride, text[first : first + 20], 20, GREEDY) for ride in rides]
         for logits in engine.logits(blocks):
             assert torch.equal(logits, whole[first : first + 20])
-    pages = engine._sequences[rides[1]].pages
-    assert pages != list(range(pages[0], pages[0] + len(pages)))
+    tables = [engine._sequences[ride].pages for ride in rides]
+    assert any(pages != list(range(pages[0], pages[0] + len(pages))) for pages in tables)
 
 
 def test_too_little_memory_is_said_before_anything_is_evaluated() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cloud_verifier.engines.base import Block
-from cloud_verifier.engines.torch_engine import product_choice
+from cloud_verifier.engines.torch_engine import product_choice, products
 from cloud_verifier.engines.torch_engine.cpu_decoder import CpuDecoder, joined
 from cloud_verifier.engines.torch_engine.layout import Layout
 from cloud_verifier.engines.torch_engine.load import wrap
@@ -63,6 +63,38 @@ def test_weights_that_float16_cannot_hold_are_kept_in_another_way() -> None:
     product = made("half", [weight], [None])
     assert not isinstance(product, HalfProduct)
     assert torch.equal(product.weight, weight)
+
+
+@HALVES
+@pytest.mark.parametrize("with_bias", [False, True], ids=["bare", "bias"])
+def test_a_large_weight_in_pieces_gives_the_bits_of_one_piece(monkeypatch: pytest.MonkeyPatch, with_bias: bool) -> None:
+    weight, bias = weight_of(200, 80), torch.randn(200) if with_bias else None
+    whole = HalfProduct(weight, bias)
+    monkeypatch.setattr(products, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(products, "PIECE_BYTES", 2 * 80 * 70)
+    pieces = HalfProduct(weight, bias)
+    assert len(pieces._pieces) > 2
+    for rows in (1, 3, 16, 33):
+        x = torch.randn(rows, 80)
+        assert torch.equal(pieces(x), whole(x))
+    assert torch.equal(pieces.weight, weight)
+
+
+@HALVES
+@pytest.mark.parametrize("with_bias", [False, True], ids=["bare", "bias"])
+def test_without_what_torch_will_drop_the_products_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, with_bias: bool
+) -> None:
+    weight, bias = weight_of(96, 80), torch.randn(96) if with_bias else None
+    quick = HalfProduct(weight, bias)
+    monkeypatch.setattr(products, "half_library", products.half_library.__wrapped__)
+    monkeypatch.delattr(torch, "fbgemm_pack_gemm_matrix_fp16", raising=False)
+    lasting = HalfProduct(weight, bias)
+    assert products.half_library().multiply is not torch.fbgemm_linear_fp16_weight_fp32_activation
+    for rows in (1, 5, 16):
+        x = torch.randn(rows, 80)
+        assert torch.equal(lasting(x), quick(x))
+    assert torch.equal(lasting.weight, weight)
 
 
 @pytest.mark.parametrize("kind", PACKED)

@@ -72,7 +72,7 @@ class Bench:
         pages = self.pages
         holders = Counter(page for table, _ in self.open for page in table.pages)
         assert all(pages._holders[page] == holders[page] for page in range(pages.count))
-        states = [*pages._free, *pages._cached, *holders]
+        states = [*pages._free.pages, *pages._cached, *holders]
         assert sorted(states) == list(range(pages.count)), "a page is lost, or in two states"
         memory = pages.memory
         assert (memory.used, memory.cached, memory.free) == (len(holders), len(pages._cached), len(pages._free))
@@ -202,3 +202,21 @@ def test_too_little_room_is_said_in_pages() -> None:
     pages = Pages(2, SIZE)
     with pytest.raises(EngineFull, match="3 pages of 4 tokens are needed and 2 of 2 can be had"):
         pages.reserve(pages.open(), 9)
+
+
+def test_sequences_that_grow_side_by_side_lie_in_one_piece_each() -> None:
+    pages = Pages(64, SIZE)
+    tables = [pages.open() for _ in range(4)]
+    for _ in range(8):
+        for number, table in enumerate(tables):
+            pages.reserve(table, 2 * SIZE)
+            pages.extend(table, [number] * (2 * SIZE))
+    for table in tables:
+        assert table.pages == list(range(table.pages[0], table.pages[0] + 16))
+    assert pages.available == 0
+    for table in tables[::-1]:
+        pages.truncate(table, SIZE)
+    assert pages.available == 60
+    assert sorted(page for _ in range(60) for page in pages.fork(tables[0], SIZE, 2 * SIZE)) == sorted(
+        set(range(64)) - {table.pages[0] for table in tables}
+    )

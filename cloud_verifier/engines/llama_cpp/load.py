@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +13,17 @@ import torch
 
 from cloud_verifier.engines.base import EngineInfo, ModelError
 from cloud_verifier.engines.llama_cpp.engine import MOST_SEQUENCES, LlamaCppEngine, cells_for, holders_for
-from cloud_verifier.engines.llama_cpp.fingerprint import fingerprint
+from cloud_verifier.engines.llama_cpp.fingerprint import contents, fingerprint
 from cloud_verifier.engines.llama_cpp.model import ALL_LAYERS, GgufModel, Loading
-from cloud_verifier.engines.llama_cpp.row_rules import BATCH_ROWS, CPU_RULES, GPU_RULES, PLAIN_ROWS
+from cloud_verifier.engines.llama_cpp.row_rules import BATCH_ROWS, CPU_RULES, GPU_RULES, PLAIN_ROWS, RowRule
 from cloud_verifier.engines.llama_cpp.self_test import strictness
 from cloud_verifier.engines.pages import PAGE_TOKENS
-from cloud_verifier.engines.self_test import branches_agree
+from cloud_verifier.engines.remembered import Remembered
+from cloud_verifier.engines.self_test import branches_agree, quick_check
 from outrider_models.errors import ModelFileError
 from outrider_models.llama_cpp.api import LOG, load_api
 from outrider_models.memory_check import available_bytes, readable
+from outrider_models.runtime_build import gpu_driver
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +41,8 @@ class LlamaCppSettings:
 
     gpu_layers: on a GPU; None for all if llama.cpp was built for one. threads: of llama.cpp and of sampling; None for
     torch's choice. strict: find out how words do not depend on company. context_limit: at most so many tokens per
-    sequence. kv_cache_gib: memory for keys and values.
+    sequence. kv_cache_gib: memory for keys and values. remember: what strict mode's trials find, in the user's cache
+    for the next start.
     """
 
     gpu_layers: int | None = None
@@ -47,6 +51,7 @@ class LlamaCppSettings:
     max_sequences: int = 32
     context_limit: int | None = None
     kv_cache_gib: float | None = None
+    remember: bool = False
 
     def check(self) -> None:
         """Raises ModelError."""
@@ -74,26 +79,73 @@ def load(path: Path, settings: LlamaCppSettings = LlamaCppSettings()) -> LlamaCp
     threads = settings.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     layers = _gpu_layers(settings)
+    if not (settings.remember and settings.strict and path.is_file()):
+        engine = _tried(path, settings, layers, threads)
+        engine.describe(fingerprint=fingerprint(engine, threads, contents(path)))
+        return engine
+    found = contents(path)
+    remembered = Remembered(["llama.cpp", found, astuple(settings), layers, threads, gpu_driver() if layers else ""])
+    outcome = remembered.get()
+    known = None if outcome is None else _as_found(path, settings, layers, threads, outcome)
+    engine = known or _tried(path, settings, layers, threads)
+    engine.describe(fingerprint=fingerprint(engine, threads, found))
+    if known is None and engine.info.strict:
+        remembered.put(_outcome(engine))
+    return engine
+
+
+def _outcome(engine: LlamaCppEngine) -> dict[str, object]:
+    """What `_as_found` needs to make a tested engine again."""
+    return {
+        "repacked": engine.model.loading.repacked,
+        "rows": astuple(engine.rows),
+        "strict_report": engine.info.strict_report,
+        "trees": engine.info.trees,
+        "check": quick_check(engine),
+    }
+
+
+def _as_found(
+    path: Path, settings: LlamaCppSettings, layers: int, threads: int, found: Mapping[str, Any]
+) -> LlamaCppEngine | None:
+    """The engine that was tested before; None if it does not compute what it did then."""
+    try:
+        rule, report, check = RowRule(*found["rows"]), str(found["strict_report"]), str(found["check"])
+        repacked, trees = bool(found["repacked"]), bool(found["trees"])
+    except (KeyError, TypeError) as error:
+        _log.info("What a self-test has found before cannot be used (%s); it is made anew.", error)
+        return None
+    engine = _opened(path, settings, layers, threads, repacked)
+    engine.use(rule)
+    engine.describe(strict=True, strict_report=report, trees=trees)
+    if check and quick_check(engine) == check:
+        _log.info("As tried before on this machine: rows %s, weights repacked: %s.", rule, repacked)
+        return engine
+    _log.info("The self-test that was passed before does not hold any more; it is made anew.")
+    return None
+
+
+def _opened(path: Path, settings: LlamaCppSettings, layers: int, threads: int, repacked: bool) -> LlamaCppEngine:
+    model = GgufModel(path, Loading(layers, repacked))
+    return _engine(model, settings, _room(model, settings, on_gpu=layers != 0), threads)
+
+
+def _tried(path: Path, settings: LlamaCppSettings, layers: int, threads: int) -> LlamaCppEngine:
+    """As `_settled`; and whether it may be given trees."""
     engine = _settled(path, settings, layers, threads)
     engine.describe(trees=True)
     engine.describe(trees=branches_agree(engine))
     engine.forget()
-    engine.describe(fingerprint=fingerprint(engine, threads))
     return engine
 
 
 def _settled(path: Path, settings: LlamaCppSettings, layers: int, threads: int) -> LlamaCppEngine:
     """An engine under the cheapest rule with which the self-test passes; where there is none, it is not strict."""
-
-    def opened(repacked: bool) -> LlamaCppEngine:
-        model = GgufModel(path, Loading(layers, repacked))
-        return _engine(model, settings, _room(model, settings, on_gpu=layers != 0), threads)
-
     engine: LlamaCppEngine | None = None
     for repacked, rules in (GPU_RULES if layers else CPU_RULES) if settings.strict else ():
         if engine is None or engine.model.loading.repacked != repacked:
             engine = None  # it is freed before there is another
-            engine = opened(repacked)
+            engine = _opened(path, settings, layers, threads, repacked)
         for rule in rules:
             engine.use(rule)
             report = strictness(engine)
@@ -102,7 +154,7 @@ def _settled(path: Path, settings: LlamaCppSettings, layers: int, threads: int) 
             if report.strict:
                 return engine
     if engine is None:
-        return opened(True)
+        return _opened(path, settings, layers, threads, True)
     engine.use(PLAIN_ROWS)
     engine.describe(strict_report=strictness(engine).sentence)
     return engine

@@ -19,9 +19,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from cloud_verifier.engines.pages import PAGE_TOKENS
 from cloud_verifier.engines.torch_engine.kernels import Kernel
-from cloud_verifier.engines.torch_engine.layout import TILE_ROWS, Layout, TileBatch
+from cloud_verifier.engines.torch_engine.layout import Layout, TileBatch
 from cloud_verifier.engines.torch_engine.pool import PagedLayer, PagePool
 from cloud_verifier.engines.torch_engine.static_inputs import StaticLayout
 
@@ -118,27 +117,41 @@ def strict(
     assert isinstance(layout, Layout)
     (heads, rows, width), kv_heads = query.shape, layer.keys.shape[2]
     group = heads // kv_heads
-    index = layout.head_index(heads, kv_heads)
-    tiles = (
-        query.transpose(0, 1)
-        .reshape(-1, width)
-        .index_select(0, index.gather)
-        .view(-1, kv_heads, TILE_ROWS * group, width)
-    )
+    states, pitch = _flat(query.transpose(0, 1))
+    index = layout.head_index(heads, kv_heads, pitch)
+    tiles, done = states.index_select(0, index.gather), 0
     results = []
     for batch, mask in zip(layout.batches, layout.tile_masks(group, query.dtype), strict=True):
-        part = tiles[batch.first : batch.last]
-        keys, values = _seen(layer, batch)
-        alone = len(part) * kv_heads == 1
-        if alone:
-            # On a CPU several pieces of work are spread over threads, but the matrix products of a lone piece are split
-            # among them, and then add up in another order. So there is never a lone piece.
-            part, keys, values = part.expand(2, -1, -1, -1), keys.expand(2, -1, -1, -1), values.expand(2, -1, -1, -1)
-        seen = scaled_dot_product_attention(part, keys, values, mask, scale=scale).transpose(1, 2)
-        results.append(seen[:1] if alone else seen)
+        count = batch.last - batch.first
+        part = tiles[done : done + count * batch.rows * heads].view(count, kv_heads, batch.rows * group, width)
+        done += count * batch.rows * heads
+        results.append(attended(part, *_seen(layer, batch), mask, scale).reshape(-1, layer.values.shape[3]))
     tiled = results[0] if len(results) == 1 else torch.cat(results)
-    out = tiled.reshape(-1, layer.values.shape[3]).index_select(0, index.scatter)
-    return out.view(rows, heads, -1)
+    return tiled.index_select(0, index.scatter).view(rows, heads, -1)
+
+
+def attended(
+    tiles: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float | None
+) -> torch.Tensor:
+    """[tiles, heads, rows, width] on [tiles, heads, keys, width] each; returns [tiles, rows, heads, value width]."""
+    alone = tiles.shape[0] * tiles.shape[1] == 1
+    if alone:
+        # On a CPU several pieces of work are spread over threads, but the matrix products of a lone piece are split
+        # among them, and then add up in another order. So there is never a lone piece.
+        tiles, keys, values = tiles.expand(2, -1, -1, -1), keys.expand(2, -1, -1, -1), values.expand(2, -1, -1, -1)
+    seen = scaled_dot_product_attention(tiles, keys, values, mask, scale=scale).transpose(1, 2)
+    return seen[:1] if alone else seen
+
+
+def _flat(query: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Of states [rows, heads, width] those of each head one after the other, [n, width], and how many a row has; others
+    may lie between rows."""
+    rows, heads, width = query.shape
+    between, beside, one = query.stride()
+    if (beside, one) != (width, 1) or between % width or query.device.type != "cpu":
+        return query.reshape(-1, width), heads
+    pitch = between // width
+    return query.as_strided(((rows - 1) * pitch + heads, width), (width, 1)), pitch
 
 
 def static(
@@ -150,16 +163,26 @@ def static(
     return layout.kernel.attend(rows, layer.keys, layer.values, layout.layout, scale, layout.split_pages)
 
 
-def _seen(layer: PagedLayer, batch: TileBatch) -> list[torch.Tensor]:
+def _seen(layer: PagedLayer, batch: TileBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """The keys and the values that tiles see, [tiles, heads, keys, width] each; views where that can be."""
-    if batch.run is not None:
-        run = slice(batch.run, batch.run + batch.keys // PAGE_TOKENS)
-        found = [layer.keys[run], layer.values[run]]
-    else:
-        assert batch.pages is not None
-        found = layer.gather(batch.pages)
-    seen = [pages.view(-1, batch.keys, *pages.shape[2:]).transpose(1, 2) for pages in found]
-    return [one.expand(batch.last - batch.first, -1, -1, -1) for one in seen] if batch.lone else seen
+    count = batch.last - batch.first
+    if batch.pages is None:
+        return _in_place(layer.keys, batch, count), _in_place(layer.values, batch, count)
+    keys, values = (pages.view(-1, batch.keys, *pages.shape[2:]).transpose(1, 2) for pages in layer.gather(batch.pages))
+    if batch.lone:
+        return keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1)
+    return keys, values
+
+
+def _in_place(states: torch.Tensor, batch: TileBatch, count: int) -> torch.Tensor:
+    """states: contiguous, [pages, PAGE_TOKENS, heads, width]."""
+    _, _, heads, width = states.shape
+    page = states.stride(0)
+    return states.as_strided(
+        (count, heads, batch.keys, width),
+        (batch.step * page, width, heads * width, 1),
+        states.storage_offset() + batch.start * page,
+    )
 
 
 def _register(

@@ -27,8 +27,8 @@ from cloud_verifier.engines.torch_engine.cpu_decoder import CpuDecoder
 from cloud_verifier.engines.torch_engine.fast import FastForward
 from cloud_verifier.engines.torch_engine.fast_path import Parts
 from cloud_verifier.engines.torch_engine.graphs import Result
-from cloud_verifier.engines.torch_engine.layout import Layout, Segment
-from cloud_verifier.engines.torch_engine.pool import PagePool, cache_name
+from cloud_verifier.engines.torch_engine.layout import TILE_ROWS, Layout, Segment
+from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, cache_name
 from cloud_verifier.engines.torch_engine.row_rules import PLAIN_ROWS, RowRule, strict_row_rules, summing_as
 
 
@@ -61,6 +61,7 @@ class TorchEngine(PagedEngine):
         self._device = model.device  # transformers looks for it among all parameters, each time
         self.strict = strict
         self.rows = strict_row_rules(model.device)[0] if strict else PLAIN_ROWS
+        self.tile_rows = TILE_ROWS  # the fewest of a tile; see `Layout`
         self._pool = pool
         pool.context_limit = info.context_limit
         self._cache = {cache_name(model): pool, "use_cache": True}
@@ -72,6 +73,11 @@ class TorchEngine(PagedEngine):
         model.set_attn_implementation(STATIC if self.fast is not None else STRICT if strict else PLAIN)
         if strict and model.device.type == "cpu":
             steady(model)
+
+    @property
+    def layer_shapes(self) -> list[LayerShape]:
+        """What each layer caches of a token."""
+        return self._pool.shapes
 
     def use(self, rule: RowRule) -> None:
         """Forwards have as many rows as this rule says from here on."""
@@ -185,7 +191,7 @@ class TorchEngine(PagedEngine):
         segments, tokens, wanted, copies = cut
         device = self.model.device
         rows = self.rows.padded(len(tokens))
-        layout = Layout(segments, rows, device, copies)
+        layout = Layout(segments, rows, device, copies, self.tile_rows)
         ids = upload([tokens + [0] * (rows - len(tokens))], torch.int64, device)
         # The head's matrix product follows the same rule of rows as all the others.
         padding = [0] * (self.rows.padded(len(wanted)) - len(wanted))

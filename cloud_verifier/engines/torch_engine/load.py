@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -17,22 +17,26 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from cloud_verifier.engines.base import Block, EngineInfo, ModelError, Sampler
-from cloud_verifier.engines.self_test import branches_agree, self_test
+from cloud_verifier.engines.remembered import Remembered
+from cloud_verifier.engines.self_test import branches_agree, quick_check, self_test
 from cloud_verifier.engines.torch_engine.cpu_decoder import CpuDecoder, joined
 from cloud_verifier.engines.torch_engine.engine import TorchEngine
 from cloud_verifier.engines.torch_engine.fast_path import Parts, find_parts
+from cloud_verifier.engines.torch_engine.layout import TILE_ROWS
 from cloud_verifier.engines.torch_engine.llama_like import why_not
 from cloud_verifier.engines.torch_engine.memory import GIB, GPU_MEMORY_SHARE, MemoryTooSmall, pages_within
 from cloud_verifier.engines.torch_engine.packing import Packing
 from cloud_verifier.engines.torch_engine.pool import LayerShape, PagePool, layer_shapes
 from cloud_verifier.engines.torch_engine.product_choice import Choice, choose
 from cloud_verifier.engines.torch_engine.row_rules import CPU_RULES, RowRule, strict_row_rules
+from cloud_verifier.engines.torch_engine.tile_rows import least_tile_rows
 from cloud_verifier.model_source import ModelSourceError, check_path
 from speculation.sampling import SamplingParams
 
 _log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WAYS = ("fused", "packed", "transformers")  # layers in few calls; as transformers has them, on packed weights or not
 SHORTEST_CONTEXT = 16
 TRIAL_TOKENS = 80  # more than a page, and more than the smallest windows
 # The share of the logits' spread by which the packed forward may differ from the model's own. A wrong mask or a wrong
@@ -52,6 +56,7 @@ def load(
     kv_cache_gib: float | None = None,
     gpu_memory_share: float = GPU_MEMORY_SHARE,
     cuda_graphs: bool = True,
+    remember: bool = False,
 ) -> TorchEngine:
     """Open a causal LM.
 
@@ -59,7 +64,7 @@ def load(
     (CUDA if there is one), "cpu", "cuda", "cuda:1". dtype: "auto" (on a GPU bfloat16, on a CPU float32),
     "float32", "bfloat16", "float16". context_limit: at most so many tokens per sequence, which the model must be made
     for. threads: CPU threads of this process, None to leave as they are. kv_cache_gib, gpu_memory_share: see `memory`.
-    cuda_graphs: see `wrap`. Raises ModelError.
+    cuda_graphs, remember: see `wrap`. Raises ModelError.
     """
     if max_sequences < 1:
         raise ModelError(f"max_sequences is {max_sequences}; it must be at least 1.")
@@ -90,6 +95,7 @@ def load(
         kv_cache_gib=kv_cache_gib,
         gpu_memory_share=gpu_memory_share,
         cuda_graphs=cuda_graphs,
+        remember=remember,
     )
 
 
@@ -105,6 +111,7 @@ def wrap(
     parts: Parts | None = None,
     cuda_graphs: bool = True,
     products: str | None = "auto",
+    remember: bool = False,
 ) -> TorchEngine:
     """An engine on a model that is already in memory, on its device and in its dtype. Raises ModelError.
 
@@ -112,7 +119,7 @@ def wrap(
     in fixed shapes is made of; None: what works here, and if nothing does, the simple forward. cuda_graphs: capture
     that forward; on CUDA only. products: on a CPU, a name in `products.KINDS`, or "auto" for what is chosen by
     measuring: the model's linear layers are packed for them, and it is of no other use from here on. None: it is left
-    as it is.
+    as it is. remember: on a CPU, in strict mode, what the trials find, in the user's cache for the next start.
     """
     _refuse_unsupported(model)
     limit = _context_limit(model.config, context_limit)
@@ -127,8 +134,7 @@ def wrap(
         strict_report="Strict mode is off by its setting.",
     )
     model.eval()
-    trial = _trial_ids(info.vocabulary_size, limit)
-    own, shapes = _own_forward(model, trial)
+    shapes = _layer_shapes(model)
     try:
         parts = parts or find_parts(model, shapes, strict=strict)
         if parts is not None and parts.decoder is not None:
@@ -143,7 +149,18 @@ def wrap(
             "--gpu-memory-share or --kv-cache-gib, or stop what else uses it."
         ) from error
     weights = weights_digest(model)  # before they are packed
-    if model.device.type == "cpu" and parts is None:
+    on_cpu = model.device.type == "cpu" and parts is None
+    remembered = None
+    if remember and strict and on_cpu:
+        remembered = Remembered(_facts(model, weights, [limit, max_sequences, pages, products]))
+        if (found := remembered.get()) is not None:
+            engine = _as_found(model, info, pool, found)
+            if engine is not None:
+                engine.describe(fingerprint=fingerprint(engine, weights, [found["way"], found["kind"]]))
+                return engine
+    trial = _trial_ids(info.vocabulary_size, limit)
+    own = _own_forward(model, trial)
+    if on_cpu:
         engine, computed = _on_cpu(model, info, pool, trial, own, strict=strict, products=products)
     else:
         engine, computed = _on_gpu(model, info, pool, trial, own, parts, strict=strict, cuda_graphs=cuda_graphs)
@@ -152,7 +169,70 @@ def wrap(
         engine.describe(trees=branches_agree(engine))
     engine.forget()  # what was tried is nobody's beginning
     engine.describe(fingerprint=fingerprint(engine, weights, computed))
+    if remembered is not None and engine.info.strict:
+        remembered.put(_outcome(engine, *computed))
     return engine
+
+
+def _facts(model: PreTrainedModel, weights: bytes, settings: Sequence[object]) -> list[object]:
+    """What decides the outcome of an engine's trials on a CPU."""
+    config = _lasting(model.config.to_dict())
+    return [
+        "torch",
+        weights.hex(),
+        config,
+        str(model.dtype),
+        transformers.__version__,
+        torch.__config__.show(),
+        settings,
+    ]
+
+
+def _outcome(engine: TorchEngine, way: str, kind: str) -> dict[str, object]:
+    """What `_as_found` needs to make a tested engine again."""
+    return {
+        "way": way,
+        "kind": kind,
+        "rows": [engine.rows.multiple, engine.rows.most],
+        "tile_rows": engine.tile_rows,
+        "strict_report": engine.info.strict_report,
+        "trees": engine.info.trees,
+        "check": quick_check(engine),
+    }
+
+
+def _as_found(model: PreTrainedModel, info: EngineInfo, pool: PagePool, found: Mapping[str, Any]) -> TorchEngine | None:
+    """The engine that was tested before; None if it does not compute what it did then."""
+    packing, own_attention = None, model.config._attn_implementation
+    try:
+        way, choice = found["way"], Choice(found["kind"], RowRule(*found["rows"]))
+        packing, decoder = _packed(model, pool, way, choice.kind, strict=True)
+        engine = TorchEngine(model, info, pool, strict=True, decoder=decoder)
+        engine.use(choice.rule)
+        engine.tile_rows = int(found["tile_rows"])
+        engine.describe(strict=True, strict_report=str(found["strict_report"]), trees=bool(found["trees"]))
+        if found["check"] and quick_check(engine) == found["check"]:
+            _log.info(
+                "As tried before on this machine: layers %s, products %s, rows %s.", way, choice.kind, engine.rows
+            )
+            return engine
+        _log.info("The self-test that was passed before does not hold any more; it is made anew.")
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        _log.info("What a self-test has found before cannot be used (%s); it is made anew.", error)
+    if packing is not None:
+        packing.undo()
+    model.set_attn_implementation(own_attention)
+    return None
+
+
+def _packed(
+    model: PreTrainedModel, pool: PagePool, way: str, kind: str, *, strict: bool
+) -> tuple[Packing | None, CpuDecoder | None]:
+    """The model's layers in one of `WAYS`, in place."""
+    if way == "transformers":
+        return None, None
+    packing = Packing(model, kind, joined(model) if way == "fused" else ())
+    return packing, CpuDecoder(model, packing, pool, strict=strict) if way == "fused" else None
 
 
 def _on_gpu(
@@ -196,12 +276,8 @@ def _on_cpu(
     choice = None
     if products is not None:
         choice = choose(model, groups, strict=strict) if products == "auto" else Choice(products, CPU_RULES[0])
-    ways = ("fused", "packed", "transformers")[2 if choice is None else 1 if reason else 0 :]
-    for way in ways:
-        packing = decoder = None
-        if choice is not None and way != "transformers":
-            packing = Packing(model, choice.kind, groups if way == "fused" else ())
-            decoder = CpuDecoder(model, packing, pool, strict=strict) if way == "fused" else None
+    for way in WAYS[2 if choice is None else 1 if reason else 0 :]:
+        packing, decoder = _packed(model, pool, way, choice.kind if choice is not None else "", strict=strict)
         engine = TorchEngine(model, info, pool, strict=strict, decoder=decoder)
         rules = strict_row_rules(model.device)
         if choice is not None and packing is not None and not packing.leaves_products(model):
@@ -236,10 +312,22 @@ def _refused(
         return error
     if not engine.strict:
         return None
+    if engine.model.device.type == "cpu" and engine.fast is None:
+        engine.tile_rows = _least_tile_rows(engine)
     _settle_rows(engine, rules)
+    if not engine.info.strict and engine.tile_rows < TILE_ROWS:
+        engine.tile_rows = TILE_ROWS
+        _settle_rows(engine, rules)
     if engine.info.strict or engine.fast is None:
         return None
     return ModelError(engine.info.strict_report)
+
+
+def _least_tile_rows(engine: TorchEngine) -> int:
+    heads = getattr(engine.model.config.get_text_config(), "num_attention_heads", None)
+    if not isinstance(heads, int):  # one for each layer, say
+        return TILE_ROWS
+    return least_tile_rows(engine.layer_shapes, heads, engine.model.dtype)
 
 
 def _settle_rows(engine: TorchEngine, rules: Sequence[RowRule]) -> None:
@@ -293,7 +381,7 @@ def fingerprint(engine: TorchEngine, weights: bytes, computed: Sequence[str]) ->
     settings = {
         "config": _lasting(engine.model.config.to_dict()),
         "dtype": str(engine.model.dtype),
-        "strict": [engine.info.strict, *astuple(engine.rows)],
+        "strict": [engine.info.strict, *astuple(engine.rows), engine.tile_rows],
         "device": [device.type, *kind, *computed],
         "versions": [torch.__version__, transformers.__version__],
     }
@@ -409,23 +497,34 @@ def _own_logits(model: PreTrainedModel, trial: list[list[int]]) -> list[torch.Te
     return [model(input_ids=torch.tensor([ids]).to(model.device), use_cache=False).logits[0] for ids in trial]
 
 
-def _own_forward(model: PreTrainedModel, trial: list[list[int]]) -> tuple[list[torch.Tensor], list[LayerShape]]:
-    """A model's own logits of the trial, and what its layers cache. Raises ModelError if it has no such forward."""
-    kind = f'This "{model.config.model_type}" model'
+def _own_forward(model: PreTrainedModel, trial: list[list[int]]) -> list[torch.Tensor]:
+    """A model's own logits of the trial. Raises ModelError."""
     try:
-        own, shapes = _own_logits(model, trial), layer_shapes(model)
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"There is too little memory on {model.device} to try the model; stop what else uses it."
-        ) from error
+        return _own_logits(model, trial)
     except Exception as error:  # what a model raises that is made for something else
-        raise ModelError(f"{kind} cannot be evaluated as a causal language model: {_first_line(error)}.") from error
+        raise _not_evaluated(model, error) from error
+
+
+def _layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
+    """What a model's layers cache. Raises ModelError if it has no such forward."""
+    try:
+        shapes = layer_shapes(model)
+    except Exception as error:  # what a model raises that is made for something else
+        raise _not_evaluated(model, error) from error
     if not shapes:
         raise ModelError(
-            f"{kind} keeps no keys and values of the tokens that it has read, so it is no causal language model (or is "
-            "not configured as one); serve a decoder, such as a Llama or a Qwen."
+            f'This "{model.config.model_type}" model keeps no keys and values of the tokens that it has read, so it is '
+            "no causal language model (or is not configured as one); serve a decoder, such as a Llama or a Qwen."
         )
-    return own, shapes
+    return shapes
+
+
+def _not_evaluated(model: PreTrainedModel, error: Exception) -> ModelError:
+    if isinstance(error, torch.OutOfMemoryError):
+        return ModelError(f"There is too little memory on {model.device} to try the model; stop what else uses it.")
+    return ModelError(
+        f'This "{model.config.model_type}" model cannot be evaluated as a causal language model: {_first_line(error)}.'
+    )
 
 
 def _compare(engine: TorchEngine, trial: list[list[int]], own: list[torch.Tensor]) -> None:

@@ -116,6 +116,7 @@ class PagePool(Cache):
     """
 
     def __init__(self, shapes: Sequence[LayerShape], pages: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.shapes = list(shapes)
         self.pages = self.spare_page = pages
         self.context_limit = pages * PAGE_TOKENS
         self.write_index: torch.Tensor

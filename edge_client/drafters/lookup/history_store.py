@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import platformdirs
 
-from edge_client.user_files import replace_file
+from outrider_models.user_files import replace_file
 
 DEFAULT_LIMIT_BYTES = 1 << 18  # 65,000 tokens: some hundred answers, sorted in some tens of milliseconds
 _MAGIC = b"outrider history 1\n"
