@@ -80,10 +80,10 @@ class Picked:
 class VerifierTree:
     """The log of a session and the tree that its device last drew.
 
-    log: prompt and answer. nodes: how many guesses are alive. gaps: whether the latest draft with parents had a guess
-    that is not kept, though nothing contradicts it: the device takes it for sent. Counters are totals for the session:
-    dropped are guesses that were dead, spent, said twice or too many when they came, and those that the log
-    contradicted before a step looked at them or after.
+    log: prompt and answer. nodes: how many guesses are alive. gaps: whether the latest draft had a guess that is not
+    kept, though nothing contradicts it: the device takes it for sent, and no commit will say so. Counters are totals
+    for the session: dropped are guesses that were dead, spent, said twice or too many when they came, and those that
+    the log contradicted before a step looked at them or after.
     """
 
     log: list[int]
@@ -114,13 +114,6 @@ class VerifierTree:
     def guesses(self) -> list[int]:
         """The likeliest path by what the device said first: of a line, all of it."""
         return [node.token for node in self._line()]
-
-    def ends_before(self, position: int) -> bool:
-        """Whether the line ends before a position though the log contradicts nothing: no commit will say so."""
-        last = self._last
-        if last is None or last.spent:
-            return self.length < position
-        return last.alive and last.position + 1 < position
 
     def draft(
         self,
@@ -153,17 +146,17 @@ class VerifierTree:
             )
         self.drafted += len(tokens)
         taken = tokens[:MAX_LOOKAHEAD]
-        self.gaps = bool(parents) and len(tokens) > MAX_LOOKAHEAD
-        if parents:
-            for index, token in enumerate(taken):
-                said = confidences[index] if confidences else UNSAID_CONFIDENCE
-                hangs_on = self._named(parents[index], known_length)
-                # A line that goes on with one that is not kept has nothing to stand on.
-                self._last = self._add(hangs_on, token, said, known_length, limit, max_nodes)
-                self.gaps |= self._last is None
-        else:
-            taken = self._take_line(start, taken, known_length, limit, confidences, max_nodes)
         excess = len(tokens) - len(taken)
+        self.gaps = excess > 0
+        hangs_on = self._place_in_line(start, known_length) if taken and not parents else None
+        for index, token in enumerate(taken):
+            if parents:
+                hangs_on = self._named(parents[index], known_length)
+            said = confidences[index] if confidences else UNSAID_CONFIDENCE
+            hangs_on = node = self._add(hangs_on, token, said, known_length, limit, max_nodes)
+            self.gaps |= node is None
+            # A line that goes on with a branch that is not kept has nothing to stand on.
+            self._last = node if parents else node or self._last
         self.dropped += excess
         self._recent.extend([None] * min(excess, MAX_LOOKAHEAD))
 
@@ -332,41 +325,20 @@ class VerifierTree:
         self._farthest = max(self._farthest, position)
         return node
 
-    def _take_line(
-        self,
-        start: int,
-        tokens: Sequence[int],
-        known_length: int,
-        limit: int,
-        confidences: Sequence[float],
-        max_nodes: int,
-    ) -> Sequence[int]:
-        """A draft without parents. Returns the tokens that were looked at; the others are for the caller to drop."""
+    def _place_in_line(self, start: int, known_length: int) -> Node | int | None:
+        """What a line from `start` on hangs on, None if that is not there. What the line said there before is over."""
         length, last = len(self.log), self._last
         fresh = start <= known_length
         if not fresh and last is not None and last.dead_at is not None and start > last.dead_at:
-            return ()
+            return last
         end = last.position + 1 if last is not None and last.alive else length
         if not fresh and start > end:
-            return ()
-        parent: Node | int = start
-        if start > length:
-            assert last is not None
-            at = last
-            while at.position >= start:
-                assert at.parent is not None
-                at = at.parent
-            parent = at
-        tokens = tokens[: max(0, length + limit - start)]
-        if not tokens:
-            return tokens
+            return None
+        node = last
+        while start > length and node is not None and node.position >= start:
+            node = node.parent
         self._cut_line(start)
-        node: Node | int | None = parent
-        for index, token in enumerate(tokens):
-            said = confidences[index] if confidences else UNSAID_CONFIDENCE
-            node = self._add(node, token, said, known_length, limit, max_nodes)
-            self._last = node or self._last
-        return tokens
+        return node if start > length else start
 
     def _cut_line(self, start: int) -> None:
         """What the line said from `start` on does not hold any more, nor what hangs on that."""

@@ -205,7 +205,7 @@ class Session:
         most = max(self.max_nodes, self.max_lookahead)
         self.line.draft(start, tokens, known_length, self.max_lookahead, confidences, parents, most)
         if tokens:
-            self.cut_short = self.line.gaps if parents else self.line.ends_before(start + len(tokens))
+            self.cut_short = self.line.gaps
             self.draft_budget.heard(self.line.length - known_length)
             self.patience.turnaround.came(known_length, now_s * 1e3)
         elif asks and known_length == self.line.length:
