@@ -4,6 +4,7 @@ A scripted target says texts that are known beforehand, over an emulated link an
 every way of drafting is asked for the very same words. Three cases: an answer that repeats its prompt with edits, one
 that repeats an earlier answer with edits, and one that repeats nothing but what dialogues share. The texts are the demo
 target's own, so that the demo drafter is as good at them as it is elsewhere; its time per guess is that of a device.
+In the lanes with `own` the verifier looks up, too (`--own-guesses ngram`); in `own` the device drafts nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.table import Table
 
 from benchmarks import report
 from cloud_verifier.engines.base import Block, Choices, EngineInfo, SequenceId, TargetEngine
+from cloud_verifier.guessing.ngram import NgramGuesser
 from cloud_verifier.server import running
 from cloud_verifier.serving.address import Address
 from cloud_verifier.serving.open_request import Served
@@ -43,7 +45,6 @@ from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
 from netlab.race import chat
 from netlab.verifier_process import VerifierProcess
-from speculation.pace.base import PATIENCE_UNLIMITED_MS, Objective
 from speculation.sampling import SamplingParams
 from speculation.vocabulary.vocabulary import Vocabulary
 
@@ -55,7 +56,7 @@ QUESTIONS = (
 )
 EDIT_EVERY_TOKENS = 24
 CASES = ("repeats its prompt", "repeats an answer", "fresh")
-LANES = ("streaming", "ngram", "history", "model", "ngram+model", "ngram+history+model")
+LANES = ("streaming", "ngram", "history", "model", "ngram+model", "ngram+history+model", "own", "own+model")
 VOCABULARY_SIZE = 4096
 _FIRST_TOKEN = 10  # prompts begin with this and the number of their text, so that the target knows which to say
 
@@ -63,9 +64,9 @@ _FIRST_TOKEN = 10  # prompts begin with this and the number of their text, so th
 class ScriptedTarget(TargetEngine):
     """Says the text that a prompt's first token names, whatever is drafted."""
 
-    def __init__(self, texts: dict[int, list[int]], step_ms: float) -> None:
+    def __init__(self, texts: dict[int, list[int]], step_ms: float, position_ms: float) -> None:
         self.info = EngineInfo("scripted", "none", VOCABULARY_SIZE, (), 1 << 14, 8, True, "it knows what it will say")
-        self._texts, self._step_s = texts, step_ms / 1e3
+        self._texts, self._step_s, self._position_s = texts, step_ms / 1e3, position_ms / 1e3
         self._sequences: dict[SequenceId, list[int]] = {}
 
     def open(self, _tokens: Sequence[int] = (), _scope: str = "") -> SequenceId:
@@ -81,7 +82,7 @@ class ScriptedTarget(TargetEngine):
         return len(self._sequences[sequence])
 
     def step(self, blocks: Sequence[Block]) -> list[Choices]:
-        time.sleep(self._step_s)
+        time.sleep(self._step_s + self._position_s * sum(len(block.tokens) for block in blocks))
         return [self._say(block) for block in blocks]
 
     def _say(self, block: Block) -> Choices:
@@ -118,11 +119,10 @@ class NoText:
         return ""
 
 
-def _serve(ready: Connection, texts: dict[int, list[int]], step_ms: float, fingerprint: str) -> None:
+def _serve(ready: Connection, engine: ScriptedTarget, fingerprint: str, own: bool) -> None:
     async def serve() -> None:
-        engine = ScriptedTarget(texts, step_ms)
         codec: Any = NoText(fingerprint)
-        served = Served("scripted", engine.info, codec, 64, Objective.LATENCY, PATIENCE_UNLIMITED_MS)
+        served = Served("scripted", engine.info, codec, guessers=NgramGuesser if own else None)
         async with running(engine, served, Address(port=0)) as (port, *_):
             ready.send(port)
             await asyncio.Event().wait()
@@ -131,11 +131,11 @@ def _serve(ready: Connection, texts: dict[int, list[int]], step_ms: float, finge
 
 
 @contextlib.contextmanager
-def scripted(texts: dict[int, list[int]], step_ms: float, fingerprint: str) -> Iterator[tuple[str, int]]:
-    """A verifier with a scripted target in a process of its own; gives its address."""
+def scripted(engine: ScriptedTarget, fingerprint: str, *, own: bool) -> Iterator[tuple[str, int]]:
+    """A verifier with a scripted target in a process of its own; gives its address. own: whether it guesses, too."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, texts, step_ms, fingerprint), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, engine, fingerprint, own), daemon=True)
     process.start()
     try:
         if not ours.poll(60):
@@ -180,7 +180,7 @@ def script(texts: list[list[int]], case: str) -> tuple[list[list[int]], list[lis
 
 def make(lane: str, spec: str, draft_ms: float, store: HistoryStore) -> Drafter | None:
     """A lane's drafter; spec: its model."""
-    kinds = lane.split("+")
+    kinds = lane.split("+")  # `own` is the verifier's
     lookups: list[Drafter] = [NgramDrafter()] if "ngram" in kinds else []
     if "history" in kinds:
         lookups.append(HistoryDrafter(store))
@@ -213,11 +213,15 @@ def measure(case: str, texts: list[list[int]], fingerprint: str, settings: dict[
         if case == "repeats an answer":
             for text in texts:
                 HistoryStore(folder).add(fingerprint, text)
-        address = stack.enter_context(scripted(whole, settings["step_ms"], fingerprint))
-        link = stack.enter_context(LinkProcess(address, LinkSettings.of_rtt(settings["rtt_ms"])))
+        engine = ScriptedTarget(whole, settings["step_ms"], settings["position_ms"])
         clients: dict[str, EdgeClient] = {}
         lanes: list[str] = list(settings["lanes"])
+        links: dict[bool, LinkProcess] = {}
+        for own in {"own" in lane for lane in lanes}:
+            address = stack.enter_context(scripted(engine, fingerprint, own=own))
+            links[own] = stack.enter_context(LinkProcess(address, LinkSettings.of_rtt(settings["rtt_ms"])))
         for lane in lanes:
+            link = links["own" in lane]
             drafter = make(lane, settings["drafter"], settings["draft_ms"], Unchanging(folder))
             clients[lane] = stack.enter_context(
                 EdgeClient(f"127.0.0.1:{link.port}", drafter, pace=settings["pace"] if drafter else "streaming")
@@ -250,6 +254,7 @@ def _row(case: str, lane: str, outputs: dict[str, list[Any]], tokens: int) -> di
         "ms_per_token": round(median(lambda m: m.ms_per_token), 3),
         "forwards_per_token": round(median(lambda m: m.target_forwards / tokens), 3),
         "accepted_share": round(median(lambda m: m.accepted_tokens / tokens), 3),
+        "own_share": round(median(lambda m: m.own_accepted_tokens / tokens), 3),
         "drafting_ms_per_token": round(median(lambda m: m.drafting_ms / tokens), 3),
         "total_over_streaming": over("streaming"),
         "total_over_model": over("model"),
@@ -260,6 +265,7 @@ def _row(case: str, lane: str, outputs: dict[str, list[Any]], tokens: int) -> di
 @click.option("--drafter", default=str(DEMO / "drafter.gguf"), help="The model; of the demo target's vocabulary.")
 @click.option("--rtt-ms", default=20.0)
 @click.option("--step-ms", default=20.0, help="Of the target.")
+@click.option("--position-ms", default=0.0, help="Of the target, for each position of a step.")
 @click.option("--draft-ms", default=5.0, help="Least time of a model's guess.")
 @click.option("--tokens", default=300, help="Length of a text.")
 @click.option("--repeats", default=3, help="Turns over all texts.")

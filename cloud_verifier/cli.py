@@ -155,6 +155,12 @@ def _option(*names: str, **settings: Any) -> Any:
     help="Most guesses of a session, all branches together; 0 takes lines only.",
 )
 @_option(
+    "--own-guesses",
+    default="none",
+    type=click.Choice(["none", "ngram"]),
+    help="Guess beside the devices, where steps have room; ngram: what followed the same tokens earlier in the text.",
+)
+@_option(
     "--step-tokens",
     default="auto",
     type=Positions(),
@@ -246,6 +252,7 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
 
     from cloud_verifier.engines.base import ModelError, TargetEngine
     from cloud_verifier.engines.paced import PacedEngine
+    from cloud_verifier.guessing import SOURCES
     from cloud_verifier.model_source import ModelSourceError
     from cloud_verifier.scheduling.scheduler import SchedulerSettings
     from cloud_verifier.scheduling.step_cost import free_positions
@@ -282,6 +289,7 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
             PATIENCE_UNLIMITED_MS if limit_ms is None else limit_ms,
             options["max_priority"],
             options["max_tree_nodes"],
+            SOURCES.get(options["own_guesses"]),
         )
 
     try:

@@ -69,7 +69,8 @@ class RequestMetrics:
     after the prompt. verified_tokens: drafted tokens that the target checked. acceptance: the acceptance rate, accepted
     / checked; None without drafts. accepted_tokens / drafted_tokens is the draft efficiency. Byte counts are of
     serialised messages, without framing. notices: what a person should know, such as a drafter that failed. failures:
-    of the verifier on this answer, after each of which it went on from the words that had come.
+    of the verifier on this answer, after each of which it went on from the words that had come. own_verified_tokens,
+    own_accepted_tokens: guesses of the verifier's own, checked and right; they are not among the drafted ones.
     """
 
     ttft_ms: float
@@ -89,6 +90,8 @@ class RequestMetrics:
     reconnects: int
     notices: tuple[str, ...] = ()
     failures: int = 0
+    own_verified_tokens: int = 0
+    own_accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

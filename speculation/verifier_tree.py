@@ -64,11 +64,31 @@ class Picked:
     """Guesses for one step: parents[i] is the index among them of what guess i hangs on, -1 for the log.
 
     A guess comes after what it hangs on, and a path is laid out in one piece as far as it can be: the likeliest first,
-    then what branches off. parents is empty if every guess hangs on the one before it.
+    then what branches off. parents is empty if every guess hangs on the one before it. own: indices of those that are
+    the verifier's own.
     """
 
     nodes: Sequence[Node]
     parents: Sequence[int] = ()
+    own: range = range(0)
+
+    @property
+    def trunk(self) -> int:
+        """How many of the guesses, from the first on, are one path: the likeliest."""
+        for index, parent in enumerate(self.parents):
+            if parent != index - 1:
+                return index
+        return len(self.nodes)
+
+    def with_own(self, own: Sequence[Node]) -> Picked:
+        """The same with guesses of the verifier's own, one after the other, at the end of the trunk."""
+        trunk, more = self.trunk, len(own)
+        nodes = [*self.nodes[:trunk], *own, *self.nodes[trunk:]]
+        parents: Sequence[int] = ()
+        if self.parents:
+            behind = [parent + more if parent >= trunk else parent for parent in self.parents[trunk:]]
+            parents = [*range(-1, trunk + more - 1), *behind]
+        return Picked(nodes, parents, range(trunk, trunk + more))
 
     @property
     def tokens(self) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cloud_verifier.engines.base import TargetEngine
+from cloud_verifier.guessing.base import GuesserSource
 from cloud_verifier.observability.interceptor import Watcher
 from cloud_verifier.observability.metrics import Metrics
 from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
@@ -81,10 +82,13 @@ class InProcessVerifier:
         watchers: Sequence[Watcher] = (),
         metrics: Metrics | None = None,
         others: dict[str, TargetEngine] | None = None,
+        guessers: GuesserSource | None = None,
     ) -> None:
         self.engine, self._where = engine, address or Address(port=0)
         mock_or_real: Any = codec or LetterCodec()
-        self._served = Served("mock", engine.info, mock_or_real, max_lookahead, objective, max_patience_ms)
+        self._served = Served(
+            "mock", engine.info, mock_or_real, max_lookahead, objective, max_patience_ms, guessers=guessers
+        )
         self._settings = (scheduler, service, authentication)
         self._watched: dict[str, Any] = {
             "watchers": watchers,

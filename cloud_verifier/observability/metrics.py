@@ -149,6 +149,8 @@ class _SchedulerCounters(Collector):
                 "Drafted tokens accepted; of the checked ones: acceptance rate.",
                 figures.accepted_tokens,
             ),
+            "own_guesses_checked": ("Guesses of the verifier's own that the target checked.", figures.own_positions),
+            "own_guesses_accepted": ("Those of them that were right.", figures.own_accepted_tokens),
             "trimmed_draft_tokens": ("Guesses that a step had no room for.", figures.trimmed_draft_tokens),
             "prefix_cache_queries": ("Tokens looked up in the prefix cache.", figures.prefix_query_tokens),
             "prefix_cache_hits": ("Tokens found there.", figures.prefix_hit_tokens),
@@ -174,6 +176,7 @@ class _SchedulerCounters(Collector):
         positions.add_metric([self._model, "prompt"], figures.prompt_positions)
         positions.add_metric([self._model, "pending"], figures.pending_positions)
         positions.add_metric([self._model, "draft"], figures.draft_positions)
+        positions.add_metric([self._model, "own"], figures.own_positions)
         yield positions
         accepted = CounterMetricFamily(
             "outrider:spec_decode_num_accepted_tokens_per_pos",

@@ -25,7 +25,8 @@ class Counters:
 
     Counters. steps: forwards. step_s: time spent in them. prompt_positions: tokens of prompts (and of logs that are
     read again) evaluated; pending_positions: the last token of a log, once for each step that went on with it;
-    draft_positions: guesses checked. drafts: times that guesses of a
+    draft_positions: guesses checked; own_positions, own_accepted_tokens: the verifier's own, checked and right.
+    drafts: times that guesses of a
     session were checked; accepted_tokens: of the guesses, those that were right, and accepted_by_position: by place in
     what was checked at once. fills: times that there were none. trimmed_draft_tokens: guesses that a step had no room
     for. prefix_query_tokens:
@@ -42,6 +43,8 @@ class Counters:
     prompt_positions: int = 0
     pending_positions: int = 0
     draft_positions: int = 0
+    own_positions: int = 0
+    own_accepted_tokens: int = 0
     trimmed_draft_tokens: int = 0
     drafts: int = 0
     fills: int = 0

@@ -24,6 +24,8 @@ from cloud_verifier.log_redaction import log_failure
 from cloud_verifier.scheduling.counters import Counters, LatestStep
 from cloud_verifier.scheduling.engine_thread import EngineThread
 from cloud_verifier.scheduling.load import Load
+from cloud_verifier.scheduling.own_guesses import OwnGuesses
+from cloud_verifier.scheduling.position_cost import PositionCost
 from cloud_verifier.scheduling.preemption import PRIORITY_S, Preemption
 from cloud_verifier.scheduling.session import LastStep, Session
 from cloud_verifier.scheduling.token_budget import Want, allocate
@@ -77,6 +79,8 @@ class Scheduler:
         self.counters = Counters()
         self._seats = Preemption(engine)
         self._load = Load()
+        self._cost = PositionCost(self.settings.step_tokens)
+        self._own = OwnGuesses(self._cost)
         self._sessions: list[Session] = []
         self._ended: list[Session] = []
         self.on_room: Callable[[], None] | None = None
@@ -184,6 +188,8 @@ class Scheduler:
         wants = [Want(s.line.length - s.cached, s.guesses, s.survivals) for s in seated]
         shares = allocate(wants, settings.step_tokens, settings.chunk_tokens)
         plan = []
+        checked = sum(1 + max(0, share - want.pending) for want, share in zip(wants, shares, strict=True))
+        self._own.begin(len(seated), settings.step_tokens - checked)
         for (session, due_s), positions in zip(seated.items(), shares, strict=True):
             try:
                 plan.append(self._planned(session, positions, due_s))
@@ -198,24 +204,28 @@ class Scheduler:
         choices = trimmed = 0
         if (room := positions - len(pending)) >= 0:
             wanted = session.guesses
-            if room and wanted:
-                guesses = self._reserved(session, len(pending), room)
-            choices, trimmed = len(guesses.nodes) + 1, max(0, wanted - (room if guesses.nodes else 0))
+            guesses = self._reserved(session, len(pending), room if wanted else 0)
+            checked = len(guesses.nodes) - len(guesses.own)
+            choices, trimmed = len(guesses.nodes) + 1, max(0, wanted - (room if checked else 0))
         block = Block(
             session.sequence, [*pending[:positions], *guesses.tokens], choices, session.sampler, guesses.parents
         )
         return _Planned(session, block, guesses, trimmed, due_s)
 
     def _reserved(self, session: Session, pending: int, room: int) -> Picked:
-        """The guesses of a session that a step has room for, and the engine too: if not for all, then for a line."""
+        """The guesses of a session that a step has room for, and the engine too: if not for all, then without the
+        verifier's own, then for a line."""
         assert session.sequence is not None
-        for trees in (True, False) if self.engine.info.trees and session.line.forked else (False,):
-            guesses = session.pick(room, trees=trees)
-            try:
-                self.engine.reserve(session.sequence, pending + len(guesses.nodes), guesses.parents)
-            except EngineFull:  # there is room for the log itself; nobody's is taken for guesses
-                continue
-            return guesses
+        for trees in (True, False) if room and self.engine.info.trees and session.line.forked else (False,):
+            picked = session.pick(room, trees=trees) if room else NO_GUESSES
+            for guesses in (self._own.after(session, picked), picked):
+                if not guesses.nodes:
+                    continue
+                try:
+                    self.engine.reserve(session.sequence, pending + len(guesses.nodes), guesses.parents)
+                except EngineFull:  # there is room for the log itself; nobody's is taken for guesses
+                    continue
+                return guesses
         return NO_GUESSES
 
     def _step(self, plan: list[_Planned]) -> list[Choices | Exception]:
@@ -256,12 +266,14 @@ class Scheduler:
     def _count(self, plan: list[_Planned], step_s: float) -> None:
         figures, positions = self.counters, 0
         for planned in plan:
-            guesses, tokens = len(planned.guesses.nodes), len(planned.block.tokens)
+            own, tokens = len(planned.guesses.own), len(planned.block.tokens)
+            guesses = len(planned.guesses.nodes)
             if planned.session.reading:
                 figures.prompt_positions += tokens - guesses
             else:
                 figures.pending_positions += tokens - guesses
-            figures.draft_positions += guesses
+            figures.draft_positions += guesses - own
+            figures.own_positions += own
             figures.trimmed_draft_tokens += planned.trimmed
             positions += tokens
         figures.steps += 1
@@ -271,6 +283,7 @@ class Scheduler:
         memory = self.engine.memory
         figures.pages_used, figures.pages_cached, figures.pages_free = memory.used, memory.cached, memory.free
         figures.prefix_query_tokens, figures.prefix_hit_tokens = memory.prefix_query_tokens, memory.prefix_hit_tokens
+        self._cost.stepped(positions, step_s)
         figures.latest = LatestStep(figures.steps, step_s, len(plan), positions)
 
     def _fail(self, session: Session, error: Exception) -> None:
@@ -296,9 +309,11 @@ class Scheduler:
         if not session.reading or session.drafted:
             session.statistics.forward_us += forward_us
         session.statistics.trimmed_tokens += planned.trimmed
-        session.draft_budget.stepped(guesses, planned.trimmed, full=full)
-        accepted = session.statistics.accepted_tokens
+        drafted, stats = guesses - len(planned.guesses.own), session.statistics
+        session.draft_budget.stepped(drafted, planned.trimmed, full=full)
+        accepted, own_accepted = stats.accepted_tokens, stats.own_accepted_tokens
         path = session.take(planned.guesses, choices)
-        self.counters.judged(guesses, session.statistics.accepted_tokens - accepted)
+        self.counters.judged(drafted, stats.accepted_tokens - accepted)
+        self.counters.own_accepted_tokens += stats.own_accepted_tokens - own_accepted
         self.engine.keep(sequence, session.cached, path)
         session.cached += len(path)

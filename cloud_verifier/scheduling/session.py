@@ -10,10 +10,12 @@ from enum import Enum
 
 from cloud_verifier.engines.base import Choices, Logprobs, Sampler, SequenceId
 from cloud_verifier.errors import VerifierError
+from cloud_verifier.guessing.base import Guesser
 from cloud_verifier.scheduling.draft_budget import DraftBudget
 from cloud_verifier.scheduling.patience import Patience
 from speculation.acceptance import Rule, shared_noise
 from speculation.answer_text import AnswerText
+from speculation.draft_tree import Outcome
 from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from speculation.pace.estimators import Calibration
 from speculation.verifier_tree import Node, Picked, VerifierTree
@@ -44,6 +46,8 @@ class Statistics:
     trimmed_tokens: int = 0
     waited_us: int = 0
     slowed_messages: int = 0
+    own_verified_tokens: int = 0
+    own_accepted_tokens: int = 0
 
 
 @dataclass
@@ -68,14 +72,16 @@ class Session:
     """One answer.
 
     owner: name of the principal that opened it. line holds the log and what the device guesses past it; max_lookahead,
-    max_nodes: how far past it and how many. drafted[i], logprobs[i] and text.pieces[i] belong
-    to answer token i. cached: tokens that the engine holds; sequence is None before the first step and after the last.
+    max_nodes: how far past it and how many. drafted[i], own[i], logprobs[i] and text.pieces[i] belong
+    to answer token i: whether a guess of the device's or of the verifier's own said it first. guesser: where those come
+    from. cached: tokens that the engine holds; sequence is None before the first step and after the last.
     sent: log length that went out on the present stream. attachment counts streams, so that an old stream notices that
     a new one took over. half_closed: the present stream will bring no more drafts, so there is nothing to be patient
     for. cut_short: part of the line was dropped, as past the lookahead, and the device takes it for sent and may
     wait. detached_s: when its last stream left. ready_since_s: when its latest step ended; work_since_s: since when it
     has something to do that needs no patience. calibration: what this device's confidence is worth, by what the log
-    said in the end. priority: higher goes first. has_written: it has written something since it got its sequence.
+    said in the end; own_calibration: what the guesser's is worth.
+    priority: higher goes first. has_written: it has written something since it got its sequence.
     evicted: it then lost that to another; its log is read again once it has something to do. found: tokens of the
     prompt that the engine had when the session first got its sequence. prompt_fingerprint: as in the contract.
     """
@@ -101,6 +107,8 @@ class Session:
     cached: int = 0
     found: int | None = None
     drafted: list[bool] = field(default_factory=list)
+    own: list[bool] = field(default_factory=list)
+    guesser: Guesser | None = None
     logprobs: list[Logprobs] = field(default_factory=list)
     token_requested: bool = False
     cut_short: bool = False
@@ -116,6 +124,7 @@ class Session:
     statistics: Statistics = field(default_factory=Statistics)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     calibration: Calibration = field(default_factory=Calibration)
+    own_calibration: Calibration = field(default_factory=Calibration)
     draft_budget: DraftBudget = field(init=False)
     work_since_s: float = field(init=False)
     arrived_s: float = field(init=False)
@@ -239,14 +248,15 @@ class Session:
         return line.pick([node for survival, node in ranked[:room] if survival >= LEAST_SURVIVAL], reach)
 
     def _ranked(self) -> list[tuple[float, Node]]:
-        return self.line.survivals(self._probability, self.reach)
+        return self.line.survivals(self.probability, self.reach)
 
-    def _probability(self, node: Node) -> float:
+    def probability(self, node: Node) -> float:
+        """Of a guess of the device's being right, if all before it are."""
         return self.calibration.probability(node.confidence, node.depth, node.rank)
 
     def replay(self, tokens: Sequence[int]) -> None:
         """Take over answer tokens from an earlier life of the session (`continue_from`)."""
-        written, _ = self._write(tokens, 0)
+        written, _ = self._write(tokens)
         if self.sampler.params.logprobs is not None:
             self.logprobs += [UNKNOWN_LOGPROBS] * written  # known to the device from that life
 
@@ -258,19 +268,40 @@ class Session:
         self.token_requested, self.has_written = False, True
         path = self.rule(picked.tokens, choices.tokens, picked.parents)
         rows = [0, *(guess + 1 for guess in path)]
-        written, right = self._write([choices.tokens[row] for row in rows], len(path))
+        own = picked.own
+        written, right = self._write(
+            [choices.tokens[row] for row in rows],
+            [guess not in own for guess in path],
+            [guess in own for guess in path],
+        )
         self.logprobs += [choices.logprobs[row] for row in rows[:written]] if choices.logprobs else []
         self.patience.wrote(written, right)
         stats = self.statistics
         stats.target_forwards += 1
-        stats.verified_tokens += len(picked.nodes)
-        stats.accepted_tokens += min(len(path), written)
+        stats.verified_tokens += len(picked.nodes) - len(own)
+        stats.own_verified_tokens += len(own)
+        taken_own = sum(guess in own for guess in path[:written])
+        stats.accepted_tokens += min(len(path), written) - taken_own
+        stats.own_accepted_tokens += taken_own
         stats.fills += not picked.nodes
+        self._learn_own(picked, path)
         # The log's last token is evaluated with the next step.
         return path[: written - 1]
 
-    def _write(self, tokens: Sequence[int], accepted: int) -> tuple[int, int]:
-        """Write tokens, of which the first `accepted` were checked guesses, up to where the answer ends.
+    def _learn_own(self, picked: Picked, path: Sequence[int]) -> None:
+        """What became of the verifier's own guesses, up to the first wrong one."""
+        own = picked.own
+        if not own or (own.start and own.start - 1 not in path):
+            return
+        for index in own:
+            node, right = picked.nodes[index], index in path
+            self.own_calibration.learn(Outcome(node.depth, node.confidence, right))
+            if not right:
+                return
+
+    def _write(self, tokens: Sequence[int], drafted: Sequence[bool] = (), own: Sequence[bool] = ()) -> tuple[int, int]:
+        """Write tokens up to where the answer ends. drafted, own: of the first ones, which are checked guesses, whether
+        they were the device's or the verifier's.
 
         Returns how many were written, and how many of them, from the first on, the line had right, checked or not.
         """
@@ -285,7 +316,8 @@ class Session:
                 self.finish = FinishReason.LENGTH
                 break
         right = line.commit(tokens[:written], self.calibration.learn)
-        self.drafted += [index < accepted for index in range(written)]
+        for writers, said in ((self.drafted, drafted), (self.own, own)):
+            writers += [*said[:written], *[False] * (written - len(said))]
         return written, right
 
 

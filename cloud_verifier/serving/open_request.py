@@ -17,6 +17,7 @@ from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.engines.base import EngineInfo, Sampler
 from cloud_verifier.errors import VerifierError, invalid
+from cloud_verifier.guessing.base import GuesserSource
 from cloud_verifier.scheduling.patience import Patience
 from cloud_verifier.scheduling.session import Echo, Session
 from cloud_verifier.security.principals import Quota
@@ -47,7 +48,7 @@ class Served:
 
     max_lookahead: how far past the log guesses may reach. objective: of sessions that name none. max_patience_ms,
     max_priority: most that is granted; PATIENCE_UNLIMITED_MS grants any. max_tree_nodes: guesses in all branches of a
-    session; 0 for lines only.
+    session; 0 for lines only. guessers: where the verifier's own guesses come from, if it has any.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Served:
     max_patience_ms: int = PATIENCE_UNLIMITED_MS
     max_priority: int = 0
     max_tree_nodes: int = 256
+    guessers: GuesserSource | None = None
 
     @property
     def tree_nodes(self) -> int:
@@ -223,9 +225,10 @@ def new_session(request: pb.Open, served: Served) -> Session:
         )
     now = time.monotonic()
     stops = frozenset(params.stop_ids) | served.codec.vocabulary.named(params.stop)
+    sampler = Sampler(params, request.seed, len(prompt))
     session = Session(
         session_id=secrets.token_hex(16),
-        sampler=Sampler(params, request.seed, len(prompt)),
+        sampler=sampler,
         line=VerifierTree(list(prompt)),
         text=AnswerText(served.codec.stream(prompt), params.stop),
         stop_ids=stops if params.ignore_eos else stops.union(served.eos_ids),
@@ -238,6 +241,7 @@ def new_session(request: pb.Open, served: Served) -> Session:
         want_text=request.want_text,
         echo=Echo(0, now),
         prompt_fingerprint=fingerprint,
+        guesser=served.guessers(sampler) if served.guessers is not None else None,
     )
     session.replay(request.continue_from)
     if (length := len(session.drafted)) < len(request.continue_from):

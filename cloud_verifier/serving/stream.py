@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -196,7 +197,8 @@ class SessionStream:
         commit = pb.Commit(
             start=start,
             tokens=session.line.log[start : session.sent],
-            drafted_mask=sum(1 << i for i, hit in enumerate(session.drafted[first:last]) if hit),
+            drafted_mask=_mask(session.drafted[first:last]),
+            own_mask=_mask(session.own[first:last]),
             text="".join(session.text.pieces[first:last]) if session.want_text else "",
             echo_sent_at_us=session.echo.sent_at_us,
             hold_us=_uint32((now_s - session.echo.received_s) * 1e6),
@@ -218,6 +220,10 @@ class SessionStream:
             raise VerifierError(
                 StatusCode.ABORTED, "REPLACED", "another stream has resumed this session; this one ends", resumable=True
             )
+
+
+def _mask(flags: Sequence[bool]) -> int:
+    return sum(1 << i for i, flag in enumerate(flags) if flag)
 
 
 def _uint32(value: float) -> int:
@@ -250,6 +256,8 @@ def _finished(session: Session) -> pb.Finished:
             trimmed_tokens=stats.trimmed_tokens,
             waited_us=stats.waited_us,
             slowed_messages=stats.slowed_messages,
+            own_verified_tokens=stats.own_verified_tokens,
+            own_accepted_tokens=stats.own_accepted_tokens,
         ),
         length=session.line.length,
     )

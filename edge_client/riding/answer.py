@@ -374,4 +374,6 @@ def _metrics(ride: Ride, link: SessionLink, finished: pb.Finished, tokens: int) 
         reconnects=link.reconnects,
         notices=tuple(ride.notices),
         failures=link.failures,
+        own_verified_tokens=stats.own_verified_tokens,
+        own_accepted_tokens=stats.own_accepted_tokens,
     )

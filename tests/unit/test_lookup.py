@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_client.drafters.lookup.lookup import MAX_MATCH_TOKENS, MAX_MATCHES, MIN_MATCH_TOKENS, Match, blend
 from edge_client.drafters.lookup.ngram import NgramDrafter
 from edge_client.drafters.lookup.suffix_array import SuffixArray
+from speculation.lookup import MAX_MATCH_TOKENS, MAX_MATCHES, MIN_MATCH_TOKENS, Match, blend
 
 Tokens = st.lists(st.integers(0, 3), max_size=60)  # few ids, so that there is much to find
 Documents = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=25), max_size=6)

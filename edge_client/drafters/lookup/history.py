@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from edge_client.drafters.base import DrafterError
 from edge_client.drafters.lookup.history_store import HistoryStore
-from edge_client.drafters.lookup.lookup import LookupDrafter, Match
+from edge_client.drafters.lookup.lookup import LookupDrafter
 from edge_client.drafters.lookup.suffix_array import SuffixArray
+from speculation.lookup import Match
 
 _CONTEXT_TOKENS = 1 << 20
 

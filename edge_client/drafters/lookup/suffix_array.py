@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.drafters.lookup.lookup import MAX_MATCH_TOKENS, MAX_MATCHES, MIN_MATCH_TOKENS, Match
+from speculation.lookup import MAX_MATCH_TOKENS, MAX_MATCHES, MIN_MATCH_TOKENS, Match
 
 _SEPARATOR = 0xFFFFFFFF  # no id: ends every document, so that no match runs across two
 _ID_BYTES = 4

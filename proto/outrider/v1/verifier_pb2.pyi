@@ -322,7 +322,7 @@ class Opened(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., lease_seconds: _Optional[int] = ..., model_info: _Optional[_Union[GetModelInfoResponse, _Mapping]] = ..., prompt_length: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., resumed_at: _Optional[int] = ..., max_lookahead: _Optional[int] = ..., vocabulary_matches: _Optional[bool] = ..., objective: _Optional[_Union[Objective, str]] = ..., max_patience_ms: _Optional[int] = ..., prompt_fingerprint: _Optional[int] = ..., max_tree_nodes: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("start", "tokens", "drafted_mask", "text", "logprobs", "echo_sent_at_us", "hold_us", "queue_us", "forward_us", "batch_size", "draft_budget", "text_lengths")
+    __slots__ = ("start", "tokens", "drafted_mask", "text", "logprobs", "echo_sent_at_us", "hold_us", "queue_us", "forward_us", "batch_size", "draft_budget", "text_lengths", "own_mask")
     START_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_MASK_FIELD_NUMBER: _ClassVar[int]
@@ -335,6 +335,7 @@ class Commit(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     DRAFT_BUDGET_FIELD_NUMBER: _ClassVar[int]
     TEXT_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    OWN_MASK_FIELD_NUMBER: _ClassVar[int]
     start: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     drafted_mask: int
@@ -347,7 +348,8 @@ class Commit(_message.Message):
     batch_size: int
     draft_budget: int
     text_lengths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., drafted_mask: _Optional[int] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., echo_sent_at_us: _Optional[int] = ..., hold_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., forward_us: _Optional[int] = ..., batch_size: _Optional[int] = ..., draft_budget: _Optional[int] = ..., text_lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+    own_mask: int
+    def __init__(self, start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., drafted_mask: _Optional[int] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., echo_sent_at_us: _Optional[int] = ..., hold_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., forward_us: _Optional[int] = ..., batch_size: _Optional[int] = ..., draft_budget: _Optional[int] = ..., text_lengths: _Optional[_Iterable[int]] = ..., own_mask: _Optional[int] = ...) -> None: ...
 
 class TokenLogprobs(_message.Message):
     __slots__ = ("logprob", "top_ids", "top_logprobs")
@@ -390,7 +392,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class SessionStatistics(_message.Message):
-    __slots__ = ("drafted_tokens", "verified_tokens", "accepted_tokens", "dropped_tokens", "target_forwards", "fills", "forward_us", "resumes", "trimmed_tokens", "waited_us", "slowed_messages")
+    __slots__ = ("drafted_tokens", "verified_tokens", "accepted_tokens", "dropped_tokens", "target_forwards", "fills", "forward_us", "resumes", "trimmed_tokens", "waited_us", "slowed_messages", "own_verified_tokens", "own_accepted_tokens")
     DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -402,6 +404,8 @@ class SessionStatistics(_message.Message):
     TRIMMED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WAITED_US_FIELD_NUMBER: _ClassVar[int]
     SLOWED_MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    OWN_VERIFIED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OWN_ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     drafted_tokens: int
     verified_tokens: int
     accepted_tokens: int
@@ -413,4 +417,6 @@ class SessionStatistics(_message.Message):
     trimmed_tokens: int
     waited_us: int
     slowed_messages: int
-    def __init__(self, drafted_tokens: _Optional[int] = ..., verified_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., target_forwards: _Optional[int] = ..., fills: _Optional[int] = ..., forward_us: _Optional[int] = ..., resumes: _Optional[int] = ..., trimmed_tokens: _Optional[int] = ..., waited_us: _Optional[int] = ..., slowed_messages: _Optional[int] = ...) -> None: ...
+    own_verified_tokens: int
+    own_accepted_tokens: int
+    def __init__(self, drafted_tokens: _Optional[int] = ..., verified_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., target_forwards: _Optional[int] = ..., fills: _Optional[int] = ..., forward_us: _Optional[int] = ..., resumes: _Optional[int] = ..., trimmed_tokens: _Optional[int] = ..., waited_us: _Optional[int] = ..., slowed_messages: _Optional[int] = ..., own_verified_tokens: _Optional[int] = ..., own_accepted_tokens: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,61 @@
+"""The verifier's own guesses in a step: where a device's end, in the room and time that they leave.
+
+They go on after the likeliest path that the device has drawn, or after the log where it has drawn none. One is worth
+what it saves, its survival times a step for its session; it costs a position of the step and the time it takes to
+guess, for every session in the step. So on a full verifier there are none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+
+from cloud_verifier.scheduling.position_cost import PositionCost
+from cloud_verifier.scheduling.session import Session
+from speculation.verifier_tree import Node, Picked
+
+MOST = 16  # of one session in a step
+DISCOUNT = 0.9  # guesses that are right save a little less than a step: the device's may have come meanwhile
+SLOW = 0.1  # how fast the time of a guess is learned
+
+
+class OwnGuesses:
+    """Adds guesses to what is picked for a step."""
+
+    def __init__(self, cost: PositionCost, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._cost, self._clock = cost, clock
+        self._guess_s = 1e-4
+        self._sessions, self._room = 1, 0
+
+    def begin(self, sessions: int, room: int) -> None:
+        """A step begins with so many sessions, and has room for so many positions more."""
+        self._sessions, self._room = max(1, sessions), room // max(1, sessions)
+
+    def after(self, session: Session, picked: Picked) -> Picked:
+        """The picked guesses and the verifier's own after them, if any are worth it."""
+        if session.guesser is None or not (step_s := self._cost.step_s):
+            return picked
+        trunk = picked.trunk
+        most = min(MOST, self._room, session.reach - trunk)
+        if most <= 0:
+            return picked
+        nodes = list(picked.nodes[:trunk])
+        survival = DISCOUNT
+        for node in nodes:
+            survival *= session.probability(node)
+        least = self._sessions * (self._cost.position_s + self._guess_s) / step_s
+        own: list[Node] = []
+        began_s, asked = self._clock(), 0
+        with closing(session.guesser.after(session.line.log, [node.token for node in nodes])) as guesses:
+            for token, confidence in guesses:
+                asked += 1
+                depth = len(own)
+                survival *= session.own_calibration.probability(confidence, depth)
+                if survival < least:
+                    break
+                own.append(Node(token, confidence, depth, session.line.length + trunk + depth, None))
+                if len(own) == most:
+                    break
+        self._guess_s += SLOW * ((self._clock() - began_s) / max(1, asked) - self._guess_s)
+        return picked.with_own(own) if own else picked

@@ -1,0 +1,124 @@
+"""The verifier's own guesses: fewer forwards for whoever repeats himself, and never another word."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Sequence
+
+import pytest
+
+from cloud_verifier.engines.base import Sampler
+from cloud_verifier.engines.paced import PacedEngine
+from cloud_verifier.guessing.base import Guesser, OwnGuess
+from cloud_verifier.guessing.ngram import NgramGuesser
+from cloud_verifier.scheduling import own_guesses
+from cloud_verifier.scheduling.scheduler import SchedulerSettings
+from edge_client.client import EdgeClient
+from edge_client.drafters.base import Drafter
+from edge_client.types import RequestOutput
+from speculation.pace.adaptive import Adaptive
+from speculation.pace.base import FixedTree, Pace, Streaming, Synchronous
+from speculation.sampling import SamplingParams
+from tests.harness import InProcessVerifier, MockDrafter
+from tests.mock_engine import MockEngine, answer
+from tests.service.test_drafters_with_little_to_say import TEXT, Repeating
+
+SEED, COUNT = 7, 160
+PARAMS = SamplingParams(max_tokens=COUNT)
+STEP_MS = 5.0  # a mock's step would take less than to guess
+
+
+@pytest.fixture(autouse=True)
+def guesses_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long they take on a busy machine is no business of these tests."""
+    monkeypatch.setattr(own_guesses, "SLOW", 0.0)
+
+
+def ask(
+    engine: MockEngine,
+    prompt: Sequence[int],
+    *,
+    own: bool,
+    drafter: Drafter | None = None,
+    pace: Pace | None = None,
+    step_tokens: int = 64,
+) -> RequestOutput:
+    with (
+        InProcessVerifier(
+            PacedEngine(engine, STEP_MS, 0.0),
+            guessers=NgramGuesser if own else None,
+            scheduler=SchedulerSettings(step_tokens=step_tokens),
+        ) as verifier,
+        EdgeClient(verifier.address, drafter, pace=lambda: pace or Streaming()) as client,
+    ):
+        return client.generate(list(prompt), PARAMS, seed=SEED)
+
+
+def test_a_client_without_a_drafter_gets_several_tokens_of_a_forward() -> None:
+    plain, helped = (ask(Repeating(len(TEXT)), TEXT, own=own) for own in (False, True))
+    assert plain.token_ids == helped.token_ids == tuple((TEXT * 9)[:COUNT])
+    assert plain.metrics.target_forwards == COUNT
+    assert (plain.metrics.own_verified_tokens, plain.metrics.own_accepted_tokens) == (0, 0)
+    assert helped.metrics.target_forwards < COUNT // 3
+    assert helped.metrics.own_accepted_tokens >= COUNT - 2 * helped.metrics.target_forwards
+    assert helped.metrics.own_accepted_tokens <= helped.metrics.own_verified_tokens
+    assert not any(helped.drafted)
+    assert helped.metrics.acceptance is None
+
+
+@pytest.mark.parametrize("pace", [Synchronous(4), Adaptive(), FixedTree(2)], ids=lambda pace: pace.name)
+@pytest.mark.parametrize("accuracy", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("prompt", [TEXT, [5, 9, 12]], ids=["repeats", "does not"])
+def test_beside_a_device_no_word_changes(pace: Pace, accuracy: float, prompt: Sequence[int]) -> None:
+    engine = Repeating(len(TEXT)) if prompt is TEXT else MockEngine()
+    expected = (TEXT * 9)[:COUNT] if prompt is TEXT else answer(prompt, SEED, COUNT)
+    output = ask(engine, prompt, own=True, drafter=MockDrafter(3, SEED, accuracy), pace=pace)
+    assert output.token_ids == tuple(expected)
+    assert sum(output.drafted) == output.metrics.accepted_tokens
+    assert output.metrics.accepted_tokens <= output.metrics.verified_tokens
+
+
+class Wild(Guesser):
+    """Guesses whatever: right, wrong, without end."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._rng = random.Random(sampler.seed)
+
+    def after(self, log: Sequence[int], path: Sequence[int]) -> Generator[OwnGuess, None, None]:
+        truth = answer([5, 9, 12], SEED, COUNT + 64)[len(log) + len(path) - 3 :]
+        for token in truth:
+            yield OwnGuess(token if self._rng.random() < 0.8 else 3, 0.99)
+
+
+@pytest.mark.parametrize("trees", [True, False])
+@pytest.mark.parametrize("step_tokens", [1, 3, 64])
+def test_guesses_of_both_are_told_apart(step_tokens: int, trees: bool) -> None:
+    with (
+        InProcessVerifier(
+            PacedEngine(MockEngine(trees=trees), STEP_MS, 0.0),
+            guessers=Wild,
+            scheduler=SchedulerSettings(step_tokens=step_tokens),
+        ) as verifier,
+        EdgeClient(verifier.address, MockDrafter(3, SEED, 0.7), pace=lambda: Synchronous(3)) as client,
+    ):
+        output = client.generate([5, 9, 12], PARAMS, seed=SEED)
+        counters = verifier.scheduler.counters
+    assert output.token_ids == tuple(answer([5, 9, 12], SEED, COUNT))
+    metrics = output.metrics
+    assert metrics.target_forwards + metrics.accepted_tokens + metrics.own_accepted_tokens == COUNT
+    assert (counters.own_positions, counters.own_accepted_tokens) == (
+        metrics.own_verified_tokens,
+        metrics.own_accepted_tokens,
+    )
+    if step_tokens == 1:  # a full step has no room for them
+        assert metrics.own_verified_tokens == 0
+    if step_tokens == 64:
+        assert metrics.own_accepted_tokens > COUNT // 4
+        assert metrics.accepted_tokens > COUNT // 4
+
+
+def test_who_guesses_in_vain_guesses_little() -> None:
+    """A target of 60 letters at random says the same pair often enough, and goes on with something else."""
+    output = ask(MockEngine(), [5, 9, 12], own=True)
+    assert output.token_ids == tuple(answer([5, 9, 12], SEED, COUNT))
+    assert output.metrics.own_verified_tokens < COUNT
