@@ -7,13 +7,18 @@ guess, for every session in the step. So on a full verifier there are none.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
 
+from cloud_verifier.guessing.base import Guesser
+from cloud_verifier.log_redaction import log_failure
 from cloud_verifier.scheduling.position_cost import PositionCost
 from cloud_verifier.scheduling.session import Session
 from speculation.verifier_tree import Node, Picked
+
+log = logging.getLogger(__name__)
 
 MOST = 16  # of one session in a step
 DISCOUNT = 0.9  # guesses that are right save a little less than a step: the device's may have come meanwhile
@@ -33,13 +38,25 @@ class OwnGuesses:
         self._sessions, self._room = max(1, sessions), room // max(1, sessions)
 
     def after(self, session: Session, picked: Picked) -> Picked:
-        """The picked guesses and the verifier's own after them, if any are worth it."""
-        if session.guesser is None or not (step_s := self._cost.step_s):
+        """The picked guesses and the verifier's own after them, if any are worth it.
+
+        A session whose guesser fails goes on without one.
+        """
+        if session.guesser is None or not self._cost.step_s:
             return picked
-        trunk = picked.trunk
+        try:
+            own = self._own(session, session.guesser, picked)
+        except Exception as error:
+            log_failure(log, f"session {session.session_id[:8]} gets no more guesses of the verifier's own", error)
+            session.guesser = None
+            return picked
+        return picked.with_own(own) if own else picked
+
+    def _own(self, session: Session, guesser: Guesser, picked: Picked) -> list[Node]:
+        trunk, step_s = picked.trunk, self._cost.step_s
         most = min(MOST, self._room, session.reach - trunk)
         if most <= 0:
-            return picked
+            return []
         nodes = list(picked.nodes[:trunk])
         survival = DISCOUNT
         for node in nodes:
@@ -47,7 +64,7 @@ class OwnGuesses:
         least = self._sessions * (self._cost.position_s + self._guess_s) / step_s
         own: list[Node] = []
         began_s, asked = self._clock(), 0
-        with closing(session.guesser.after(session.line.log, [node.token for node in nodes])) as guesses:
+        with closing(guesser.after(session.line.log, [node.token for node in nodes])) as guesses:
             for token, confidence in guesses:
                 asked += 1
                 depth = len(own)
@@ -58,4 +75,4 @@ class OwnGuesses:
                 if len(own) == most:
                     break
         self._guess_s += SLOW * ((self._clock() - began_s) / max(1, asked) - self._guess_s)
-        return picked.with_own(own) if own else picked
+        return own

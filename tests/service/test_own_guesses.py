@@ -117,6 +117,26 @@ def test_guesses_of_both_are_told_apart(step_tokens: int, trees: bool) -> None:
         assert metrics.accepted_tokens > COUNT // 4
 
 
+class Broken(Wild):
+    """Fails in the middle of an answer."""
+
+    def after(self, log: Sequence[int], path: Sequence[int]) -> Generator[OwnGuess, None, None]:
+        if len(log) > COUNT // 2:
+            raise RuntimeError("no more")
+        yield from super().after(log, path)
+
+
+def test_a_guesser_that_fails_costs_nothing_but_its_guesses(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        InProcessVerifier(PacedEngine(MockEngine(), STEP_MS, 0.0), guessers=Broken) as verifier,
+        EdgeClient(verifier.address) as client,
+    ):
+        output = client.generate([5, 9, 12], PARAMS, seed=SEED)
+    assert output.token_ids == tuple(answer([5, 9, 12], SEED, COUNT))
+    assert output.metrics.own_accepted_tokens > COUNT // 8
+    assert caplog.text.count("gets no more guesses") == 1
+
+
 def test_who_guesses_in_vain_guesses_little() -> None:
     """A target of 60 letters at random says the same pair often enough, and goes on with something else."""
     output = ask(MockEngine(), [5, 9, 12], own=True)
