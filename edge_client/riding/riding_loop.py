@@ -352,6 +352,7 @@ class RidingLoop:
                 queue_ms=commit.queue_us / 1e3,
                 echoed_bytes=self._draft_bytes.get(commit.echo_sent_at_us, 0),
                 standing=line.sent,
+                own=(commit.own_mask >> skipped).bit_count(),
             )
         )
         self._draft_bytes = {at: size for at, size in self._draft_bytes.items() if at >= commit.echo_sent_at_us}

@@ -79,7 +79,7 @@ class Adaptive(Pace):
     def heard(self, news: News) -> None:
         known = self.known
         known.heard(news, waited=self.patience_ms > 0)
-        if self._account.heard(news.now_ms, news.new_tokens, known.step.median_ms):
+        if self._account.heard(news.now_ms, news.new_tokens, known.token_ms):
             known.ahead_ms = self._account.ahead_ms
         self._rest.heard(news.new_tokens, news.used, known.calibration.typical, self.lead_tokens, news.outcomes)
         self._plan()
@@ -142,7 +142,7 @@ class Adaptive(Pace):
     @property
     def lead_tokens(self) -> float:
         """n0: tokens the verifier will have written past the log as known when a guess drawn now lands."""
-        return self._fills if self.patience_ms else self.known.rtt.median_ms / self.known.step.median_ms
+        return self._fills if self.patience_ms else self.known.rtt.median_ms / self.known.token_ms
 
     def _worth_drafting(self, view: View) -> bool:
         if not view.can_draft or view.depth >= self.max_depth or view.nodes >= view.budget or self._rest.resting:
@@ -208,7 +208,7 @@ class Adaptive(Pace):
     def _plan(self) -> None:
         """Choose how long the verifier is to wait where it has no guesses, after a line has ended; 0 for not at all."""
         known = self.known
-        behind = self._account.behind(known.step.median_ms)
+        behind = self._account.behind(known.token_ms)
         if not known.measured or self._rest.resting or (behind and self.objective is Objective.LATENCY):
             self.patience_ms = 0
             return
@@ -238,6 +238,8 @@ class Adaptive(Pace):
         if self.objective is Objective.CAPACITY:
             price_ms = max(price_ms, self._account.ahead_ms)  # time that was gained may go
         cost_ms = plans.ms_per_token + price_ms * plans.forwards_per_token
+        if (alone := self.known.fill_tokens) > 1.0:  # the verifier does not need the device for that
+            cost_ms[0] = min(cost_ms[0], self.known.token_ms + price_ms / alone)
         if self.objective is not Objective.LATENCY:
             cost_ms[self._account.too_dear(plans, step_ms)] = math.inf
         cost_ms[0] *= 1.0 if self.patience_ms else 0.97  # hysteresis

@@ -73,7 +73,8 @@ class News:
     now_ms: the device's clock when it came in. known_length: of the log, after the commit. new_tokens: that the commit
     added. outcomes: of the guesses the commit decided, up to and including the first wrong one. used: guesses that had
     reached the verifier in time and were right. rtt_ms: the round trip it measured, if it measured one, with a draft of
-    echoed_bytes (0: not known). forward_ms, queue_ms: of the verifier's latest step for this session. standing: guesses
+    echoed_bytes (0: not known). own: new tokens that were guesses of the verifier's own.
+    forward_ms, queue_ms: of the verifier's latest step for this session. standing: guesses
     that were sent and are still in the tree.
     """
 
@@ -87,6 +88,7 @@ class News:
     queue_ms: float
     echoed_bytes: int = 0
     standing: int = 0
+    own: int = 0
 
 
 class Pace(ABC):

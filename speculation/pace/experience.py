@@ -5,12 +5,14 @@ from __future__ import annotations
 from speculation.pace.base import News
 from speculation.pace.estimators import Calibration, TransferTime, Window
 
+LEARN = 0.1  # how much of what a step wrote without the device counts for the next
 GUESS_BYTES = 4  # on the wire: an id and a confidence
 
 
 class Experience:
     """rtt: round trips. step: of the verifier, queueing included. draft: to draw a guess. Times in milliseconds.
 
+    fill_tokens: what a step writes without the device: one, and the guesses of the verifier's own.
     ahead_ms: how far the latest answer was ahead of plain streaming when it was last heard of.
     """
 
@@ -19,6 +21,7 @@ class Experience:
         self.uplink = TransferTime()
         self.calibration = Calibration()
         self.ahead_ms = 0.0
+        self.fill_tokens = 1.0
 
     def heard(self, news: News, *, waited: bool = False) -> None:
         """Take what a commit tells. waited: whether the verifier may have waited for guesses before that step.
@@ -34,6 +37,8 @@ class Experience:
         if news.forward_ms > 0:
             queue_ms = max(0.0, news.queue_ms - news.forward_ms) if waited else news.queue_ms
             self.step.add(news.forward_ms + queue_ms)
+        if not news.used:  # what the device had right, the verifier need not guess
+            self.fill_tokens += LEARN * (1 + news.own - self.fill_tokens)
         for outcome in news.outcomes:
             self.calibration.learn(outcome)
 
@@ -41,6 +46,11 @@ class Experience:
     def measured(self) -> bool:
         """Whether there is more than priors."""
         return self.rtt.measured and self.draft.measured
+
+    @property
+    def token_ms(self) -> float:
+        """What a token takes without the device."""
+        return self.step.median_ms / self.fill_tokens
 
     @property
     def guess_ms(self) -> float:

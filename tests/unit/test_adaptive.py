@@ -172,3 +172,24 @@ def test_the_rest_of_a_step_that_guesses_waited_for_is_no_part_of_streamings_tim
     unwaiting = settled(draft_ms=100.0, rtt_ms=400.0, queue_ms=20.0)
     assert unwaiting.patience_ms == 0
     assert unwaiting.known.step.median_ms == 50
+
+
+def test_a_verifier_that_guesses_by_itself_is_further_ahead() -> None:
+    plain = settled(rtt_ms=90.0)
+    quick = settled(rtt_ms=90.0)
+    for _ in range(40):
+        plain.heard(news(rtt_ms=90.0, used=0, new_tokens=1))
+        quick.heard(news(rtt_ms=90.0, used=0, new_tokens=3, own=2))
+    assert quick.known.fill_tokens > 2.9 > plain.known.fill_tokens == 1.0
+    plain.patience_ms = quick.patience_ms = 0
+    assert quick.lead_tokens > 2.9 * plain.lead_tokens
+
+
+def test_a_device_does_not_have_a_verifier_wait_that_is_quicker_alone() -> None:
+    link = {"draft_ms": 5.0, "rtt_ms": 10.0}
+    assert settled(**link).patience_ms > 0  # type: ignore[arg-type]
+    pace = settled(**link)  # type: ignore[arg-type]
+    for _ in range(60):
+        pace.drafted(5.0, 0.9)
+        pace.heard(news(rtt_ms=10.0, used=0, new_tokens=6, own=5, outcomes=(Outcome(0, 0.9, True),)))
+    assert pace.patience_ms == 0
