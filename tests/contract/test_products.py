@@ -82,19 +82,29 @@ def test_a_large_weight_in_pieces_gives_the_bits_of_one_piece(monkeypatch: pytes
 
 @HALVES
 @pytest.mark.parametrize("with_bias", [False, True], ids=["bare", "bias"])
-def test_without_what_torch_will_drop_the_products_are_the_same(
-    monkeypatch: pytest.MonkeyPatch, with_bias: bool
+@pytest.mark.parametrize("large", [False, True], ids=["whole", "pieces"])
+def test_both_ways_to_call_fbgemm_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, with_bias: bool, large: bool
 ) -> None:
+    if large:
+        monkeypatch.setattr(products, "WHOLE_BYTES", 1000)
+        monkeypatch.setattr(products, "PIECE_BYTES", 2 * 80 * 40)
     weight, bias = weight_of(96, 80), torch.randn(96) if with_bias else None
-    quick = HalfProduct(weight, bias)
-    monkeypatch.setattr(products, "half_library", products.half_library.__wrapped__)
-    monkeypatch.delattr(torch, "fbgemm_pack_gemm_matrix_fp16", raising=False)
-    lasting = HalfProduct(weight, bias)
-    assert products.half_library().multiply is not torch.fbgemm_linear_fp16_weight_fp32_activation
+    lone, several = (products.half_library(threads) for threads in (1, 2))
+    made = []
+    for library in (lone, several):
+        monkeypatch.setattr(products, "half_library", lambda _, library=library: library)
+        made.append(HalfProduct(weight, bias))
+        assert torch.equal(made[-1].weight, weight)
     for rows in (1, 5, 16):
         x = torch.randn(rows, 80)
-        assert torch.equal(lasting(x), quick(x))
-    assert torch.equal(lasting.weight, weight)
+        assert torch.equal(made[0](x), made[1](x))
+
+
+@HALVES
+def test_where_torch_has_dropped_one_way_the_other_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, "fbgemm_pack_gemm_matrix_fp16", raising=False)
+    assert products.half_library.__wrapped__(1) == products.half_library(2)
 
 
 @pytest.mark.parametrize("kind", PACKED)

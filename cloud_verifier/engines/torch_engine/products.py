@@ -71,7 +71,7 @@ class HalfProduct(Product):
                 raise Unpackable("some of its weights need more than float16 has")
             self._scale = 1 / scale
             bias = None if bias is None else bias * scale
-        library, rows = half_library(), _piece_rows(*weight.shape)
+        library, rows = half_library(torch.get_num_threads()), _piece_rows(*weight.shape)
         starts = range(0, len(weight), rows)
         biases = [None] * len(starts) if bias is None else bias.split(rows)
         self._in, self._out, self._multiply = weight.shape[1], len(weight), library.multiply
@@ -92,9 +92,9 @@ class HalfProduct(Product):
         for first, last, packed, bias in self._pieces:
             # Of one row, what a piece gives lies in one piece; FBGEMM cannot write to part of each of several rows.
             part = out[:, first:last] if rows == 1 else x.new_empty(rows, last - first)
-            multiply(x, packed, bias if biased else None, part)
-            if rows > 1:
-                out[:, first:last] = part
+            got = multiply(x, packed, bias if biased else None, part)
+            if rows > 1 or got is not part:
+                out[:, first:last] = got
         return out
 
     @property
@@ -106,18 +106,22 @@ class HalfProduct(Product):
 
 
 class HalfLibrary(NamedTuple):
-    """FBGEMM as torch offers it. pack: a weight [out, in]. multiply: x, packed, bias, and where to: [rows, out]."""
+    """FBGEMM as torch offers it. pack: a weight [out, in]. multiply: x, packed, bias, and where the product [rows, out]
+    may be put; returns it."""
 
     pack: Callable[[torch.Tensor], Any]
     multiply: Callable[[torch.Tensor, Any, torch.Tensor | None, torch.Tensor], torch.Tensor]
 
 
 @cache
-def half_library() -> HalfLibrary:
-    """The quicker of two ways to call it, which torch 2.13 still has but says that it will not keep.
+def half_library(threads: int) -> HalfLibrary:
+    """The better of two ways to call it with so many threads.
 
-    The other takes 25 us for a call. Raises what torch raises where there is neither.
+    One uses all of them and takes 25 us for a call. The other takes 2 us, uses one, and torch 2.13 says that it will
+    not be kept. Raises what torch raises where there is neither.
     """
+    if threads > 1:
+        return HalfLibrary(_pack_lasting, _multiply_lasting)
     with warnings.catch_warnings():  # that it will not be kept, once
         warnings.simplefilter("ignore")
         try:
@@ -136,8 +140,8 @@ def _pack_lasting(weight: torch.Tensor) -> Any:
     return torch.ops.quantized.linear_prepack_fp16(weight, None)
 
 
-def _multiply_lasting(x: torch.Tensor, packed: Any, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
-    out.copy_(torch.ops.quantized.linear_dynamic_fp16.default(x, packed))
+def _multiply_lasting(x: torch.Tensor, packed: Any, bias: torch.Tensor | None, _out: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16.default(x, packed)
     return out if bias is None else out.add_(bias)
 
 
