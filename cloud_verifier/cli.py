@@ -77,8 +77,8 @@ def _option(*names: str, **settings: Any) -> Any:
 @_option(
     "--engine",
     default="auto",
-    type=click.Choice(["auto", "torch", "llama.cpp"]),
-    help="What evaluates the target; auto: llama.cpp for GGUF, torch for all else.",
+    type=click.Choice(["auto", "torch", "llama.cpp", "vllm"]),
+    help="What evaluates the target; auto: llama.cpp for GGUF, torch for all else. vllm: see docs/vllm.md.",
 )
 @_option("--served-model-name", default=None, help="Name devices ask for.  [default: last part of --model]")
 @_option("--host", default="127.0.0.1", help="Address to listen on.")
@@ -129,6 +129,9 @@ def _option(*names: str, **settings: Any) -> Any:
     type=click.IntRange(-1),
     help="Of a GGUF, as llama.cpp has it; -1 for all.  [default: all, if llama.cpp was built for a GPU]",
 )
+@_option("--tensor-parallel-size", default=None, type=click.IntRange(1), help="With vLLM: GPUs.  [default: 1]")
+@_option("--quantization", default=None, help="With vLLM: of the weights, as vLLM names it.  [default: the model's]")
+@_option("--vllm-option", multiple=True, metavar="NAME=VALUE", help="With vLLM: an option of `vllm serve`.")
 @_option("--strict/--no-strict", default=True, help="Make words independent of batch company, bit by bit.")
 @_option("--max-sessions", default=32, type=click.IntRange(1), help="Sessions that are served at one time.")
 @_option(
@@ -221,6 +224,8 @@ def _checked(options: dict[str, Any]) -> tuple[Address, dict[str, str]]:
 
     if missing := missing_packages():
         raise CommandError(missing)
+    from cloud_verifier.engines.base import ModelError
+    from cloud_verifier.engines.vllm.options import parse_extra, refusal
     from cloud_verifier.model_source import ModelSourceError, check_model, engine_of, parse_models
     from cloud_verifier.security.keys import KeyFileError, KeyStore
     from cloud_verifier.serving.address import Address, ServerError
@@ -239,9 +244,12 @@ def _checked(options: dict[str, Any]) -> tuple[Address, dict[str, str]]:
         if options["api_keys"]:
             KeyStore(options["api_keys"])
         models = parse_models(options["model"], options["served_model_name"])
+        if why := refusal(options, models=len(models)):
+            raise CommandError(why)
+        parse_extra(options["vllm_option"])
         for model in models.values():
             check_model(model, engine_of(model, options["engine"]))
-    except (KeyFileError, ModelSourceError, ServerError) as error:
+    except (KeyFileError, ModelError, ModelSourceError, ServerError) as error:
         raise CommandError(str(error)) from error
     return address, models
 
@@ -252,6 +260,7 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
 
     from cloud_verifier.engines.base import ModelError, TargetEngine
     from cloud_verifier.engines.paced import PacedEngine
+    from cloud_verifier.engines.self_scheduling import Engine
     from cloud_verifier.guessing import SOURCES
     from cloud_verifier.model_source import ModelSourceError
     from cloud_verifier.scheduling.scheduler import SchedulerSettings
@@ -275,9 +284,9 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
         options["principal_tokens_per_minute"],
     )
 
-    def load_served(name: str, model: str) -> tuple[TargetEngine, Served]:
+    def load_served(name: str, model: str) -> tuple[Engine, Served]:
         engine, codec = open_target(model, options)
-        if options["step_ms"] or options["step_ms_per_token"]:
+        if isinstance(engine, TargetEngine) and (options["step_ms"] or options["step_ms_per_token"]):
             engine = PacedEngine(engine, options["step_ms"], options["step_ms_per_token"])
         limit_ms = options["max_patience_ms"]
         return engine, Served(

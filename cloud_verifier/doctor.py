@@ -7,6 +7,7 @@ import importlib.util
 import os
 from typing import NamedTuple
 
+from cloud_verifier.engines.vllm.options import installed_version, missing
 from cloud_verifier.preflight import DISTRIBUTIONS, NEEDED
 from outrider_cli.extras import install
 from outrider_models.runtime_build import LLAMA_CPP, build_risk, is_installed, llama_cpp_install
@@ -23,7 +24,7 @@ class Finding(NamedTuple):
 def examine() -> list[Finding]:
     """Look at packages, devices and threads. Imports torch if it is there."""
     findings = [_package(module, purpose) for module, purpose in NEEDED.items()]
-    findings += [_tracing(), _llama_cpp()]
+    findings += [_tracing(), _llama_cpp(), _vllm()]
     if importlib.util.find_spec("torch"):
         import torch
 
@@ -48,6 +49,13 @@ def _llama_cpp() -> Finding:
         return Finding("llama.cpp", True, f"not installed; for GGUF targets: {llama_cpp_install()}")
     detail = f"{importlib.metadata.version('llama-cpp-python')}, serves GGUF targets"
     return Finding("llama.cpp", True, f"{detail}; {risk}" if (risk := build_risk()) else detail)
+
+
+def _vllm() -> Finding:
+    version = installed_version()
+    if version is None:
+        return Finding("vLLM", True, "not installed; for --engine vllm: docs/vllm.md")
+    return Finding("vLLM", True, missing() or f"{version}, serves with --engine vllm")
 
 
 def _package(module: str, purpose: str) -> Finding:

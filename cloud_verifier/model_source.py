@@ -9,6 +9,7 @@ from pathlib import Path
 
 from outrider.demo_pair import demo_folder
 
+from cloud_verifier.engines.vllm.options import missing
 from outrider_models.errors import ModelFileError
 from outrider_models.file_choice import choose
 from outrider_models.gguf_header import MAGIC, read_header
@@ -17,7 +18,7 @@ from outrider_models.runtime_build import LLAMA_CPP, is_installed, llama_cpp_ins
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_TIMEOUT_S = 10.0
-TORCH, LLAMA = "torch", "llama.cpp"  # engines
+TORCH, LLAMA, VLLM = "torch", "llama.cpp", "vllm"  # engines
 GGUF = ".gguf"
 log = logging.getLogger(__name__)
 
@@ -53,14 +54,16 @@ def _demo() -> str:
 
 
 def engine_of(model: str, wanted: str) -> str:
-    """The engine that serves a model: TORCH or LLAMA. wanted: one of them, or "auto". Raises ModelSourceError."""
+    """The engine that serves a model: TORCH, LLAMA or VLLM. wanted: one of them, or "auto". Raises ModelSourceError."""
     own = LLAMA if _is_gguf(model) else TORCH
     if wanted in ("auto", own):
         return own
     if own == LLAMA:
         raise ModelSourceError(
-            f"{model} is a GGUF model, which llama.cpp reads and torch does not; leave --engine out."
+            f"{model} is a GGUF model, which llama.cpp reads and {wanted} does not; leave --engine out."
         )
+    if wanted == VLLM:
+        return VLLM
     raise ModelSourceError(
         f"{model} is no GGUF model, and llama.cpp reads no other; give a .gguf file or {HUB}ORG/REPO[:QUANTIZATION], "
         "or leave --engine out."
@@ -73,7 +76,9 @@ def check_model(model: str, engine: str) -> None:
     Where a hub id's model is not here, the hub is asked once. One that cannot be reached is not asked again by this
     process, and its cache is used.
     """
-    if engine == TORCH:
+    if engine == VLLM and (why := missing()):
+        raise ModelSourceError(why)
+    if engine in (TORCH, VLLM):
         if check_path(model):
             _check_hub(model)
         return

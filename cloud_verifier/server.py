@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc as pb_grpc
 
-from cloud_verifier.engines.base import TargetEngine
+from cloud_verifier.engines.self_scheduling import Engine
 from cloud_verifier.observability.interceptor import CallInterceptor, Watcher
 from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.security.authentication import Authentication
@@ -63,7 +63,7 @@ class Running(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def running(
-    engine: TargetEngine,
+    engine: Engine,
     served: Served,
     address: Address,
     scheduler_settings: SchedulerSettings | None = None,
@@ -71,7 +71,7 @@ async def running(
     authentication: Authentication | None = None,
     watchers: Sequence[Watcher] = (),
     metrics: Metrics | None = None,
-    others: Sequence[tuple[TargetEngine, Served]] = (),
+    others: Sequence[tuple[Engine, Served]] = (),
 ) -> AsyncIterator[Running]:
     """A verifier that serves while the context is open. others: more models, that devices have to ask for by name.
 
@@ -157,7 +157,7 @@ async def _expel(authentication: Authentication, services: Collection[VerifierSe
 
 
 async def serve(
-    engine: TargetEngine,
+    engine: Engine,
     served: Served,
     address: Address,
     announce: Callable[[int], None],
@@ -167,7 +167,7 @@ async def serve(
     drain_timeout_s: float = 30.0,
     watchers: Sequence[Watcher] = (),
     metrics: Metrics | None = None,
-    others: Sequence[tuple[TargetEngine, Served]] = (),
+    others: Sequence[tuple[Engine, Served]] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends that at once.
 

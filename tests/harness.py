@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from cloud_verifier.engines.base import TargetEngine
+from cloud_verifier.engines.self_scheduling import Engine
 from cloud_verifier.guessing.base import GuesserSource
 from cloud_verifier.observability.interceptor import Watcher
 from cloud_verifier.observability.metrics import Metrics
@@ -69,7 +69,7 @@ class InProcessVerifier:
 
     def __init__(
         self,
-        engine: TargetEngine,
+        engine: Engine,
         codec: Any = None,
         *,
         max_lookahead: int = 64,
@@ -81,7 +81,7 @@ class InProcessVerifier:
         authentication: Authentication | None = None,
         watchers: Sequence[Watcher] = (),
         metrics: Metrics | None = None,
-        others: dict[str, TargetEngine] | None = None,
+        others: Mapping[str, Engine] | None = None,
         guessers: GuesserSource | None = None,
     ) -> None:
         self.engine, self._where = engine, address or Address(port=0)

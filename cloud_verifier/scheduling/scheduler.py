@@ -15,25 +15,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from grpc import StatusCode
 
-from cloud_verifier.engines.base import Block, Choices, EngineDead, EngineFull, TargetEngine
+from cloud_verifier.engines.base import EngineDead, TargetEngine
+from cloud_verifier.engines.self_scheduling import Engine
 from cloud_verifier.errors import VerifierError
 from cloud_verifier.log_redaction import log_failure
+from cloud_verifier.scheduling.block_stepping import BlockStepping
 from cloud_verifier.scheduling.counters import Counters, LatestStep
 from cloud_verifier.scheduling.engine_thread import EngineThread
 from cloud_verifier.scheduling.load import Load
 from cloud_verifier.scheduling.own_guesses import OwnGuesses
 from cloud_verifier.scheduling.position_cost import PositionCost
-from cloud_verifier.scheduling.preemption import PRIORITY_S, Preemption
+from cloud_verifier.scheduling.preemption import PRIORITY_S
 from cloud_verifier.scheduling.session import LastStep, Session
-from cloud_verifier.scheduling.token_budget import Want, allocate
-from speculation.verifier_tree import Picked
+from cloud_verifier.scheduling.stepping import Planned, Stepping
+from cloud_verifier.scheduling.token_budget import allocate
+from cloud_verifier.scheduling.turn_stepping import TurnStepping
 
 log = logging.getLogger(__name__)
 
-NO_GUESSES = Picked(())
 RETRY_S = 0.05  # a session that finds no room in the engine looks again, even if nothing has happened
 
 
@@ -53,23 +56,12 @@ class SchedulerSettings:
     step_timeout_s: float = 300.0
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """A session's part in a step. due_s: since when it might have stepped. trimmed: guesses that were left out."""
-
-    session: Session
-    block: Block
-    guesses: Picked
-    trimmed: int
-    due_s: float
-
-
 class Scheduler:
     """Owns the engine and the running sessions."""
 
     def __init__(
         self,
-        engine: TargetEngine,
+        engine: Engine,
         settings: SchedulerSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -77,10 +69,12 @@ class Scheduler:
         self.settings = settings or SchedulerSettings()
         self._clock = clock
         self.counters = Counters()
-        self._seats = Preemption(engine)
         self._load = Load()
         self._cost = PositionCost(self.settings.step_tokens)
         self._own = OwnGuesses(self._cost)
+        self._stepping: Stepping[Any, Any] = (
+            BlockStepping(engine, self._own) if isinstance(engine, TargetEngine) else TurnStepping(engine)
+        )
         self._sessions: list[Session] = []
         self._ended: list[Session] = []
         self.on_room: Callable[[], None] | None = None
@@ -135,8 +129,8 @@ class Scheduler:
                     continue
                 began = self._clock()
                 # Streams read and write meanwhile: the engine does not stand still for that.
-                positions = sum(len(planned.block.tokens) for planned in plan)
-                results = await self._thread.run(partial(self._step, plan), positions)
+                positions = sum(planned.positions for planned in plan)
+                results = await self._thread.run(partial(self._stepping.step, plan), positions)
                 self._apply(plan, results, began, self._clock())
         finally:
             if self._thread.end():
@@ -165,7 +159,7 @@ class Scheduler:
             if self.on_room is not None:
                 self.on_room()
 
-    def _plan(self) -> list[_Planned]:
+    def _plan(self) -> list[Planned[Any]]:
         """Everybody who is due, longest waiting first, as far as the token budget and the engine's memory reach."""
         now, settings = self._clock(), self.settings
         unread_tokens = settings.unread_tokens
@@ -180,74 +174,27 @@ class Scheduler:
             if len(seated) == settings.step_tokens:
                 break
             try:
-                if self._seats.take(session, self._sessions, seated, working, now):
+                if self._stepping.seat(session, self._sessions, seated, working, now):
                     seated[session] = due_s
             except Exception as error:  # EngineFull, against what `info` promises, or worse
                 self._fail(session, error)
         self.counters.sessions_waiting = len(due) - len(seated)
-        wants = [Want(s.line.length - s.cached, s.guesses, s.survivals) for s in seated]
+        wants = [self._stepping.want(session) for session in seated]
         shares = allocate(wants, settings.step_tokens, settings.chunk_tokens)
         plan = []
         checked = sum(1 + max(0, share - want.pending) for want, share in zip(wants, shares, strict=True))
         self._own.begin(len(seated), settings.step_tokens - checked)
         for (session, due_s), positions in zip(seated.items(), shares, strict=True):
             try:
-                plan.append(self._planned(session, positions, due_s))
+                plan.append(self._stepping.plan(session, positions, due_s))
             except Exception as error:
                 self._fail(session, error)
         return plan
 
-    def _planned(self, session: Session, positions: int, due_s: float) -> _Planned:
-        assert session.sequence is not None
-        pending = session.line.log[session.cached :]
-        guesses = NO_GUESSES
-        choices = trimmed = 0
-        if (room := positions - len(pending)) >= 0:
-            wanted = session.guesses
-            guesses = self._reserved(session, len(pending), room if wanted else 0)
-            checked = len(guesses.nodes) - len(guesses.own)
-            choices, trimmed = len(guesses.nodes) + 1, max(0, wanted - (room if checked else 0))
-        block = Block(
-            session.sequence, [*pending[:positions], *guesses.tokens], choices, session.sampler, guesses.parents
-        )
-        return _Planned(session, block, guesses, trimmed, due_s)
-
-    def _reserved(self, session: Session, pending: int, room: int) -> Picked:
-        """The guesses of a session that a step has room for, and the engine too: if not for all, then without the
-        verifier's own, then for a line."""
-        assert session.sequence is not None
-        for trees in (True, False) if room and self.engine.info.trees and session.line.forked else (False,):
-            picked = session.pick(room, trees=trees) if room else NO_GUESSES
-            for guesses in (self._own.after(session, picked), picked):
-                if not guesses.nodes:
-                    continue
-                try:
-                    self.engine.reserve(session.sequence, pending + len(guesses.nodes), guesses.parents)
-                except EngineFull:  # there is room for the log itself; nobody's is taken for guesses
-                    continue
-                return guesses
-        return NO_GUESSES
-
-    def _step(self, plan: list[_Planned]) -> list[Choices | Exception]:
-        """One forward for all. If it fails, each session alone, so that one session's trouble stays its own."""
-        try:
-            results = list(self.engine.step([p.block for p in plan]))
-            if len(results) != len(plan):
-                raise RuntimeError(f"{len(results)} results for {len(plan)} blocks")
-            return [*results]
-        except EngineDead:
-            raise
-        except Exception as error:
-            if len(plan) == 1:
-                return [error]
-            log_failure(log, f"a step of {len(plan)} sessions failed; stepping each alone", error, logging.WARNING)
-            return [result for p in plan for result in self._step([p])]
-
-    def _apply(self, plan: list[_Planned], results: list[Choices | Exception], began: float, ended: float) -> None:
+    def _apply(self, plan: list[Planned[Any]], results: list[Any], began: float, ended: float) -> None:
         forward_us = round((ended - began) * 1e6)
-        used = sum(len(p.block.tokens) for p in plan) / self.settings.step_tokens
+        used = self._count(plan, results, ended - began) / self.settings.step_tokens
         self._load.stepped(used, began * 1e3, ended * 1e3)
-        self._count(plan, ended - began)
         for planned, result in zip(plan, results, strict=True):
             session = planned.session
             try:
@@ -263,28 +210,29 @@ class Scheduler:
                 self.remove(session)
             session.changed.set()
 
-    def _count(self, plan: list[_Planned], step_s: float) -> None:
+    def _count(self, plan: list[Planned[Any]], results: list[Any], step_s: float) -> int:
+        """Positions that the step evaluated."""
         figures, positions = self.counters, 0
-        for planned in plan:
-            own, tokens = len(planned.guesses.own), len(planned.block.tokens)
-            guesses = len(planned.guesses.nodes)
+        for planned, result in zip(plan, results, strict=True):
+            evaluated = self._stepping.evaluated(planned, result)
             if planned.session.reading:
-                figures.prompt_positions += tokens - guesses
+                figures.prompt_positions += evaluated.log
             else:
-                figures.pending_positions += tokens - guesses
-            figures.draft_positions += guesses - own
-            figures.own_positions += own
+                figures.pending_positions += evaluated.log
+            figures.draft_positions += evaluated.guesses
+            figures.own_positions += evaluated.own
             figures.trimmed_draft_tokens += planned.trimmed
-            positions += tokens
+            positions += sum(evaluated)
         figures.steps += 1
         figures.step_s += step_s
         figures.sessions_in_step = len(plan)
-        figures.preemptions = self._seats.preemptions
+        figures.preemptions = self._stepping.preemptions
         memory = self.engine.memory
         figures.pages_used, figures.pages_cached, figures.pages_free = memory.used, memory.cached, memory.free
         figures.prefix_query_tokens, figures.prefix_hit_tokens = memory.prefix_query_tokens, memory.prefix_hit_tokens
         self._cost.stepped(positions, step_s)
         figures.latest = LatestStep(figures.steps, step_s, len(plan), positions)
+        return positions
 
     def _fail(self, session: Session, error: Exception) -> None:
         """The engine failed on this session, which ends. Raises EngineDead if it failed for all of them."""
@@ -299,21 +247,17 @@ class Scheduler:
         self.remove(session)
         session.changed.set()
 
-    def _advance(self, planned: _Planned, choices: Choices, forward_us: int, *, full: bool) -> None:
-        session, sequence = planned.session, planned.block.sequence
-        guesses = len(planned.guesses.nodes)
-        session.cached += len(planned.block.tokens) - guesses
+    def _advance(self, planned: Planned[Any], result: Any, forward_us: int, *, full: bool) -> None:
+        session, stats = planned.session, planned.session.statistics
         session.patience.load = self._load.share
-        if not planned.block.choices:
-            return
-        if not session.reading or session.drafted:
-            session.statistics.forward_us += forward_us
-        session.statistics.trimmed_tokens += planned.trimmed
-        drafted, stats = guesses - len(planned.guesses.own), session.statistics
-        session.draft_budget.stepped(drafted, planned.trimmed, full=full)
+        begun = session.line.length > session.prompt_length
         accepted, own_accepted = stats.accepted_tokens, stats.own_accepted_tokens
-        path = session.take(planned.guesses, choices)
-        self.counters.judged(drafted, stats.accepted_tokens - accepted)
+        checked = self._stepping.apply(planned, result)
+        if checked is None:
+            return
+        if begun:
+            stats.forward_us += forward_us
+        stats.trimmed_tokens += planned.trimmed
+        session.draft_budget.stepped(checked, planned.trimmed, full=full)
+        self.counters.judged(checked, stats.accepted_tokens - accepted)
         self.counters.own_accepted_tokens += stats.own_accepted_tokens - own_accepted
-        self.engine.keep(sequence, session.cached, path)
-        session.cached += len(path)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import takewhile
 
 from cloud_verifier.engines.base import Choices, Logprobs, Sampler, SequenceId
 from cloud_verifier.errors import VerifierError
@@ -265,16 +266,26 @@ class Session:
 
         Returns the guesses that the log took, as a path of indices: what the engine is to keep.
         """
-        self.token_requested, self.has_written = False, True
         path = self.rule(picked.tokens, choices.tokens, picked.parents)
         rows = [0, *(guess + 1 for guess in path)]
+        tokens = [choices.tokens[row] for row in rows]
+        logprobs = [choices.logprobs[row] for row in rows] if choices.logprobs else []
+        written = self._took(picked, path, tokens, logprobs)
+        self._learn_own(picked, path)
+        # The log's last token is evaluated with the next step.
+        return path[: written - 1]
+
+    def commit(self, picked: Picked, tokens: Sequence[int], logprobs: Sequence[Logprobs]) -> None:
+        """Write what an engine wrote that decides itself which guesses are right. picked: a line, all of it checked."""
+        right = takewhile(lambda pair: pair[0] == pair[1], zip(picked.tokens, tokens, strict=False))
+        self._took(picked, range(len(list(right))), tokens, logprobs)
+
+    def _took(self, picked: Picked, path: Sequence[int], tokens: Sequence[int], logprobs: Sequence[Logprobs]) -> int:
+        """The target chose these tokens, the first ones as the guesses of `path` say. Returns how many were written."""
+        self.token_requested, self.has_written = False, True
         own = picked.own
-        written, right = self._write(
-            [choices.tokens[row] for row in rows],
-            [guess not in own for guess in path],
-            [guess in own for guess in path],
-        )
-        self.logprobs += [choices.logprobs[row] for row in rows[:written]] if choices.logprobs else []
+        written, right = self._write(tokens, [guess not in own for guess in path], [guess in own for guess in path])
+        self.logprobs += logprobs[:written]
         self.patience.wrote(written, right)
         stats = self.statistics
         stats.target_forwards += 1
@@ -284,9 +295,7 @@ class Session:
         stats.accepted_tokens += min(len(path), written) - taken_own
         stats.own_accepted_tokens += taken_own
         stats.fills += not picked.nodes
-        self._learn_own(picked, path)
-        # The log's last token is evaluated with the next step.
-        return path[: written - 1]
+        return written
 
     def _learn_own(self, picked: Picked, path: Sequence[int]) -> None:
         """What became of the verifier's own guesses, up to the first wrong one."""

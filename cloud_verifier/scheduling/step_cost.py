@@ -6,10 +6,13 @@ arithmetic takes longer than reading, each costs as much as a token is worth. Th
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 
-from cloud_verifier.engines.base import Block, Sampler, TargetEngine
+from cloud_verifier.engines.base import Block, Sampler, SequenceId, TargetEngine
+from cloud_verifier.engines.self_scheduling import Engine, SelfSchedulingEngine, Turn
 from speculation.sampling import SamplingParams
 
 FEW, MOST = 8, 4096
@@ -18,32 +21,55 @@ LONGER = 1.2  # than a forward of a few positions
 REPEATS = 3  # of which the shortest counts: whatever else the machine does only makes a forward longer
 
 
-def free_positions(engine: TargetEngine, clock: Callable[[], float] = time.perf_counter) -> int:
+SAMPLER = Sampler(SamplingParams(temperature=0.0), seed=0, prompt_length=1)
+
+
+def free_positions(engine: Engine, clock: Callable[[], float] = time.perf_counter) -> int:
     """The most positions of one forward that takes at most 1.2 times as long as one of 8.
 
     The engine must have room for a sequence, and nobody else may use it meanwhile. Takes some forwards' time.
     """
+    vocabulary_size, limit = engine.info.vocabulary_size, engine.info.context_limit
+
+    def shortest_s(forward_s: Callable[[list[int]], float], positions: int) -> float:
+        tokens = [position % vocabulary_size for position in range(positions)]
+        return min(forward_s(tokens) for _ in range(REPEATS))
+
+    if isinstance(engine, SelfSchedulingEngine):
+        return _free(partial(shortest_s, partial(_prompt_s, engine, clock)), limit - 1)
     sequence = engine.open()
-    sampler = Sampler(SamplingParams(temperature=0.0), seed=0, prompt_length=1)
-
-    def shortest_s(positions: int) -> float:
-        times = []
-        for _ in range(REPEATS):
-            engine.truncate(sequence, 0)
-            engine.reserve(sequence, positions)
-            tokens = [position % engine.info.vocabulary_size for position in range(positions)]
-            began = clock()
-            engine.step([Block(sequence, tokens, positions, sampler)])
-            times.append(clock() - began)
-        return min(times)
-
     try:
-        limit = min(MOST, engine.info.context_limit)
-        positions = min(FEW, limit)
-        shortest_s(positions)  # the very first forward pays for what is set up once
-        allowed_s = LONGER * shortest_s(positions)
-        while (more := min(limit, int(positions * GROWTH))) > positions and shortest_s(more) <= allowed_s:
-            positions = more
-        return positions
+        return _free(partial(shortest_s, partial(_block_s, engine, sequence, clock)), limit)
+    finally:
+        engine.close(sequence)
+
+
+def _free(shortest_s: Callable[[int], float], limit: int) -> int:
+    most = min(MOST, limit)
+    positions = min(FEW, most)
+    shortest_s(positions)  # the very first forward pays for what is set up once
+    allowed_s = LONGER * shortest_s(positions)
+    while (more := min(most, int(positions * GROWTH))) > positions and shortest_s(more) <= allowed_s:
+        positions = more
+    return positions
+
+
+def _block_s(engine: TargetEngine, sequence: SequenceId, clock: Callable[[], float], tokens: list[int]) -> float:
+    """Of a forward that chooses after every token."""
+    engine.truncate(sequence, 0)
+    engine.reserve(sequence, len(tokens))
+    began = clock()
+    engine.step([Block(sequence, tokens, len(tokens), SAMPLER)])
+    return clock() - began
+
+
+def _prompt_s(engine: SelfSchedulingEngine, clock: Callable[[], float], tokens: list[int]) -> float:
+    """Until the first token after a prompt: one that is read in several steps counts with all of them."""
+    sequence = engine.open(tokens, SAMPLER, secrets.token_hex())  # nothing of it is there already
+    try:
+        began = clock()
+        while not engine.step([Turn(sequence)])[0].tokens:
+            pass
+        return clock() - began
     finally:
         engine.close(sequence)

@@ -120,7 +120,7 @@ def test_a_verifier_that_tells_what_it_held_back_is_not_heard_twice(monkeypatch:
 def test_a_special_token_ends_an_answer_by_its_name() -> None:
     """It is no text, so no stop string is ever found in it; ignore_eos does not speak of what the request names."""
     with InProcessVerifier(GatedEngine(eos_every=6)) as verifier:
-        verifier.engine.allow(1000)  # type: ignore[attr-defined]
+        verifier.engine.allow(1000)  # type: ignore[union-attr]
         for stop, ends in ((["<end>"], True), (["<begin>"], False), (["x<end>"], False)):
             sampling = pb.SamplingParams(max_tokens=60, ignore_eos=True, stop=stop)
             with Stream(verifier.address, opening(sampling=sampling, want_text=True)) as stream:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_verifier.engines.base import Sampler
+from cloud_verifier.scheduling.block_stepping import BlockStepping
 from cloud_verifier.scheduling.patience import Patience
 from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.scheduling.session import FinishReason, Session
@@ -63,7 +64,7 @@ class Bench:
         """Who took part. meanwhile: happens while the engine evaluates."""
         self.scheduler._free_ended()
         plan = self.scheduler._plan()
-        results = self.scheduler._step(plan)
+        results = self.scheduler._stepping.step(plan)
         meanwhile()
         self.now_s += STEP_S
         if plan:
@@ -111,7 +112,9 @@ def test_what_an_earlier_session_has_read_is_counted_once() -> None:
     bench.finish(40)
     second = bench.add([*beginning, *first.answer, 30, 31])
     bench.step()
-    bench.scheduler._seats.give_up(second)  # it finds its own pages when it comes back, which is no gift
+    stepping = bench.scheduler._stepping
+    assert isinstance(stepping, BlockStepping)
+    stepping.seats.give_up(second)  # it finds its own pages when it comes back, which is no gift
     bench.finish(40)
     assert first.found == 0
     assert second.found == 20  # of 22, the last of which was never read, in pages of four

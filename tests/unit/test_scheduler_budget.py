@@ -55,7 +55,7 @@ class Bench:
         """Guesses checked, by session."""
         before = [session.statistics.verified_tokens for session in self.sessions]
         plan = self.scheduler._plan()
-        results = self.scheduler._step(plan)
+        results = self.scheduler._stepping.step(plan)
         self.now_s += 0.03
         self.scheduler._apply(plan, results, self.now_s - 0.03, self.now_s)
         for session in self.sessions:

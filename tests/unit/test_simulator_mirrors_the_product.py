@@ -302,8 +302,8 @@ def play_real(script: Script, settings: VerifierSettings) -> tuple[list[Told], l
             now_ms = min([*dues, *(at_ms for at_ms, _, _ in list(drafts)[:1])])
             continue
         began_ms = now_ms
-        results = scheduler._step(plan)
-        now_ms += STEP_TIME(len(plan), sum(len(planned.block.tokens) for planned in plan))
+        results = scheduler._stepping.step(plan)
+        now_ms += STEP_TIME(len(plan), sum(planned.positions for planned in plan))
         deliver(now_ms)
         scheduler._apply(plan, results, began_ms / 1e3, now_ms / 1e3)
         for planned in plan:
