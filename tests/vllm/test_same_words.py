@@ -82,15 +82,16 @@ def reference() -> dict[str, Words]:
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
     verifier = with_vllm()
-    assert "Strict mode is exact here" in verifier.banner
-    with LinkProcess(("127.0.0.1", verifier.port), LinkSettings()) as link:
-        subject = Bench(link, verifier)
-        try:
+    try:
+        assert "Strict mode is exact here" in verifier.banner
+        with LinkProcess(("127.0.0.1", verifier.port), LinkSettings()) as link:
+            subject = Bench(link, verifier)
             yield subject
-        finally:
+            verifier = subject.verifier  # it may be another by now
             for client in subject.clients.values():
                 client.close()
-            subject.verifier.stop()
+    finally:
+        verifier.stop()
 
 
 def run(client: EdgeClient, params: SamplingParams, disturb: Callable[[], object] | None = None) -> RequestOutput:
