@@ -164,6 +164,12 @@ def _option(*names: str, **settings: Any) -> Any:
     help="Guess beside the devices, where steps have room; ngram: what followed the same tokens earlier in the text.",
 )
 @_option(
+    "--draft-model",
+    default=None,
+    metavar="MODEL",
+    help="Guess beside the devices with this small model of the same vocabulary, on this machine; as --model.",
+)
+@_option(
     "--step-tokens",
     default="auto",
     type=Positions(),
@@ -247,6 +253,11 @@ def _checked(options: dict[str, Any]) -> tuple[Address, dict[str, str]]:
         if why := refusal(options, models=len(models)):
             raise CommandError(why)
         parse_extra(options["vllm_option"])
+        draft_model = options["draft_model"]
+        if draft_model and options["own_guesses"] != "none":
+            raise CommandError("--draft-model and --own-guesses both say how this verifier guesses by itself; give one")
+        if draft_model:
+            check_model(draft_model, engine_of(draft_model, "auto"))
         for model in models.values():
             check_model(model, engine_of(model, options["engine"]))
     except (KeyFileError, ModelError, ModelSourceError, ServerError) as error:
@@ -262,6 +273,7 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
     from cloud_verifier.engines.paced import PacedEngine
     from cloud_verifier.engines.self_scheduling import Engine
     from cloud_verifier.guessing import SOURCES
+    from cloud_verifier.guessing.model import DraftModel
     from cloud_verifier.model_source import ModelSourceError
     from cloud_verifier.scheduling.scheduler import SchedulerSettings
     from cloud_verifier.scheduling.step_cost import free_positions
@@ -286,6 +298,15 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
 
     def load_served(name: str, model: str) -> tuple[Engine, Served]:
         engine, codec = open_target(model, options)
+        guessers = SOURCES.get(options["own_guesses"])
+        if draft_model := options["draft_model"]:
+            drafting, its_codec = open_target(draft_model, options | {"strict": False, "engine": "auto"})
+            assert isinstance(drafting, TargetEngine)  # vLLM is nobody's default
+            if its_codec.fingerprint != codec.fingerprint:
+                raise CommandError(
+                    f"--draft-model {draft_model} has another vocabulary than {model}; name a model of the same family"
+                )
+            guessers = DraftModel(drafting)
         if isinstance(engine, TargetEngine) and (options["step_ms"] or options["step_ms_per_token"]):
             engine = PacedEngine(engine, options["step_ms"], options["step_ms_per_token"])
         limit_ms = options["max_patience_ms"]
@@ -298,7 +319,7 @@ def _serve(options: dict[str, Any], address: Address, models: dict[str, str], ey
             PATIENCE_UNLIMITED_MS if limit_ms is None else limit_ms,
             options["max_priority"],
             options["max_tree_nodes"],
-            SOURCES.get(options["own_guesses"]),
+            guessers,
         )
 
     try:

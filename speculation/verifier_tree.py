@@ -128,12 +128,12 @@ class VerifierTree:
     @property
     def forked(self) -> bool:
         """Whether guesses branch anywhere."""
-        return len(self._line()) < self.nodes
+        return len(self.first_path()) < self.nodes
 
     @property
     def guesses(self) -> list[int]:
         """The likeliest path by what the device said first: of a line, all of it."""
-        return [node.token for node in self._line()]
+        return [node.token for node in self.first_path()]
 
     def draft(
         self,
@@ -260,7 +260,7 @@ class VerifierTree:
         wanted: likeliest first, with all that they hang on; None for all, in the order in which they came.
         """
         end = len(self.log) + reach
-        line = self._line()
+        line = self.first_path()
         if wanted is None and len(line) == self.nodes:
             return Picked(line[: max(0, reach)])
         chosen = None if wanted is None else {id(node): number for number, node in enumerate(wanted)}
@@ -285,7 +285,7 @@ class VerifierTree:
             return children[::-1]
         return sorted((c for c in children if id(c) in chosen), key=lambda child: -chosen[id(child)])
 
-    def _line(self) -> list[Node]:
+    def first_path(self) -> list[Node]:
         """The first child of the first child and so on."""
         line: list[Node] = []
         children = self._root.children

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from cloud_verifier.engines.base import Sampler
@@ -20,7 +21,15 @@ class OwnGuess(NamedTuple):
 
 
 class Guesser(ABC):
-    """Guesses of one session. One caller at a time, on the event loop: it must take microseconds."""
+    """Guesses of one session. One caller at a time, on the event loop: it must take microseconds.
+
+    batch: where a source draws guesses of many sessions at once, ahead of a step; None if there is nothing to draw.
+    """
+
+    @property
+    def batch(self) -> BatchedSource | None:
+        """See above."""
+        return None
 
     @abstractmethod
     def after(self, log: Sequence[int], path: Sequence[int]) -> Generator[OwnGuess, None, None]:
@@ -28,6 +37,41 @@ class Guesser(ABC):
 
         The log only ever grows between calls. Close the iterator (`contextlib.closing`) before the next call.
         """
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """Free what it holds; the session is over."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A session for which guesses are drawn after its log and then a path.
+
+    survival: probability that the whole path is right. most: guesses that a step would take. probability: of the guess
+    at this place after the path, if all before it are right.
+    """
+
+    guesser: Guesser
+    log: Sequence[int]
+    path: Sequence[int]
+    survival: float
+    most: int
+    probability: Callable[[int], float]
+
+
+# Whether to draw another guess for some sessions: the sum of their survivals, how many they are, seconds it takes.
+Worth = Callable[[float, int, float], bool]
+
+
+class BatchedSource(ABC):
+    """Draws guesses of many sessions at once, on the engine's thread, between two steps of the target."""
+
+    @abstractmethod
+    def draw(self, jobs: Sequence[Job], worth: Worth) -> None:
+        """Draw, and keep what was drawn for the guessers to say. Logs do not grow meanwhile."""
+
+    @abstractmethod
+    def failed(self, error: Exception) -> None:
+        """It raised: its guessers are not asked again."""
 
 
 GuesserSource = Callable[[Sampler], Guesser]

@@ -8,11 +8,12 @@ guess, for every session in the step. So on a full verifier there are none.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
-from cloud_verifier.guessing.base import Guesser
+from cloud_verifier.guessing.base import BatchedSource, Guesser, Job
 from cloud_verifier.log_redaction import log_failure
 from cloud_verifier.scheduling.position_cost import PositionCost
 from cloud_verifier.scheduling.session import Session
@@ -36,6 +37,38 @@ class OwnGuesses:
     def begin(self, sessions: int, room: int) -> None:
         """A step begins with so many sessions, and has room for so many positions more."""
         self._sessions, self._room = max(1, sessions), room // max(1, sessions)
+
+    def ahead(self, sessions: Sequence[Session]) -> Callable[[], None] | None:
+        """What is to be drawn for these sessions before a step, for the engine's thread to do; None if nothing."""
+        if not self._cost.step_s:
+            return None
+        found: dict[BatchedSource, list[tuple[Session, Job]]] = {}
+        for session in sessions:
+            if (guesser := session.guesser) is None or (source := guesser.batch) is None:
+                continue
+            nodes = session.line.first_path()[: max(0, session.reach)]
+            path, survival = [node.token for node in nodes], DISCOUNT * math.prod(map(session.probability, nodes))
+            most = min(MOST, session.reach - len(path))
+            if most > 0 and not session.over:
+                job = Job(guesser, session.line.log, path, survival, most, session.own_probability)
+                found.setdefault(source, []).append((session, job))
+        if not found:
+            return None
+        step_s, position_s, count = self._cost.step_s, self._cost.position_s, len(sessions)
+
+        def worth(survivals: float, drawn: int, forward_s: float) -> bool:
+            return survivals * step_s > count * (forward_s + drawn * position_s)
+
+        def draw() -> None:
+            for source, jobs in found.items():
+                try:
+                    source.draw([job for _, job in jobs], worth)
+                except Exception as error:
+                    source.failed(error)
+                    for session, _ in jobs:
+                        session.guesser = None
+
+        return draw
 
     def after(self, session: Session, picked: Picked) -> Picked:
         """The picked guesses and the verifier's own after them, if any are worth it.
@@ -68,7 +101,7 @@ class OwnGuesses:
             for token, confidence in guesses:
                 asked += 1
                 depth = len(own)
-                survival *= session.own_calibration.probability(confidence, depth)
+                survival *= session.own_probability(depth, confidence)
                 if survival < least:
                     break
                 own.append(Node(token, confidence, depth, session.line.length + trunk + depth, None))

@@ -123,6 +123,7 @@ class Scheduler:
             while True:
                 self._wake.clear()
                 self._free_ended()
+                await self._draw_ahead()
                 plan = self._plan()
                 if not plan:
                     await self._sleep()
@@ -149,23 +150,36 @@ class Scheduler:
     def _free_ended(self) -> None:
         for session in self._ended:
             sequence, session.sequence = session.sequence, None
-            if sequence is not None:
-                try:
+            try:
+                if session.guesser is not None:
+                    session.guesser.close()
+                if sequence is not None:
                     self.engine.close(sequence)
-                except Exception as error:  # a place is lost; the other sessions must go on
-                    log_failure(log, "the engine could not free a sequence", error)
+            except Exception as error:  # a place is lost; the other sessions must go on
+                log_failure(log, "the engine could not free a sequence", error)
         if self._ended:
             self._ended.clear()
             if self.on_room is not None:
                 self.on_room()
 
+    async def _draw_ahead(self) -> None:
+        """Own guesses that take a model, for those who are due."""
+        if self.settings.step_tokens <= len(self._sessions):
+            return
+        if (draw := self._own.ahead([session for _, session in self._due(self._clock())])) is not None:
+            await self._thread.run(draw, 0)
+            self._free_ended()
+
+    def _due(self, now: float) -> list[tuple[float, Session]]:
+        """Who may take part in a step, and since when."""
+        dues = [(at, s) for s in self._sessions if (at := s.due_s(self.settings.unread_tokens)) is not None]
+        self._next_due_s = min((at for at, _ in dues), default=None)
+        return [(at, s) for at, s in dues if at <= now]
+
     def _plan(self) -> list[Planned[Any]]:
         """Everybody who is due, longest waiting first, as far as the token budget and the engine's memory reach."""
         now, settings = self._clock(), self.settings
-        unread_tokens = settings.unread_tokens
-        dues = [(at, s) for s in self._sessions if (at := s.due_s(unread_tokens)) is not None]
-        self._next_due_s = min((at for at, _ in dues), default=None)
-        due = [(at, s) for at, s in dues if at <= now]
+        due = self._due(now)
         due.sort(key=lambda pair: pair[0] - pair[1].priority * PRIORITY_S)
         # Preemption before positions: those who find no room must not take the turn of those whose going on makes some.
         working = {session for _, session in due}

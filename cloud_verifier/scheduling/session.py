@@ -16,7 +16,7 @@ from cloud_verifier.scheduling.draft_budget import DraftBudget
 from cloud_verifier.scheduling.patience import Patience
 from speculation.acceptance import Rule, shared_noise
 from speculation.answer_text import AnswerText
-from speculation.draft_tree import Outcome
+from speculation.draft_tree import UNSAID_CONFIDENCE, Outcome
 from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from speculation.pace.estimators import Calibration
 from speculation.verifier_tree import Node, Picked, VerifierTree
@@ -254,6 +254,10 @@ class Session:
     def probability(self, node: Node) -> float:
         """Of a guess of the device's being right, if all before it are."""
         return self.calibration.probability(node.confidence, node.depth, node.rank)
+
+    def own_probability(self, place: int, confidence: float = UNSAID_CONFIDENCE) -> float:
+        """Of the verifier's own guess at this place after the device's being right, if all before it are."""
+        return self.own_calibration.probability(confidence, place)
 
     def replay(self, tokens: Sequence[int]) -> None:
         """Take over answer tokens from an earlier life of the session (`continue_from`)."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cloud_verifier.engines.base import Sampler
+from cloud_verifier.engines.base import Block, Choices, Sampler
 from cloud_verifier.engines.paced import PacedEngine
 from cloud_verifier.guessing.base import Guesser, OwnGuess
+from cloud_verifier.guessing.model import DraftModel
 from cloud_verifier.guessing.ngram import NgramGuesser
 from cloud_verifier.scheduling import own_guesses
 from cloud_verifier.scheduling.scheduler import SchedulerSettings
@@ -21,6 +23,7 @@ from speculation.pace.base import FixedTree, Pace, Streaming, Synchronous
 from speculation.sampling import SamplingParams
 from tests.harness import InProcessVerifier, MockDrafter
 from tests.mock_engine import MockEngine, answer
+from tests.service.raw import until
 from tests.service.test_drafters_with_little_to_say import TEXT, Repeating
 
 SEED, COUNT = 7, 160
@@ -142,3 +145,67 @@ def test_who_guesses_in_vain_guesses_little() -> None:
     output = ask(MockEngine(), [5, 9, 12], own=True)
     assert output.token_ids == tuple(answer([5, 9, 12], SEED, COUNT))
     assert output.metrics.own_verified_tokens < COUNT
+
+
+class Often(MockEngine):
+    """A small model that says as the target does, two times of three."""
+
+    def _evaluate(self, block: Block) -> Choices:
+        right = super()._evaluate(block).tokens
+        end = len(self.sequences[block.sequence])
+        first = end - len(right) + 1
+        return Choices([(token + 1) % 60 + 2 if at % 3 == 0 else token for at, token in enumerate(right, first)])
+
+
+@pytest.mark.parametrize("kind", ["alone", "with a device", "both always right", "trees"])
+def test_a_small_model_beside_the_target(kind: str) -> None:
+    drafting = MockEngine() if kind == "both always right" else Often()
+    drafter = None if kind == "alone" else MockDrafter(3, SEED, 0.9)
+    pace = {"alone": Streaming(), "trees": FixedTree(2)}.get(kind, Synchronous(3))
+    with (
+        InProcessVerifier(PacedEngine(MockEngine(), STEP_MS, 0.0), guessers=DraftModel(drafting)) as verifier,
+        EdgeClient(verifier.address, drafter, pace=lambda: pace) as client,
+    ):
+        outputs = [client.generate([5, 9, at], PARAMS, seed=SEED) for at in (12, 13)]
+        until(lambda: not drafting.sequences, "its sequences are freed with the sessions")
+    for at, output in zip((12, 13), outputs, strict=True):
+        assert output.token_ids == tuple(answer([5, 9, at], SEED, COUNT))
+        metrics = output.metrics
+        assert metrics.target_forwards + metrics.accepted_tokens + metrics.own_accepted_tokens == COUNT
+        if kind == "alone":  # what a device leaves to guess depends on when its drafts come
+            assert metrics.own_accepted_tokens > COUNT // 8
+            assert metrics.target_forwards < COUNT * 2 // 3
+
+
+def test_many_sessions_share_a_forward_of_the_small_model() -> None:
+    drafting = Often(max_sequences=16)
+    with (
+        InProcessVerifier(
+            PacedEngine(MockEngine(max_sequences=16), STEP_MS, 0.0), guessers=DraftModel(drafting)
+        ) as verifier,
+        EdgeClient(verifier.address) as client,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        outputs = list(pool.map(lambda at: client.generate([5, at], PARAMS, seed=SEED), range(12)))
+    assert [output.token_ids for output in outputs] == [tuple(answer([5, at], SEED, COUNT)) for at in range(12)]
+    assert max(drafting.batch_sizes) > 2
+    assert sum(output.metrics.own_accepted_tokens for output in outputs) > 12 * COUNT // 8
+
+
+class Crashing(Often):
+    """Fails after a while."""
+
+    def _evaluate(self, block: Block) -> Choices:
+        if len(self.sequences[block.sequence]) > COUNT // 2:
+            raise RuntimeError("out of memory")
+        return super()._evaluate(block)
+
+
+@pytest.mark.parametrize("drafting", [Crashing(), MockEngine(max_sequences=0), Often(context_limit=40)])
+def test_a_small_model_that_fails_costs_nothing_but_its_guesses(drafting: MockEngine) -> None:
+    with (
+        InProcessVerifier(PacedEngine(MockEngine(), STEP_MS, 0.0), guessers=DraftModel(drafting)) as verifier,
+        EdgeClient(verifier.address) as client,
+    ):
+        output = client.generate([5, 9, 12], PARAMS, seed=SEED)
+    assert output.token_ids == tuple(answer([5, 9, 12], SEED, COUNT))

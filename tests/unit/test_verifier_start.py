@@ -49,6 +49,17 @@ def test_the_model_may_stand_alone_and_must_stand_somewhere(serve: Any, folder: 
     assert "cloud-verifier serve MODEL" in result.output
 
 
+def test_own_guesses_have_one_source_which_must_be_there(serve: Any, folder: str) -> None:
+    assert serve(folder, "--port", "0", "--own-guesses", "ngram").output == "loading\n"
+    assert serve(folder, "--port", "0", "--draft-model", folder).output == "loading\n"
+    both = serve(folder, "--port", "0", "--draft-model", folder, "--own-guesses", "ngram")
+    assert both.exit_code == 1
+    assert "give one" in both.output
+    nowhere = serve(folder, "--port", "0", "--draft-model", "/nowhere/at/all")
+    assert nowhere.exit_code == 1
+    assert "/nowhere/at/all" in nowhere.output
+
+
 def test_a_port_in_use_is_refused_before_loading_and_says_what_to_do(serve: Any, folder: str, used_port: int) -> None:
     result = serve("--model", folder, "--port", str(used_port))
     assert result.exit_code == 1
