@@ -138,8 +138,11 @@ def test_alone(bench: Bench, reference: dict[str, Words], pace: str, drafter: st
 @pytest.mark.parametrize(("pace", "drafter"), WAYS, ids=map("-".join, WAYS))
 def test_cut_link(bench: Bench, reference: dict[str, Words], pace: str, drafter: str, sampling: str) -> None:
     bench.link.configure(NETWORKS["rtt20-jitter"])
-    output = run(bench.clients[pace, drafter], SAMPLING[sampling], bench.link.cut)
-    assert output.token_ids == reference[sampling]
+    for _ in range(10):  # a cut that finds the whole answer on this side cuts nothing
+        output = run(bench.clients[pace, drafter], SAMPLING[sampling], bench.link.cut)
+        assert output.token_ids == reference[sampling]
+        if output.metrics.reconnects:
+            break
     assert output.metrics.reconnects == 1
 
 
@@ -189,8 +192,11 @@ def test_penalties_and_logprobs_are_those_of_streaming(bench: Bench, drafter: st
     bench.link.configure(LinkSettings())
     expected = run(bench.clients["streaming", "none"], params)
     bench.link.configure(NETWORKS["rtt20-jitter"])
-    output = run(bench.clients["sync", drafter], params, bench.link.cut if cut else None)
-    assert output.token_ids == expected.token_ids
+    for _ in range(10):  # see test_cut_link
+        output = run(bench.clients["sync", drafter], params, bench.link.cut if cut else None)
+        assert output.token_ids == expected.token_ids
+        if output.metrics.reconnects == cut:
+            break
     assert output.logprobs == expected.logprobs
     assert len(output.logprobs or ()) == TOKENS
     assert output.metrics.reconnects == cut
