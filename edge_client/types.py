@@ -144,15 +144,31 @@ class RequestOutput:
         return self.text.removesuffix(self.offline.text) if self.offline is not None else self.text
 
 
+class Writer(StrEnum):
+    """Whose word a token was first.
+
+    DEVICE: it had guessed the token, and the verifier used the guess; BRANCH: so, with a guess that stood beside a
+    likelier one. OWN: the verifier had guessed it by itself. CORRECTED: the device had guessed other ones there.
+    SERVER: the verifier wrote it without a guess.
+    """
+
+    DEVICE = "device"
+    BRANCH = "branch"
+    OWN = "own"
+    CORRECTED = "corrected"
+    SERVER = "server"
+
+
 @dataclass(frozen=True)
 class StreamChunk:
     """News of an answer as it grows. The last chunk carries the complete output.
 
     texts[i]: what token_ids[i] adds to the text; the answer's end may add text of no token. drafted[i]: the device had
     guessed token_ids[i]. corrected[i]: it had taken another token there for the likeliest; with drafted[i], its second
-    guess was right. logprobs: empty unless asked for. link: how the answer fares from now on; a chunk without text may
-    bring nothing else. While it is offline, texts and tokens are the device's own. model_info: what the verifier says
-    of the model that answers; always with its tokens, and None until it has been reached.
+    guess was right. own[i]: the verifier had guessed it by itself. logprobs: empty unless asked for. link: how the
+    answer fares from now on; a chunk without text may bring nothing else. While it is offline, texts and tokens are the
+    device's own. model_info: what the verifier says of the model that answers; always with its tokens, and None until
+    it has been reached.
     """
 
     text: str = ""
@@ -164,6 +180,20 @@ class StreamChunk:
     output: RequestOutput | None = None
     link: LinkState = LinkState.LIVE
     model_info: pb.GetModelInfoResponse | None = None
+    own: tuple[bool, ...] = ()
+
+    @property
+    def writers(self) -> tuple[Writer, ...]:
+        """Whose word each token was, where the verifier writes."""
+        found = []
+        for index in range(len(self.token_ids)):
+            if self.drafted[index]:
+                found.append(Writer.BRANCH if self.corrected[index] else Writer.DEVICE)
+            elif self.corrected[index]:
+                found.append(Writer.CORRECTED)
+            else:
+                found.append(Writer.OWN if self.own and self.own[index] else Writer.SERVER)
+        return tuple(found)
 
     @property
     def offline(self) -> bool:

@@ -22,11 +22,12 @@ With `ride`, the chunks of a stream have an object `outrider` about what is new 
         waiting: nothing is heard of the verifier, what has come stays, and the answer goes on by itself. offline: the
         device has gone on alone, to the end. A chunk may bring no words, but news of the link. (Streams without `ride`
         get a comment instead, `: link: waiting`.)
-    "tokens": [{"id": 17, "text": " bus", "writer": "device" | "branch" | "corrected" | "server" | "offline"}, ...]
+    "tokens": [{"id": 17, "text": " bus", "writer": "device" | "branch" | "own" | "corrected" | "server" | "offline"},
+               ...]
         Whose word it was first. device: it had guessed the token, and the verifier used the guess. branch: the same,
-        with a guess that stood beside a likelier one. corrected: it had guessed other ones there. server: the verifier
-        wrote it by itself. offline: the device, and no verifier has seen it. Texts join to the choice's text, but for
-        what the answer's end sets free.
+        with a guess that stood beside a likelier one. own: the verifier had guessed it by itself. corrected: the device
+        had guessed other ones there. server: the verifier wrote it without a guess. offline: the device, and no
+        verifier has seen it. Texts join to the choice's text, but for what the answer's end sets free.
     "live": {"at_ms", "rtt_ms", "lookahead_tokens", "acceptance", "tokens_per_s", "in_flight_blocks"}
         As of now. at_ms: since the request. rtt_ms: the latest round trip. lookahead_tokens: how far past the known
         words the latest block reached. acceptance: accepted / decided guesses so far.

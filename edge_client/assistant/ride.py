@@ -96,16 +96,11 @@ class RideView:
         }
 
 
-_WRITERS = {(True, False): "device", (True, True): "branch", (False, True): "corrected"}  # by drafted and corrected
-
-
 def _tokens(chunk: StreamChunk) -> list[dict[str, Any]]:
-    own = "offline" if chunk.offline else "server"
+    writers = ["offline" if chunk.offline else writer.value for writer in chunk.writers]
     return [
-        {"id": token, "text": text, "writer": _WRITERS.get((drafted, corrected), own)}
-        for token, text, drafted, corrected in zip(
-            chunk.token_ids, chunk.texts, chunk.drafted, chunk.corrected, strict=True
-        )
+        {"id": token, "text": text, "writer": writer}
+        for token, text, writer in zip(chunk.token_ids, chunk.texts, writers, strict=True)
     ]
 
 

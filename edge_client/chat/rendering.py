@@ -13,12 +13,20 @@ from edge_client.chat.progress import Progress
 from edge_client.chat.status import StatusLine
 from edge_client.riding.offline import CheckedAnswer
 from edge_client.terminal import TOLD
-from edge_client.types import LinkState, RequestMetrics, RequestOutput, StreamChunk
+from edge_client.types import LinkState, RequestMetrics, RequestOutput, StreamChunk, Writer
 
-DEVICE, BRANCH, SERVER, CORRECTED, OFFLINE = "green", "green underline", "", "yellow", "italic cyan"
+DEVICE, BRANCH, OWN, SERVER, CORRECTED, OFFLINE = "green", "green underline", "blue", "", "yellow", "italic cyan"
+STYLES = {
+    Writer.DEVICE: DEVICE,
+    Writer.BRANCH: BRANCH,
+    Writer.OWN: OWN,
+    Writer.SERVER: SERVER,
+    Writer.CORRECTED: CORRECTED,
+}
 LEGEND = (
     ("the device guessed it", DEVICE),
     ("the device guessed it, beside another word", BRANCH),
+    ("the verifier guessed it", OWN),
     ("the verifier's own", SERVER),
     ("the device guessed something else", CORRECTED),
     ("the device alone", OFFLINE),
@@ -37,8 +45,8 @@ def pieces(chunk: StreamChunk) -> Iterator[tuple[str, str]]:
     if chunk.offline:
         yield chunk.text, OFFLINE
         return
-    for text, drafted, corrected in zip(chunk.texts, chunk.drafted, chunk.corrected, strict=True):
-        yield text, (BRANCH if corrected else DEVICE) if drafted else CORRECTED if corrected else SERVER
+    for text, writer in zip(chunk.texts, chunk.writers, strict=True):
+        yield text, STYLES[writer]
     if not chunk.token_ids:
         yield chunk.text, SERVER
 

@@ -207,6 +207,7 @@ class AnswerRun:
                 tuple(progress.corrected),
                 new,
                 model_info=self._model_info,
+                own=tuple(progress.own),
             )
         )
 

@@ -37,7 +37,7 @@ class Progress:
     """New tokens of the answer, and what they add to its text; only at the very end may there be text alone.
 
     texts[i]: of tokens[i]. drafted[i]: the device had guessed tokens[i] before the verifier said it. corrected[i]: it
-    had taken another token for the likeliest.
+    had taken another token for the likeliest. own[i]: the verifier had guessed it by itself.
     """
 
     text: str
@@ -46,6 +46,7 @@ class Progress:
     drafted: list[bool] = field(default_factory=list)
     corrected: list[bool] = field(default_factory=list)
     logprobs: Sequence[pb.TokenLogprobs] = ()
+    own: list[bool] = field(default_factory=list)
 
 
 class CommitReader:
@@ -76,12 +77,15 @@ class CommitReader:
             ride.ttft_ms = ride.elapsed_ms()
         ride.commits += 1
         skipped = len(commit.tokens) - len(new)
-        drafted = [bool(commit.drafted_mask >> i & 1) for i in range(skipped, len(commit.tokens))]
+        drafted, own = (
+            [bool(mask >> i & 1) for i in range(skipped, len(commit.tokens))]
+            for mask in (commit.drafted_mask, commit.own_mask)
+        )
         ride.accepted_tokens += sum(drafted)
         corrected = self._corrected(self.opened.prompt_length + len(self._answer), new, guessed)
         self._answer.extend(new)
         texts = texts_of(commit)[skipped:]
-        return Progress("".join(texts), new, texts, drafted, corrected, commit.logprobs[skipped:])
+        return Progress("".join(texts), new, texts, drafted, corrected, commit.logprobs[skipped:], own)
 
     def _corrected(self, position: int, new: Sequence[int], guessed: Mapping[int, int]) -> list[bool]:
         """Which token disproves the line: the first that differs. The guesses that follow it count for nothing."""

@@ -426,7 +426,7 @@ def test_the_ride_shows_who_wrote_what(opened: Open) -> None:
     assert "device" in writers
     page = chat.page
     looks = page.locator(".legend .sample").evaluate_all("all => all.map(one => getComputedStyle(one).textDecoration)")
-    assert len(set(looks)) == 5  # without colours, too
+    assert len(set(looks)) == len(looks) == 6  # without colours, too
     shares = page.locator(".legend .share").all_inner_texts()
     assert 97 <= sum(int(share.removesuffix(" %")) for share in shares) <= 103
     figures = page.locator(".strip .value").all_inner_texts()

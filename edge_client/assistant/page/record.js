@@ -5,7 +5,7 @@
 // have it checked; alone: how many of its last characters the device wrote without the verifier.
 
 /** Writers by letter: who had a token first. */
-export const WRITERS = { d: "device", b: "branch", s: "server", c: "corrected", o: "offline" };
+export const WRITERS = { d: "device", b: "branch", v: "own", s: "server", c: "corrected", o: "offline" };
 const LETTERS = Object.fromEntries(Object.entries(WRITERS).map(([letter, writer]) => [writer, letter]));
 
 /** A message of the user's. */
