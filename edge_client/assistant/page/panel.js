@@ -8,7 +8,7 @@ import { Timeline } from "./timeline.js";
 const NAMES = {
   d: ["Device", "guessed here, and right"],
   b: ["Branch", "its second guess was right"],
-  v: ["Own guess", "the verifier guessed it, and was right"],
+  v: ["Own guess", "of the verifier, and right"],
   s: ["Verifier", "written without a guess"],
   c: ["Corrected", "guessed otherwise here"],
   o: ["Device alone", "without the network"],
