@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 
 from cloud_verifier.guessing.base import BatchedSource, Guesser, Job
 from cloud_verifier.log_redaction import log_failure
@@ -66,7 +66,7 @@ class OwnGuesses:
                 except Exception as error:
                     source.failed(error)
                     for session, _ in jobs:
-                        session.guesser = None
+                        _give_up(session)
 
         return draw
 
@@ -81,7 +81,7 @@ class OwnGuesses:
             own = self._own(session, session.guesser, picked)
         except Exception as error:
             log_failure(log, f"session {session.session_id[:8]} gets no more guesses of the verifier's own", error)
-            session.guesser = None
+            _give_up(session)
             return picked
         return picked.with_own(own) if own else picked
 
@@ -109,3 +109,11 @@ class OwnGuesses:
                     break
         self._guess_s += SLOW * ((self._clock() - began_s) / max(1, asked) - self._guess_s)
         return own
+
+
+def _give_up(session: Session) -> None:
+    """Free what a failed guesser held, as far as it still can."""
+    guesser, session.guesser = session.guesser, None
+    if guesser is not None:
+        with suppress(Exception):
+            guesser.close()

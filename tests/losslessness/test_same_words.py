@@ -52,13 +52,10 @@ def run(
     client: EdgeClient,
     params: SamplingParams,
     disturb: Callable[[], object] | None = None,
-    begun: Callable[[], object] = lambda: None,
 ) -> RequestOutput:
-    """One answer; `begun` is called with its first chunk, `disturb` once, when a third of it has come."""
+    """One answer; `disturb` is called once, when a third of it has come."""
     seen = 0
     for chunk in client.stream(PROMPT, params, seed=SEED):
-        if not seen:
-            begun()
         seen += len(chunk.token_ids)
         if disturb is not None and seen >= TOKENS // 3 and chunk.output is None:
             disturb()
@@ -126,11 +123,7 @@ def test_alone(bench: Bench, reference: dict[str, Words], pace: str, drafter: st
             break
     if guesses:
         assert output.metrics.drafted_tokens > 0
-        if pace in (
-            "sync",
-            "patient tree",
-            "opt-tree",
-        ):  # a verifier that never waits may have been ahead of every guess
+        if pace in ("sync", "patient tree", "opt-tree"):  # one that never waits may have been ahead of every guess
             assert output.metrics.accepted_tokens > 0
 
 
@@ -153,27 +146,25 @@ def test_in_company(bench: Bench, reference: dict[str, Words], sampling: str, ne
     """Every way of decoding at once, each in the company of all others, through the same disturbance."""
     bench.link.configure(NETWORKS[network])
     disturbances = {"none": None, "cut": bench.link.cut, "restart": bench.restart_verifier}
-    once = threading.Lock()
-    under_way: set[tuple[str, str]] = set()
-    struck: list[int] = []  # answers that were under way when it happened: on a busy machine some begin late
+    for _ in range(5):  # on a busy machine some begin after it, or have heard all before
+        once = threading.Lock()
 
-    def disturb_once() -> None:
-        action = disturbances[disturbance]
-        if action is not None and once.acquire(blocking=False):
-            struck.append(len(under_way))
-            action()
+        def disturb_once(once: threading.Lock = once) -> None:
+            action = disturbances[disturbance]
+            if action is not None and once.acquire(blocking=False):
+                action()
 
-    def ride(way: tuple[str, str]) -> RequestOutput:
-        output = run(bench.clients[way], SAMPLING[sampling], disturb_once, lambda: under_way.add(way))
-        under_way.discard(way)
-        return output
-
-    with ThreadPoolExecutor(len(bench.clients)) as pool:
-        futures = {way: pool.submit(ride, way) for way in bench.clients}
-        outputs = {way: future.result(timeout=120) for way, future in futures.items()}
-    assert {way: output.token_ids for way, output in outputs.items()} == dict.fromkeys(outputs, reference[sampling])
+        with ThreadPoolExecutor(len(bench.clients)) as pool:
+            futures = {
+                way: pool.submit(run, client, SAMPLING[sampling], disturb_once) for way, client in bench.clients.items()
+            }
+            outputs = {way: future.result(timeout=120) for way, future in futures.items()}
+        assert {way: output.token_ids for way, output in outputs.items()} == dict.fromkeys(outputs, reference[sampling])
+        reconnects = sum(output.metrics.reconnects for output in outputs.values())
+        if disturbance == "none" or reconnects >= len(outputs) // 2:
+            break
     if disturbance != "none":
-        assert sum(output.metrics.reconnects for output in outputs.values()) >= max(1, struck[0] // 2)
+        assert reconnects >= len(outputs) // 2
 
 
 @pytest.mark.parametrize("drafter", ["onnx", "garbage", "ngram+onnx"])
@@ -195,7 +186,7 @@ def test_penalties_and_logprobs_are_those_of_streaming(bench: Bench, drafter: st
     for _ in range(10):  # see test_cut_link
         output = run(bench.clients["sync", drafter], params, bench.link.cut if cut else None)
         assert output.token_ids == expected.token_ids
-        if output.metrics.reconnects == cut:
+        if output.metrics.reconnects or not cut:
             break
     assert output.logprobs == expected.logprobs
     assert len(output.logprobs or ()) == TOKENS

@@ -208,4 +208,5 @@ def test_a_small_model_that_fails_costs_nothing_but_its_guesses(drafting: MockEn
         EdgeClient(verifier.address) as client,
     ):
         output = client.generate([5, 9, 12], PARAMS, seed=SEED)
+        until(lambda: not drafting.sequences, "its sequence is freed")
     assert output.token_ids == tuple(answer([5, 9, 12], SEED, COUNT))
