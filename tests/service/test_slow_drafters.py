@@ -256,15 +256,19 @@ def test_a_thread_that_cannot_be_started_leaks_nothing(name: str, monkeypatch: p
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    drafter, engine = MockDrafter(1, SEED, 1.0), GatedEngine(max_sequences=2)  # no session ends by itself
+    drafter, engine = MockDrafter(1, SEED, 1.0), GatedEngine(max_sequences=2, context_limit=20_000)
+
+    def given_back() -> bool:
+        engine.allow(1)  # so slowly that no session ends by itself; but a step under way does, and the next is opened
+        return not (edge._channel._links or verifier.service.sessions or queue_of(edge).taken)
+
     with InProcessVerifier(engine) as verifier, EdgeClient(verifier.address, drafter) as edge:
         with monkeypatch.context() as patched:
             patched.setattr(threading.Thread, "start", refuse)
             for _ in range(3):
                 with pytest.raises(RuntimeError, match="can't start"):
-                    edge.generate(PROMPT, SamplingParams(max_tokens=1000), seed=SEED)
-        until(lambda: not edge._channel._links, "the links end")
-        until(lambda: not verifier.service.sessions and not queue_of(edge).taken, "everything is given back")
+                    edge.generate(PROMPT, SamplingParams(max_tokens=10_000), seed=SEED)
+        until(given_back, "everything is given back")
         engine.allow(100_000)
         assert list(edge.generate(PROMPT, PARAMS, seed=SEED).token_ids) == WORDS
         until(lambda: edge.generate(PROMPT, PARAMS, seed=SEED).metrics.drafted_tokens > 0, "the drafter drafts")
