@@ -205,21 +205,24 @@ class VerifierService(pb_grpc.VerifierServiceServicer):
         """A stream from its Open to its end, which may be an error to tell the device."""
         session: Session | None = None
         attachment = 0
-        keep = False
+        keep = known = False
         try:
             session, opened, untold_prompt = await self._open(context)
             attachment = session.attachment
+            known = session.statistics.resumes > 0
             place = self._places[session.session_id]
             stream = SessionStream(session, place, self._scheduler, context, self._settings.stream, untold_prompt)
             await stream.send(pb.GenerateResponse(opened=opened))
+            known = True
             await stream.serve()
         except VerifierError as error:
-            keep = error.resumable
+            keep = known and error.resumable
             return error
         except DecodeError:
             return invalid("UNDECODABLE", "these bytes are no GenerateRequest of outrider.v1")
         except (asyncio.CancelledError, grpc.aio.BaseError):
-            keep = not _past_deadline(context)  # the stream broke; the device may come back
+            # The stream broke. The device may come back, if it was told what to come back to.
+            keep = known and not _past_deadline(context)
             raise
         except Exception as error:
             log_failure(log, "a stream failed through a fault of the verifier", error)

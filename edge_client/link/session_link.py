@@ -70,7 +70,8 @@ class SessionLink:
         self._heard_s = time.monotonic()
         self._queued = False  # by a verifier that says nothing more until there is a place
         self.waiting = False  # whether the session was told so
-        self._task = self.channel.call(self._live())
+        self._task: asyncio.Task[Any] | None = None  # once it runs
+        self.channel.call(self._live())
 
     def send(self, request: pb.GenerateRequest) -> None:
         """Send if a stream stands; otherwise drop: after `Reconnected` the session says what still matters."""
@@ -95,7 +96,9 @@ class SessionLink:
             return
         if self._outbox is not None:
             self._put(pb.GenerateRequest(cancel=pb.Cancel()))
-        elif self._session_id or not self._asked:  # a verifier that knows of the session forgets it after its lease
+        elif self._task is not None and (self._session_id or not self._asked):
+            # A verifier that knows of the session forgets it after its lease. Cancelled is the task itself: a future of
+            # another thread would tell it a turn of the loop later, when it may have asked.
             self._task.cancel()
 
     def _put(self, request: pb.GenerateRequest) -> None:
@@ -103,7 +106,10 @@ class SessionLink:
             self._outbox.put_nowait(request)
 
     async def _live(self) -> None:
+        self._task = asyncio.current_task()
         try:
+            if self._left:
+                raise left()
             with self.channel.living(self):
                 listening = asyncio.create_task(self._listen())
                 try:

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc.aio._call import StreamStreamCall
 from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.serving.address import Address
@@ -22,7 +23,7 @@ from edge_client.drafters.base import Candidates
 from edge_client.errors import SessionError
 from edge_client.link.channel import LinkSettings
 from edge_client.link.retry_policy import OpenRetryPolicy
-from edge_client.link.session_link import QUEUE_POSITION, WHOLE_OPEN_BYTES
+from edge_client.link.session_link import QUEUE_POSITION, WHOLE_OPEN_BYTES, SessionLink
 from edge_client.types import LinkState
 from netlab.link import LinkSettings as RoadSettings
 from speculation.pace.base import Synchronous
@@ -444,3 +445,36 @@ def test_a_verifier_refuses_to_go_on_under_another_prompt_than_the_device_knows(
 def test_fingerprints_of_prompts_are_the_contract_s() -> None:
     assert prompt_fingerprint(PROMPT) == 0x86EA0DCB03464C2E
     assert len({prompt_fingerprint(ids) for ids in ([1, 2], [2, 1], [1, 2, 0], [258])}) == 4
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before its connection stands", "just when it stands"])
+def test_whoever_gives_up_before_asking_is_not_asked_for(early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if the connection stands by the time that it gives up, and only has not been told yet."""
+    asked: list[int] = []
+    ask, connect = SessionLink._opening, StreamStreamCall.wait_for_connection
+
+    def heard(link: SessionLink) -> pb.Open:
+        asked.append(link.open_request.seed)
+        return ask(link)
+
+    async def given_up(call: Any) -> None:
+        if early:
+            leave()
+        await connect(call)
+        if not early:
+            asyncio.get_running_loop().call_soon(leave)
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(SessionLink, "_opening", heard)
+    with InProcessVerifier(MockEngine()) as verifier, EdgeClient(verifier.address) as edge:
+
+        def leave() -> None:
+            for link in edge._channel._links.values():
+                link.leave()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(StreamStreamCall, "wait_for_connection", given_up)
+            with pytest.raises(SessionError, match="cancelled"):
+                edge.generate(PROMPT, FEW, seed=SEED)
+        assert list(edge.generate(PROMPT, FEW, seed=SEED + 1).token_ids) == answer(PROMPT, SEED + 1, 3)
+    assert asked == [SEED + 1]

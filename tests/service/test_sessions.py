@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from cloud_verifier.scheduling.scheduler import SchedulerSettings
 from cloud_verifier.scheduling.session import Session
 from cloud_verifier.serving.admission import AdmissionSettings
 from cloud_verifier.serving.service import ServiceSettings
+from cloud_verifier.serving.stream import SessionStream
 from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.harness import InProcessVerifier, LetterCodec
 from tests.mock_engine import EOS, MockEngine, answer, next_token
@@ -108,6 +110,26 @@ def test_after_its_lease_a_session_is_gone_and_continues_from_its_tokens() -> No
         assert refusal[:2] == ("NOT_FOUND", "SESSION")
         assert "continue_from" in refusal.sentence
         assert whole(verifier, ask(continue_from=right[:1])).tokens == right[1:]
+
+
+def test_a_session_that_its_device_never_heard_of_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given up while it was opened: nobody knows what to come back to."""
+    send, unheard = SessionStream.send, threading.Event()
+
+    async def never_opened(stream: SessionStream, response: pb.GenerateResponse) -> None:
+        if response.HasField("opened"):
+            unheard.set()
+            await asyncio.Event().wait()
+        await send(stream, response)
+
+    with InProcessVerifier(MockEngine(max_sequences=1)) as verifier:
+        with monkeypatch.context() as patched:
+            patched.setattr(SessionStream, "send", never_opened)
+            with Stream(verifier.address, ask(waiting=True)):
+                assert unheard.wait(DEADLINE_S)
+                assert verifier.service.sessions == 1
+        until(lambda: verifier.service.sessions == 0, "it is forgotten")
+        assert whole(verifier, ask()).tokens == WORDS
 
 
 def letters(tokens: Sequence[int]) -> str:

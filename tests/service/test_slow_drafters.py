@@ -256,7 +256,7 @@ def test_a_thread_that_cannot_be_started_leaks_nothing(name: str, monkeypatch: p
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    drafter, engine = MockDrafter(1, SEED, 1.0), GatedEngine(max_sequences=2, context_limit=20_000)
+    drafter, engine = MockDrafter(1, SEED, 1.0), GatedEngine(max_sequences=3, context_limit=20_000)
 
     def given_back() -> bool:
         engine.allow(1)  # so slowly that no session ends by itself; but a step under way does, and the next is opened
