@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from cloud_verifier.engines.base import Block, Choices, EngineDead, EngineFull, TargetEngine
 from cloud_verifier.log_redaction import log_failure
 from cloud_verifier.scheduling.own_guesses import OwnGuesses
-from cloud_verifier.scheduling.preemption import Preemption
+from cloud_verifier.scheduling.preemption import Company, Preemption
 from cloud_verifier.scheduling.session import Session
 from cloud_verifier.scheduling.stepping import NO_GUESSES, Evaluated, Planned, Stepping
 from cloud_verifier.scheduling.token_budget import Want
@@ -29,15 +29,8 @@ class BlockStepping(Stepping[Block, Choices]):
     def preemptions(self) -> int:
         return self.seats.preemptions
 
-    def seat(
-        self,
-        session: Session,
-        others: Collection[Session],
-        kept: Collection[Session],
-        due: Collection[Session],
-        now_s: float,
-    ) -> bool:
-        return self.seats.take(session, others, kept, due, now_s)
+    def seat(self, session: Session, company: Company) -> bool:
+        return self.seats.take(session, company)
 
     def want(self, session: Session) -> Want:
         return Want(session.line.length - session.cached, session.guesses, session.survivals)

@@ -17,12 +17,27 @@ for it, and nobody's reading is thrown away half done: no deadlock, and no livel
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 from cloud_verifier.engines.base import EngineFull, TargetEngine
 from cloud_verifier.scheduling.session import Session
 
 IDLE_S = 1.0  # a session that waits for its device as long as this may have to read its log again
 PRIORITY_S = 1.0  # of waiting, that one level of priority is worth
+
+
+@dataclass(frozen=True)
+class Company:
+    """Whom a session meets that asks for room.
+
+    others: whose keys and values may be taken, except those of `seated`, which have room in this step. due: those that
+    have something to do.
+    """
+
+    others: Collection[Session]
+    seated: Collection[Session]
+    due: Collection[Session]
+    now_s: float
 
 
 class Preemption:
@@ -32,24 +47,16 @@ class Preemption:
         self._engine = engine
         self.preemptions = 0
 
-    def take(
-        self,
-        session: Session,
-        others: Collection[Session],
-        kept: Collection[Session],
-        due: Collection[Session],
-        now_s: float,
-    ) -> bool:
+    def take(self, session: Session, company: Company) -> bool:
         """Make room for what a session's log has that the engine has not; whether there is any.
 
-        others: whose keys and values may be taken, except those of `kept`. due: those that have something to do. Raises
-        EngineFull if the session can never have room: nobody else has any.
+        Raises EngineFull if the session can never have room: nobody else has any.
         """
         fresh = session.sequence is None
         if session.sequence is None:
             session.sequence = self._engine.open(session.line.log, session.owner)
             session.cached = self._engine.length(session.sequence)
-        victims = self._victims(session, others, kept, due, now_s)
+        victims = self._victims(session, company)
         while True:
             try:
                 self._engine.reserve(session.sequence, session.line.length - session.cached)
@@ -59,7 +66,7 @@ class Preemption:
                     continue
                 if fresh:
                     self._close(session)
-                if all(other.sequence is None for other in others if other is not session):
+                if all(other.sequence is None for other in company.others if other is not session):
                     raise
                 return False
             if session.found is None:
@@ -67,22 +74,16 @@ class Preemption:
             session.evicted = False
             return True
 
-    def _victims(
-        self,
-        session: Session,
-        others: Collection[Session],
-        kept: Collection[Session],
-        due: Collection[Session],
-        now_s: float,
-    ) -> Iterator[Session]:
+    def _victims(self, session: Session, company: Company) -> Iterator[Session]:
         """Whose keys and values a session may take, in order. Looks at the others once the first is asked for: there
         is room as a rule, and to look for every session of every step costs the square of the sessions."""
-        held = [other for other in others if other.sequence is not None and other is not session]
-        resting = {v for v in held if v not in due and (not v.attached or now_s - v.ready_since_s >= IDLE_S)}
+        held = [other for other in company.others if other.sequence is not None and other is not session]
+        idle_since_s = company.now_s - IDLE_S
+        resting = {v for v in held if v not in company.due and (not v.attached or v.ready_since_s <= idle_since_s)}
         juniors = [v for v in held if v not in resting and v.has_written and _rank(v) > _rank(session)]
         yield from (
-            *sorted(resting - set(kept), key=lambda v: (v.attached, v.ready_since_s)),
-            *sorted((v for v in juniors if v not in kept), key=_rank, reverse=True),
+            *sorted(resting - set(company.seated), key=lambda v: (v.attached, v.ready_since_s)),
+            *sorted((v for v in juniors if v not in company.seated), key=_rank, reverse=True),
         )
 
     def give_up(self, session: Session) -> None:

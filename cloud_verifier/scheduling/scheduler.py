@@ -29,7 +29,7 @@ from cloud_verifier.scheduling.engine_thread import EngineThread
 from cloud_verifier.scheduling.load import Load
 from cloud_verifier.scheduling.own_guesses import OwnGuesses
 from cloud_verifier.scheduling.position_cost import PositionCost
-from cloud_verifier.scheduling.preemption import PRIORITY_S
+from cloud_verifier.scheduling.preemption import PRIORITY_S, Company
 from cloud_verifier.scheduling.session import LastStep, Session
 from cloud_verifier.scheduling.stepping import Planned, Stepping
 from cloud_verifier.scheduling.token_budget import allocate
@@ -182,13 +182,13 @@ class Scheduler:
         due = self._due(now)
         due.sort(key=lambda pair: pair[0] - pair[1].priority * PRIORITY_S)
         # Preemption before positions: those who find no room must not take the turn of those whose going on makes some.
-        working = {session for _, session in due}
         seated: dict[Session, float] = {}
+        company = Company(self._sessions, seated, {session for _, session in due}, now)
         for due_s, session in due:
             if len(seated) == settings.step_tokens:
                 break
             try:
-                if self._stepping.seat(session, self._sessions, seated, working, now):
+                if self._stepping.seat(session, company):
                     seated[session] = due_s
             except Exception as error:  # EngineFull, against what `info` promises, or worse
                 self._fail(session, error)

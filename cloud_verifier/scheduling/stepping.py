@@ -7,10 +7,11 @@ is told, and what the engine answers into log. All state is in the sessions and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+from cloud_verifier.scheduling.preemption import Company
 from cloud_verifier.scheduling.session import Session
 from cloud_verifier.scheduling.token_budget import Want
 from speculation.verifier_tree import Picked
@@ -54,15 +55,8 @@ class Stepping(ABC, Generic[Work, Result]):
         """How often a session's keys and values were given up for another's."""
 
     @abstractmethod
-    def seat(
-        self,
-        session: Session,
-        others: Collection[Session],
-        kept: Collection[Session],
-        due: Collection[Session],
-        now_s: float,
-    ) -> bool:
-        """Whether there is room for a session in the step. The arguments are those of `Preemption.take`."""
+    def seat(self, session: Session, company: Company) -> bool:
+        """Whether there is room for a session in the step."""
 
     @abstractmethod
     def want(self, session: Session) -> Want:

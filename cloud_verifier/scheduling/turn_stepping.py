@@ -6,10 +6,11 @@ before. What the engine holds of it is the engine's own business, and so are sea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from cloud_verifier.engines.self_scheduling import SelfSchedulingEngine, Turn, Written
+from cloud_verifier.scheduling.preemption import Company
 from cloud_verifier.scheduling.session import Session
 from cloud_verifier.scheduling.stepping import NO_GUESSES, Evaluated, Planned, Stepping
 from cloud_verifier.scheduling.token_budget import Want
@@ -25,14 +26,7 @@ class TurnStepping(Stepping[Turn, Written]):
     def preemptions(self) -> int:
         return self._engine.preemptions
 
-    def seat(
-        self,
-        session: Session,
-        others: Collection[Session],
-        kept: Collection[Session],
-        due: Collection[Session],
-        now_s: float,
-    ) -> bool:
+    def seat(self, session: Session, company: Company) -> bool:
         if session.sequence is None:
             session.sequence = self._engine.open(session.line.log, session.sampler, session.owner)
         return True
