@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from speculation.draft_tree import MAX_LOOKAHEAD, UNSAID_CONFIDENCE, DraftError, Outcome
@@ -70,25 +70,50 @@ class Picked:
 
     nodes: Sequence[Node]
     parents: Sequence[int] = ()
-    own: range = range(0)
+    own: frozenset[int] = frozenset()
 
-    @property
-    def trunk(self) -> int:
-        """How many of the guesses, from the first on, are one path: the likeliest."""
-        for index, parent in enumerate(self.parents):
-            if parent != index - 1:
-                return index
-        return len(self.nodes)
+    def parent(self, index: int) -> int:
+        """Of a guess, see above."""
+        return self.parents[index] if self.parents else index - 1
 
-    def with_own(self, own: Sequence[Node]) -> Picked:
-        """The same with guesses of the verifier's own, one after the other, at the end of the trunk."""
-        trunk, more = self.trunk, len(own)
-        nodes = [*self.nodes[:trunk], *own, *self.nodes[trunk:]]
-        parents: Sequence[int] = ()
-        if self.parents:
-            behind = [parent + more if parent >= trunk else parent for parent in self.parents[trunk:]]
-            parents = [*range(-1, trunk + more - 1), *behind]
-        return Picked(nodes, parents, range(trunk, trunk + more))
+    def path_to(self, index: int) -> list[int]:
+        """The tokens from the log to a guess; none for -1."""
+        tokens = []
+        while index >= 0:
+            tokens.append(self.nodes[index].token)
+            index = self.parent(index)
+        return tokens[::-1]
+
+    def with_own(self, lines: Mapping[int, Sequence[Node]]) -> Picked:
+        """The same with lines of the verifier's own, each behind the guess that it hangs on and what hangs there."""
+        children: dict[int, list[int]] = {}
+        for index in range(len(self.nodes)):
+            children.setdefault(self.parent(index), []).append(index)
+        nodes: list[Node] = []
+        parents: list[int] = []
+        own: list[int] = []
+        stack: list[tuple[int | Sequence[Node], int]] = []  # what waits to be laid out, and what it hangs on
+
+        def hang_on(before: int, now: int) -> None:
+            if line := lines.get(before):
+                stack.append((line, now))
+            stack.extend((child, now) for child in reversed(children.get(before, ())))
+
+        hang_on(-1, -1)
+        while stack:
+            waiting, parent = stack.pop()
+            if isinstance(waiting, int):
+                nodes.append(self.nodes[waiting])
+                parents.append(parent)
+                hang_on(waiting, len(nodes) - 1)
+                continue
+            for node in waiting:
+                own.append(len(nodes))
+                nodes.append(node)
+                parents.append(parent)
+                parent = len(nodes) - 1
+        plain = all(parent == index - 1 for index, parent in enumerate(parents))
+        return Picked(nodes, () if plain else parents, frozenset(own))
 
     @property
     def tokens(self) -> list[int]:
@@ -134,6 +159,11 @@ class VerifierTree:
     def guesses(self) -> list[int]:
         """The likeliest path by what the device said first: of a line, all of it."""
         return [node.token for node in self.first_path()]
+
+    @property
+    def first_guesses(self) -> list[Node]:
+        """Those that hang on the log, as they came."""
+        return list(self._root.children.values())
 
     def draft(
         self,

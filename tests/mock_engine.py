@@ -85,6 +85,10 @@ class MockEngine(TargetEngine):
         finally:
             self._busy.release()
 
+    def choice(self, tokens: Sequence[int], seed: int) -> int:
+        """What it goes on with."""
+        return next_token(tokens, seed, self.eos_every)
+
     def _evaluate(self, block: Block) -> Choices:
         tokens = self.sequences[block.sequence]
         chosen = []
@@ -96,17 +100,17 @@ class MockEngine(TargetEngine):
             tokens += block.tokens[: len(block.tokens) - count]
             guesses = list(block.tokens[len(block.tokens) - count :])
             self.branches[block.sequence] = (len(tokens), guesses)
-            chosen = [next_token(tokens, block.sampler.seed, self.eos_every)]
+            chosen = [self.choice(tokens, block.sampler.seed)]
             for index in range(count):
                 path = [guesses[guess] for guess in path_to(block.parents, index)]
-                chosen.append(next_token([*tokens, *path], block.sampler.seed, self.eos_every))
+                chosen.append(self.choice([*tokens, *path], block.sampler.seed))
             tokens += guesses[: runs_of(block.parents)[0].last]
             wanted = block.sampler.params.logprobs is not None
             return Choices(chosen, [Logprobs(-float(t), (), ()) for t in chosen] if wanted else ())
         for index, token in enumerate(block.tokens):
             tokens.append(token)
             if index >= len(block.tokens) - block.choices:
-                chosen.append(next_token(tokens, block.sampler.seed, self.eos_every))
+                chosen.append(self.choice(tokens, block.sampler.seed))
         wanted = block.sampler.params.logprobs is not None
         return Choices(chosen, [Logprobs(-float(t), (), ()) for t in chosen] if wanted else ())
 

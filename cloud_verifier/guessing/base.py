@@ -6,7 +6,7 @@ A guess can be wrong in every way and change no word: it is judged by the rule t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,18 +42,28 @@ class Guesser(ABC):
         """Free what it holds; the session is over."""
 
 
+class Start(NamedTuple):
+    """A place on a device's path. survival: of a guess of the source's own there, unless the device says the same.
+
+    said: of the tokens that the device says there, the probability that they and all before them are right.
+    """
+
+    survival: float
+    said: Mapping[int, float]
+
+
 @dataclass(frozen=True)
 class Job:
-    """A session for which guesses are drawn after its log and then a path.
+    """A session for which guesses are drawn after its log, and beside a path that its device has drawn there.
 
-    survival: probability that the whole path is right. most: guesses that a step would take. probability: of the guess
-    at this place after the path, if all before it are right.
+    starts: after the log and after each token of the path. most: guesses that a step would take. probability: of the
+    guess at this place of a line of its own, if all before it are right.
     """
 
     guesser: Guesser
     log: Sequence[int]
     path: Sequence[int]
-    survival: float
+    starts: Sequence[Start]
     most: int
     probability: Callable[[int], float]
 

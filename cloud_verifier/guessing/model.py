@@ -20,29 +20,39 @@ from speculation.draft_tree import UNSAID_CONFIDENCE
 log = logging.getLogger(__name__)
 
 READ_TOKENS = 256  # of prompts, before one step, all sessions together
+FEW_TOKENS = 8  # a block of so many takes hardly longer than one
+UNASKED = -1
 SLOW = 0.1  # how fast the time of a forward is learned
+
+Path = tuple[int, ...]  # tokens after the log
 
 
 class ModelGuesser(Guesser):
-    """One session's sequence of the model. held: its tokens; agreed: how many of them, from the first on, are known to
-    be the log's. ready: what was drawn: the length of the log then, the path after it and the guesses after that."""
+    """One session's sequence of the model.
+
+    held: its tokens, of which the first `agreed` are known to be the log's. said: after each of them what the model
+    would go on with, UNASKED where it was not asked. ready: the length of the log when guesses were drawn, and what the
+    model says after the log and each of the paths from there.
+    """
 
     def __init__(self, source: DraftModel, sampler: Sampler) -> None:
         self.source, self.sampler = source, sampler
         self.sequence: SequenceId | None = None
         self.held: list[int] = []
+        self.said: list[int] = []
         self.agreed = 0
-        self.ready: tuple[int, list[int]] = (0, [])
+        self.ready: tuple[int, dict[Path, int]] = (0, {})
 
     @property
     def batch(self) -> BatchedSource:
         return self.source
 
     def after(self, log: Sequence[int], path: Sequence[int]) -> Generator[OwnGuess, None, None]:
-        length, tokens = self.ready
-        if length == len(log) and tokens[: len(path)] == list(path):  # or else the device has said more meanwhile
-            for token in tokens[len(path) :]:
-                yield OwnGuess(token, UNSAID_CONFIDENCE)
+        length, choices = self.ready
+        at = tuple(path)
+        while length == len(log) and (token := choices.get(at)) is not None:
+            yield OwnGuess(token, UNSAID_CONFIDENCE)
+            at += (token,)
 
     def close(self) -> None:
         if (sequence := self.sequence) is not None:
@@ -51,15 +61,50 @@ class ModelGuesser(Guesser):
 
 
 @dataclass
+class _Tip:
+    """Where a session's guesses may go on. path: from the log. own: how many of it, at its end, are the model's own.
+    survival: probability that all of it is right."""
+
+    survival: float
+    path: Path
+    own: int
+
+
+@dataclass
 class _Drawing:
-    """A session's guesses as they are drawn. survival: of the next one."""
+    """A session whose guesses are being drawn."""
 
     job: Job
     guesser: ModelGuesser
     sequence: SequenceId
-    tokens: list[int]
-    survival: float
-    drawn: int = field(default=0)
+    choices: dict[Path, int]
+    tips: list[_Tip] = field(default_factory=list)
+    drawn: int = 0
+
+    def next(self) -> _Tip | None:
+        """The likeliest."""
+        if self.drawn >= self.job.most or not self.tips:
+            return None
+        return max(self.tips, key=lambda tip: tip.survival)
+
+    def begin(self) -> None:
+        """The model has read the path: find where it says something else, or goes on."""
+        job, said = self.job, self.guesser.said
+        for length, start in enumerate(job.starts):
+            index, path = len(job.log) - 1 + length, tuple(job.path[:length])
+            if index >= len(said) or (token := said[index]) == UNASKED:
+                return
+            self.choices[path] = token
+            if length == len(job.path) or token != job.path[length]:
+                own = token not in start.said
+                self.tips.append(_Tip(start.said.get(token, start.survival), (*path, token), int(own)))
+
+    def go_on(self, tip: _Tip, token: int) -> None:
+        """The model says this after the tip."""
+        self.choices[tip.path] = token
+        self.tips.remove(tip)
+        self.tips.append(_Tip(tip.survival * self.job.probability(tip.own), (*tip.path, token), tip.own + 1))
+        self.drawn += 1
 
 
 class DraftModel(BatchedSource):
@@ -75,55 +120,62 @@ class DraftModel(BatchedSource):
         return ModelGuesser(self, sampler)
 
     def draw(self, jobs: Sequence[Job], worth: Worth) -> None:
+        """First it reads the devices' paths, and says at each place what it would go on with. Then each session's
+        likeliest tip is drawn out by one token, and again."""
+        if not worth(sum(start.survival for job in jobs for start in job.starts), len(jobs), self._forward_s):
+            return
         left = READ_TOKENS
         drawing: list[_Drawing] = []
-        blocks: list[Block] = []
-        hopes = sum(job.survival * job.probability(0) for job in jobs)
-        if not worth(hopes, len(jobs), self._forward_s):
-            return
+        reading: list[tuple[_Drawing, Block]] = []
         for job in jobs:
+            if len(job.log) + len(job.path) + job.most > self.engine.info.context_limit:
+                continue
             guesser = job.guesser
             assert isinstance(guesser, ModelGuesser)
             try:
-                sequence = self._sequence(guesser, job.log)
-                lacking = self._lacking(guesser, sequence, job)[: max(0, left)]
-                if not lacking:
-                    continue
-                self.engine.reserve(sequence, len(lacking) + job.most)
+                one = _Drawing(job, guesser, self._sequence(guesser, job.log), {})
+                block = self._block(one, tuple(job.path), left, len(job.starts))
             except EngineFull:  # it goes on without
                 continue
-            left -= len(lacking)
-            guesser.held += lacking
-            whole = len(guesser.held) == len(job.log) + len(job.path)
-            blocks.append(Block(sequence, lacking, int(whole), guesser.sampler))
-            drawing.append(_Drawing(job, guesser, sequence, [*job.path], job.survival))
-        while blocks:
-            drawing = self._step(drawing, blocks)
-            drawing = [one for one in drawing if one.drawn < one.job.most]
-            hopes = sum(one.survival for one in drawing)
-            if not drawing or not worth(hopes, len(drawing), self._forward_s):
+            drawing.append(one)
+            if block is not None:
+                left -= len(block.tokens)
+                reading.append((one, block))
+        self._step(reading)
+        for one in drawing:
+            one.begin()
+            one.guesser.ready = len(one.job.log), one.choices
+        while tips := [(one, tip) for one in drawing if (tip := one.next()) is not None]:
+            hopes = sum(tip.survival * one.job.probability(tip.own) for one, tip in tips)
+            if not worth(hopes, len(tips), self._forward_s):
                 return
-            blocks = [Block(one.sequence, one.tokens[-1:], 1, one.guesser.sampler) for one in drawing]
-            for one in drawing:
-                one.guesser.held.append(one.tokens[-1])
+            blocks: list[tuple[_Drawing, Block]] = []
+            for one, tip in tips:
+                try:
+                    block = self._block(one, tip.path, READ_TOKENS, 1)
+                except EngineFull:
+                    one.tips.clear()
+                    continue
+                assert block is not None  # its last token was never read
+                blocks.append((one, block))
+            self._step(blocks)
+            for one, tip in tips:
+                if one.tips:
+                    one.go_on(tip, one.guesser.said[-1])
 
-    def _step(self, drawing: Sequence[_Drawing], blocks: Sequence[Block]) -> list[_Drawing]:
-        """One forward; those that have another guess."""
+    def _step(self, work: Sequence[tuple[_Drawing, Block]]) -> None:
+        """One forward."""
+        if not work:
+            return
+        blocks = [block for _, block in work]
         began_s = self._clock()
         results = self.engine.step(blocks)
         took_s = self._clock() - began_s
-        if all(len(block.tokens) == 1 for block in blocks):  # not those that read
+        if max(len(block.tokens) for block in blocks) <= FEW_TOKENS:  # not those that read
             self._forward_s += SLOW * (took_s - self._forward_s) if self._forward_s else took_s
-        going_on = []
-        for one, choices in zip(drawing, results, strict=True):
-            if not choices.tokens:
-                continue
-            one.tokens.append(choices.tokens[0])
-            one.guesser.ready = len(one.job.log), one.tokens
-            one.survival *= one.job.probability(one.drawn)
-            one.drawn += 1
-            going_on.append(one)
-        return going_on
+        for (one, block), choices in zip(work, results, strict=True):
+            one.guesser.held += block.tokens
+            one.guesser.said += [UNASKED] * (len(block.tokens) - block.choices) + [*choices.tokens]
 
     def _sequence(self, guesser: ModelGuesser, text: Sequence[int]) -> SequenceId:
         if guesser.sequence is None:
@@ -131,23 +183,32 @@ class DraftModel(BatchedSource):
             guesser.sequence = self.engine.open(text, f"draft {self._scopes}")
         return guesser.sequence
 
-    def _lacking(self, guesser: ModelGuesser, sequence: SequenceId, job: Job) -> list[int]:
-        """What the sequence lacks of log and path, at least the last token; nothing if that is too long for it."""
-        text, path, held = job.log, job.path, guesser.held
-        if len(text) + len(path) + job.most > self.engine.info.context_limit:
-            return []
+    def _block(self, one: _Drawing, path: Path, most: int, asked: int) -> Block | None:
+        """What makes the sequence hold log and path, as far as `most` tokens go, with the model's choices at the last
+        `asked` places; None if they are known, or nothing may be read. Raises EngineFull."""
+        guesser, text, held = one.guesser, one.job.log, one.guesser.held
         kept = guesser.agreed
         while kept < min(len(held), len(text)) and held[kept] == text[kept]:
             kept += 1
         guesser.agreed = kept
+        wanted = [*text[kept:], *path]
         if kept == len(text):
             while kept < min(len(held), len(text) + len(path)) and held[kept] == path[kept - len(text)]:
                 kept += 1
-        kept = min(kept, len(text) + len(path) - 1)
-        if kept < len(held):
-            self.engine.truncate(sequence, kept)
-            del held[kept:]
-        return [*text[kept:], *path[max(0, kept - len(text)) :]]
+            wanted = list(path[kept - len(text) :])
+        end = len(text) + len(path)
+        first = end - asked
+        unknown = next((at for at in range(first, kept) if guesser.said[at] == UNASKED), kept)
+        wanted = [*held[unknown:kept], *wanted][: max(0, most)]
+        if unknown < len(held):
+            self.engine.truncate(one.sequence, unknown)
+            del held[unknown:], guesser.said[unknown:]
+            guesser.agreed = min(guesser.agreed, unknown)
+        if not wanted:
+            return None
+        self.engine.reserve(one.sequence, len(wanted))
+        choices = max(0, min(len(wanted), unknown + len(wanted) - first))
+        return Block(one.sequence, wanted, choices, guesser.sampler)
 
     def failed(self, error: Exception) -> None:
         log_failure(log, "the draft model failed; its sessions go on without it", error)

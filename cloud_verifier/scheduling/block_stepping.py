@@ -54,9 +54,10 @@ class BlockStepping(Stepping[Block, Choices]):
         """The guesses of a session that a step has room for, and the engine too: if not for all, then without the
         verifier's own, then for a line."""
         assert session.sequence is not None
-        for trees in (True, False) if room and self._engine.info.trees and session.line.forked else (False,):
+        branching = self._engine.info.trees
+        for trees in (True, False) if room and branching and session.line.forked else (False,):
             picked = session.pick(room, trees=trees) if room else NO_GUESSES
-            for guesses in (self._own.after(session, picked), picked):
+            for guesses in (self._own.beside(session, picked, trees=branching), picked):
                 if not guesses.nodes:
                     continue
                 try:

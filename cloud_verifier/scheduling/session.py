@@ -255,9 +255,12 @@ class Session:
         """Of a guess of the device's being right, if all before it are."""
         return self.calibration.probability(node.confidence, node.depth, node.rank)
 
-    def own_probability(self, place: int, confidence: float = UNSAID_CONFIDENCE) -> float:
-        """Of the verifier's own guess at this place after the device's being right, if all before it are."""
-        return self.own_calibration.probability(confidence, place)
+    def own_probability(self, place: int, confidence: float = UNSAID_CONFIDENCE, *, beside: bool = False) -> float:
+        """Of the verifier's own guess at this place of its line being right, if all before it are.
+
+        beside: the device has guesses there, too, of which none is right.
+        """
+        return self.own_calibration.probability(confidence, place, int(beside))
 
     def replay(self, tokens: Sequence[int]) -> None:
         """Take over answer tokens from an earlier life of the session (`continue_from`)."""
@@ -302,15 +305,18 @@ class Session:
         return written
 
     def _learn_own(self, picked: Picked, path: Sequence[int]) -> None:
-        """What became of the verifier's own guesses, up to the first wrong one."""
-        own = picked.own
-        if not own or (own.start and own.start - 1 not in path):
+        """What became of the verifier's own guesses at the places that the log reached. One beside a guess of the
+        device's that is right says nothing."""
+        if not picked.own:
             return
-        for index in own:
-            node, right = picked.nodes[index], index in path
-            self.own_calibration.learn(Outcome(node.depth, node.confidence, right))
-            if not right:
-                return
+        reached = {picked.parent(index): index for index in path}
+        for index in sorted(picked.own):
+            place, node = picked.parent(index), picked.nodes[index]
+            if place != -1 and place not in path:
+                continue
+            right = reached.get(place) == index
+            if right or not node.rank or place not in reached:
+                self.own_calibration.learn(Outcome(node.depth, node.confidence, right, node.rank))
 
     def _write(self, tokens: Sequence[int], drafted: Sequence[bool] = (), own: Sequence[bool] = ()) -> tuple[int, int]:
         """Write tokens up to where the answer ends. drafted, own: of the first ones, which are checked guesses, whether

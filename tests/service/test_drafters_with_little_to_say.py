@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from cloud_verifier.engines.base import Block, Choices
 from edge_client.client import EdgeClient
 from edge_client.drafters.base import Candidates, Drafter
 from edge_client.drafters.lookup.chain import ChainDrafter
@@ -45,10 +44,8 @@ class Repeating(MockEngine):
         super().__init__()
         self._period = period
 
-    def _evaluate(self, block: Block) -> Choices:
-        count = len(super()._evaluate(block).tokens)
-        tokens = self.sequences[block.sequence]
-        return Choices([tokens[n - self._period] for n in range(len(tokens) - count + 1, len(tokens) + 1)])
+    def choice(self, tokens: Sequence[int], seed: int) -> int:
+        return tokens[len(tokens) - self._period] if len(tokens) >= self._period else 2
 
 
 class Silent(MockDrafter):

@@ -117,7 +117,26 @@ def test_guesses_of_both_are_told_apart(step_tokens: int, trees: bool) -> None:
         assert metrics.own_verified_tokens == 0
     if step_tokens == 64:
         assert metrics.own_accepted_tokens > COUNT // 4
-        assert metrics.accepted_tokens > COUNT // 4
+        assert metrics.accepted_tokens > COUNT // 10
+
+
+@pytest.mark.parametrize("trees", [True, False])
+@pytest.mark.parametrize("source", ["lookup of a sort", "a model"])
+def test_a_device_that_guesses_in_vain_takes_nothing_from_the_verifiers_own(source: str, trees: bool) -> None:
+    """Its line is wrong from the first guess on: the verifier's own stand beside it."""
+    with (
+        InProcessVerifier(
+            PacedEngine(MockEngine(trees=trees), STEP_MS, 0.0),
+            guessers=DraftModel(Often()) if source == "a model" else Wild,
+        ) as verifier,
+        EdgeClient(verifier.address, MockDrafter(3, SEED, 0.0), pace=lambda: Synchronous(4)) as client,
+    ):
+        output = client.generate([5, 9, 12], PARAMS, seed=SEED)
+    assert output.token_ids == tuple(answer([5, 9, 12], SEED, COUNT))
+    metrics = output.metrics
+    assert metrics.target_forwards + metrics.accepted_tokens + metrics.own_accepted_tokens == COUNT
+    assert metrics.verified_tokens > 0
+    assert metrics.own_accepted_tokens > COUNT // 4
 
 
 class Broken(Wild):
