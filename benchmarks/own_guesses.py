@@ -21,8 +21,10 @@ from rich.table import Table
 
 from benchmarks import report
 from edge_client.client import EdgeClient
+from edge_client.drafters.base import Drafter
 from edge_client.types import RequestOutput
 from netlab.console import print_whole
+from netlab.experiments import drafters
 from netlab.experiments.rig import DEMO
 from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
@@ -64,7 +66,10 @@ def row(rtt_ms: float, way: str, outputs: dict[str, list[RequestOutput]]) -> dic
 
 @click.command(context_settings={"show_default": True})
 @click.option("--rtt-ms", "rtts_ms", multiple=True, type=float, default=(0.0, 20.0, 50.0, 100.0, 200.0, 400.0))
-@click.option("--drafter", default=str(DEMO / "drafter.gguf"), help="The device's.")
+@click.option(
+    "--drafter", default=str(DEMO / "drafter.gguf"), help="The device's; `garbage` for one that is always wrong."
+)
+@click.option("--draft-ms", default=0.0, help="Least time of a guess of the device's.")
 @click.option("--draft-model", default=str(DEMO / "drafter.gguf"), help="The verifier's; `ngram` for lookup.")
 @click.option("--step-ms", default=30.0, help="Least time of a step of the target, its own guesses aside.")
 @click.option("--step-ms-per-token", default=0.1, help="And so much more for each position.")
@@ -86,10 +91,16 @@ def main(rtts_ms: tuple[float, ...], json_file: Path | None, **settings: Any) ->
         LinkProcess(("127.0.0.1", plain.port), LinkSettings()) as to_plain,
         LinkProcess(("127.0.0.1", helped.port), LinkSettings()) as to_helped,
     ):
-        clients = {
-            way: EdgeClient(
-                f"127.0.0.1:{(to_helped if own else to_plain).port}", settings["drafter"] if drafts else None
+        with EdgeClient(plain.address) as client:
+            info = client.model_info()
+
+        def drafter() -> Drafter | None:
+            return drafters.load(
+                settings["drafter"], settings["draft_ms"], info.vocabulary_size, info.vocabulary_fingerprint
             )
+
+        clients = {
+            way: EdgeClient(f"127.0.0.1:{(to_helped if own else to_plain).port}", drafter() if drafts else None)
             for way, (own, drafts) in WAYS.items()
         }
         for rtt_ms in rtts_ms:

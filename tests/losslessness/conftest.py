@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,21 +114,28 @@ class Bench:
     verifier: VerifierProcess
     link: LinkProcess
     clients: dict[tuple[str, str], EdgeClient] = field(default_factory=dict)
+    restarts: int = 0
 
     def restart_verifier(self) -> None:
-        """Kill it as a crash would, and start another on the same port."""
+        """Kill it as a crash would, and start another on the same port, which guesses in another way."""
         port = self.verifier.port
         self.verifier.kill()
         self.verifier.stop()
-        self.verifier = start_verifier(self.target, port)
+        self.restarts += 1
+        self.verifier = start_verifier(self.target, port, OWN_GUESSES[self.restarts % len(OWN_GUESSES)])
 
 
-def start_verifier(target: Path = DEMO / "target", port: int = 0) -> VerifierProcess:
+OWN_GUESSES = (("--draft-model", str(DEMO / "drafter.gguf")), ("--own-guesses", "ngram"))
+
+
+def start_verifier(
+    target: Path = DEMO / "target", port: int = 0, own: Sequence[str] = OWN_GUESSES[0]
+) -> VerifierProcess:
     """With llama.cpp the demo's target writes an answer in a few milliseconds, before anything can happen to it.
 
-    That one guesses, too: who is right beside whom is the scheduler's business, not the engine's.
+    That one guesses, too, in the way of `own`: who is right beside whom is the scheduler's business, not the engine's.
     """
-    more = ["--step-ms", "20", "--own-guesses", "ngram"] if target.suffix == ".gguf" else []
+    more = ["--step-ms", "20", *own] if target.suffix == ".gguf" else []
     return VerifierProcess(target, port=port, options=["--threads", "1", "--max-sessions", "32", *more])
 
 
