@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from speculation.draft_tree import Outcome
 from speculation.pace.base import News
 from speculation.pace.estimators import Calibration, TransferTime, Window
 
@@ -40,7 +37,7 @@ class Experience:
         if news.forward_ms > 0:
             queue_ms = max(0.0, news.queue_ms - news.forward_ms) if waited else news.queue_ms
             self.step.add(news.forward_ms + queue_ms)
-        if not _ends_a_path(news.outcomes):  # the verifier's own guesses went on after a wrong one
+        if not news.used:  # or else own guesses went on where the device's ended
             self.fill_tokens += LEARN * (1 + news.own - self.fill_tokens)
         for outcome in news.outcomes:
             self.calibration.learn(outcome)
@@ -59,13 +56,3 @@ class Experience:
     def guess_ms(self) -> float:
         """What one more guess takes: to draw it, and to send it."""
         return self.draft.median_ms + GUESS_BYTES * self.uplink.ms_per_byte
-
-
-def _ends_a_path(outcomes: Sequence[Outcome]) -> bool:
-    """Whether there was no right guess at the last of the places that a commit decided."""
-    for outcome in reversed(outcomes):
-        if outcome.right:
-            return False
-        if outcome.rank == 0:
-            return True
-    return False

@@ -193,3 +193,13 @@ def test_a_device_does_not_have_a_verifier_wait_that_is_quicker_alone() -> None:
         pace.drafted(5.0, 0.9)
         pace.heard(news(rtt_ms=10.0, used=0, new_tokens=6, own=5, outcomes=(Outcome(0, 0.9, True),)))
     assert pace.patience_ms == 0
+
+
+def test_a_step_that_the_device_was_right_in_says_nothing_of_what_the_verifier_does_without_it() -> None:
+    pace = settled(rtt_ms=20.0)
+    for _ in range(60):
+        pace.heard(news(rtt_ms=20.0, used=0, new_tokens=6, own=5))
+    right = tuple(Outcome(depth, 0.9, True) for depth in range(5))
+    for _ in range(200):
+        pace.heard(news(rtt_ms=20.0, used=5, new_tokens=6, own=0, outcomes=right))
+    assert pace.known.fill_tokens > 5
