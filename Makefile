@@ -38,8 +38,10 @@ help: ## List the targets
 demo: $(VENV)/.demo ## Race three ways of decoding over an emulated link; options in DEMO_ARGS
 	@$(BIN)/python -m netlab.demo $(DEMO_ARGS)
 
+# Tests of one file share models, so they stay together. More processes than four would need much memory.
+TEST_PROCESSES = --numprocesses logical --maxprocesses 4 --dist loadfile
 test: $(VENV)/.test ## Run every test; options in TEST_ARGS. The first time it compiles llama.cpp, some minutes
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest $(TEST_PROCESSES) $(TEST_ARGS)
 
 check: $(VENV)/.check ## Formatting, lint, types, contract, generated code, dead code
 	$(BIN)/ruff format --check .

@@ -21,7 +21,7 @@ from speculation.pace.base import Action, BoundedLookahead, FixedLookahead, Pace
 from speculation.sampling import SamplingParams
 from tests.harness import InProcessVerifier, LetterCodec, MockDrafter, queue_of
 from tests.mock_engine import MockEngine, answer
-from tests.service.raw import PROMPT, SEED, until
+from tests.service.raw import DEADLINE_S, PROMPT, SEED, until
 
 COUNT = 60
 PARAMS = SamplingParams(max_tokens=COUNT)
@@ -29,7 +29,7 @@ WORDS = tuple(answer(PROMPT, SEED, COUNT))
 PACES: dict[str, Callable[[], Pace]] = {
     "sync": lambda: Synchronous(4),
     "server-led": BoundedLookahead,
-    "patient": lambda: FixedLookahead(4, patience_ms=5000),
+    "patient": lambda: FixedLookahead(4, patience_ms=60_000),
     "pipelined": Pipelined,
     "adaptive": Adaptive,
     "deep": lambda: Synchronous(80),
@@ -74,7 +74,7 @@ def test_a_silent_drafter_is_not_asked_twice(pace: str) -> None:
     output = ask(drafter, PACES[pace])
     assert output.token_ids == WORDS
     assert not output.metrics.notices
-    assert time.perf_counter() - began_s < 4.0  # a verifier that waits is told that nothing comes
+    assert time.perf_counter() - began_s < DEADLINE_S  # a verifier that waits is told that nothing comes
     assert all(first != second for first, second in zip(drafter.asked, drafter.asked[1:], strict=False))
     if pace in ("sync", "patient", "pipelined"):
         assert output.metrics.accepted_tokens > COUNT // 8
@@ -161,21 +161,32 @@ class Eager(Pace):
         return Action.FLUSH if view.unsent else Action.WAIT
 
 
-def test_the_duty_cycle_holds_and_nobody_polls() -> None:
+def test_the_duty_cycle_holds_and_nobody_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     pace = Eager()
+    calls_ms: list[float] = []
     began_s = time.perf_counter()
     with (
         InProcessVerifier(MockEngine()) as verifier,
         EdgeClient(verifier.address, Slow(3, SEED, 1.0), pace=lambda: pace, max_draft_duty=0.25) as client,
     ):
         assert client._drafter is not None
-        assert client._drafter.lease.duty is not None
+        duty = client._drafter.lease.duty
+        assert duty is not None
         now_ms = time.perf_counter() * 1e3
-        client._drafter.lease.duty.spend(now_ms - 400.0, now_ms)  # 100 ms are left of what is saved up
+        duty.spend(now_ms - 400.0, now_ms)  # 100 ms are left of what is saved up
+        spend = duty.spend
+
+        def noted(began_ms: float, ended_ms: float) -> None:
+            calls_ms.append(ended_ms - began_ms)
+            spend(began_ms, ended_ms)
+
+        monkeypatch.setattr(duty, "spend", noted)
         output = client.generate(PROMPT, PARAMS, seed=SEED)
     elapsed_ms = (time.perf_counter() - began_s) * 1e3
     assert output.token_ids == WORDS
-    assert output.metrics.drafting_ms <= 100.0 + 0.25 * elapsed_ms + 30.0
+    # A call that has begun is not interrupted: the budget is overdrawn by one at most, however long it took here.
+    assert sum(calls_ms) <= 100.0 + 0.25 * elapsed_ms + max(calls_ms)
+    assert 0 < output.metrics.drafting_ms <= sum(calls_ms) + 1e-3  # words do not wait for the last call
     assert pace.asked < 20 * COUNT
 
 
