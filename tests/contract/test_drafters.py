@@ -143,7 +143,7 @@ Steps = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(steps=Steps, last=st.integers(0, SMALL_IDS - 1))
 def test_any_feeds_and_rollbacks_end_like_one_feed(
     case: Case, reference: torch.nn.Module, steps: list[list[int] | float], last: int

@@ -141,7 +141,7 @@ Steps = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(steps=Steps, last=st.integers(0, FEW_IDS - 1))
 def test_any_feeds_and_rollbacks_end_like_one_feed(
     pair: tuple[Drafter, Drafter], steps: list[list[int] | float | None], last: int

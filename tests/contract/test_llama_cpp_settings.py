@@ -151,7 +151,7 @@ def test_far_back_it_evaluates_again(stateful: Path, drafter: LlamaCppDrafter) -
 Steps = st.lists(st.one_of(st.lists(st.integers(0, 31), min_size=1, max_size=9), st.floats(0, 1)), max_size=25)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(steps=Steps, most=st.integers(2, 5))
 def test_any_way_there_is_the_same_place(stateful: Path, steps: list[list[int] | float], most: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

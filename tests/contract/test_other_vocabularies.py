@@ -71,7 +71,7 @@ TARGETS: list[Callable[[], Vocabulary]] = [byte_level, lambda: renumbered(byte_l
 
 
 @pytest.mark.parametrize("chained", [False, True])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     visits=st.lists(
         st.tuples(st.integers(0, 2), st.lists(st.integers(0, 430), min_size=1, max_size=6)), min_size=2, max_size=6
@@ -116,7 +116,7 @@ Steps = st.lists(
 
 
 @every_way
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=Steps)
 def test_any_feeds_and_rollbacks_end_like_one_feed(way: Way, steps: list[list[int] | str | float]) -> None:
     drafter, _, target = make(way)
@@ -153,7 +153,7 @@ def test_any_feeds_and_rollbacks_end_like_one_feed(way: Way, steps: list[list[in
     assert np.exp(found.log_probs).sum() <= 1 + 1e-9
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20), cuts=st.data())
 def test_the_model_never_reads_half_a_character(text: str, cuts: st.DataObject) -> None:
     """Target tokens are bytes here, so any of them may end inside of a character."""

@@ -16,8 +16,8 @@ OPTIONS = ("--threads", "1", "--reuse-port")
 
 
 def test_a_successor_takes_over_port_and_answers() -> None:
-    params = SamplingParams(temperature=0.8, max_tokens=120, ignore_eos=True)
-    slow = ("--step-ms", "250", "--drain-timeout-s", "300")
+    params = SamplingParams(temperature=0.8, max_tokens=480, ignore_eos=True)
+    slow = ("--step-ms", "250", "--drain-timeout-s", "300")  # it lasts until the successor is there
     with VerifierProcess(TARGET, options=[*OPTIONS, *slow]) as old, EdgeClient(old.address) as client:
         chunks = client.stream("<|user|>I need a train", params, seed=3)
         first = next(chunks)

@@ -68,7 +68,10 @@ def test_a_person_answers_two_questions_and_presses_enter(guarded: tuple[Verifie
     (written,) = re.findall(r"Written to (\S+)\. Now type: edge-client chat; ", shown.replace("\r\n", "\n"))
     settings = yaml.safe_load(Path(written).read_text())
     assert settings["verifier"] == running.address
-    assert settings["drafter"].endswith("small.gguf")
+    # What is fastest is measured, so how busy the machine is decides, too: it is the first of the table, whichever.
+    listed = dict(re.findall(r"(?m)^([1-9]) +(\S+) ", re.sub(r"\x1b\[[0-9;]*m", "", shown)))
+    assert any(name.endswith("small.gguf") for name in listed.values()), shown
+    assert settings["drafter"].endswith(listed["1"])
     assert Path(settings["verifier-api-key-file"]).read_text() == key
     asked = pexpect.run(
         f"{sys.executable} -m edge_client generate --message Hello --max-tokens 4",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_client.drafters.lookup.ngram import NgramDrafter
@@ -19,7 +19,6 @@ def catch_up(lease: DrafterLease, conversation: list[int]) -> None:
         lease.feed(conversation[lease.end : lease.end + PIECE_TOKENS])
 
 
-@settings(deadline=None, derandomize=True)
 @given(
     steps=st.lists(
         st.one_of(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.floats(0, 1)), min_size=1, max_size=20
@@ -78,7 +77,6 @@ def test_ids_of_another_vocabulary_are_forgotten() -> None:
     assert lease.drafter.length == 0
 
 
-@settings(deadline=None, derandomize=True)
 @given(
     steps=st.lists(
         st.one_of(

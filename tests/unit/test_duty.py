@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from speculation.pace.duty import DutyCycle
 
 
-@settings(derandomize=True)
 @given(
     share=st.floats(0.01, 1.0),
     days=st.lists(st.tuples(st.floats(0.1, 300.0), st.floats(0.0, 50.0)), min_size=1, max_size=60),

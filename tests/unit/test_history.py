@@ -41,7 +41,7 @@ def test_only_the_owner_may_read(store: HistoryStore) -> None:
     assert [path.name for path in store.folder.iterdir()] == [file.name]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(answers=st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=40), max_size=12), limit=st.integers(0, 200))
 def test_a_file_is_never_larger_than_allowed(
     tmp_path_factory: pytest.TempPathFactory, answers: list[list[int]], limit: int

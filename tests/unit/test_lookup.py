@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_client.drafters.lookup.ngram import NgramDrafter
@@ -34,7 +34,6 @@ def brute_force(documents: Sequence[Sequence[int]], context: Sequence[int]) -> l
     return [match for match in found if match.length >= MIN_MATCH_TOKENS]
 
 
-@settings(deadline=None, derandomize=True)
 @given(documents=Documents, context=Tokens)
 def test_a_suffix_array_finds_what_brute_force_finds(documents: list[list[int]], context: list[int]) -> None:
     found = list(SuffixArray(documents).matches(context))
@@ -58,7 +57,6 @@ def test_the_widest_ids_are_no_separators() -> None:
     assert list(SuffixArray([[wide, wide, wide, 0]]).matches([wide] * 3)) == [Match(3, 0), Match(2, wide)]
 
 
-@settings(deadline=None, derandomize=True)
 @given(tokens=st.lists(st.integers(0, 2), min_size=1, max_size=80))
 def test_ngram_finds_what_brute_force_finds(tokens: list[int]) -> None:
     drafter = NgramDrafter()

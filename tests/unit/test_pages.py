@@ -88,7 +88,7 @@ class Bench:
 actions = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9), st.integers(0, 2**32)), max_size=60)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.integers(2, 14), actions)
 def test_any_life_of_sequences_keeps_the_laws(count: int, lives: list[tuple[int, int, int]]) -> None:
     bench = Bench(count)

@@ -120,7 +120,7 @@ def test_what_an_earlier_session_has_read_is_counted_once() -> None:
     assert second.found == 20  # of 22, the last of which was never read, in pages of four
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(12, 40))
 def test_whatever_happens_all_words_come_and_all_memory_is_free_at_the_end(seed: int, pages: int) -> None:
     chance = random.Random(seed)

@@ -33,7 +33,7 @@ def test_noise_equals_the_published_vectors() -> None:
         np.testing.assert_allclose(gumbel(integers).numpy(), vector["gumbel"], rtol=1e-14)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(SEEDS, POSITIONS), min_size=1, max_size=5), st.integers(1, 300))
 def test_integers_equal_those_of_numpy(rows: list[tuple[int, int]], size: int) -> None:
     noise = RowNoise([seed for seed, _ in rows], [position for _, position in rows], CPU)

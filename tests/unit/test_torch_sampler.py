@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,17 @@ def expected_choice(logits: np.ndarray, row: Row, history: list[int]) -> int:
         return int(adjusted.argmax())
     scores = sampling.filtered(adjusted, params)
     return int((scores + Noise(row.sampler.seed).gumbel(row.position, np.arange(len(logits)))).argmax())
+
+
+def at_the_edge(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
+    """Whose predecessors hold top_p but for rounding: float64 here and fixed point there may decide either way."""
+    scores = sampling.filtered(logits, dataclasses.replace(params, top_p=1.0, min_p=0.0))
+    order = np.argsort(-scores, kind="stable")
+    probs = np.exp(scores[order])
+    probs /= probs.sum()
+    edge = np.zeros(len(logits), bool)
+    edge[order[np.abs(np.cumsum(probs) - probs - params.top_p) < 1e-12]] = params.top_p < 1.0
+    return edge
 
 
 @st.composite
@@ -92,7 +104,7 @@ def batches(draw: st.DrawFn) -> Batch:
     return logits.to(dtype), rows, histories
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(batches(), st.sampled_from([1, 1 << 14, module.CPU_LOGITS]))
 def test_choices_equal_the_definition(batch: Batch, logits_at_a_time: int) -> None:
     logits, rows, histories = batch
@@ -104,14 +116,14 @@ def test_choices_equal_the_definition(batch: Batch, logits_at_a_time: int) -> No
     assert chosen == [expected_choice(logits[i].double().numpy(), row, histories[i]) for i, row in enumerate(rows)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(batches())
 def test_a_choice_does_not_depend_on_company(batch: Batch) -> None:
     logits, rows, _ = batch
     assert choose(logits, rows) == [choose(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(batches())
 def test_filters_and_penalties_equal_the_definition(batch: Batch) -> None:
     logits, rows, histories = batch
@@ -124,9 +136,21 @@ def test_filters_and_penalties_equal_the_definition(batch: Batch) -> None:
     if sampled:
         found = filtered(adjusted[sampled], [rows[i].sampler.params for i in sampled])
         for number, i in enumerate(sampled):
-            expected = sampling.filtered(adjusted[i].numpy(), rows[i].sampler.params)
-            np.testing.assert_array_equal(found[number].isneginf().numpy(), np.isneginf(expected))
-            np.testing.assert_allclose(found[number].numpy(), expected, atol=1e-12)
+            params = rows[i].sampler.params
+            expected = sampling.filtered(adjusted[i].numpy(), params)
+            clear = ~at_the_edge(adjusted[i].numpy(), params)
+            np.testing.assert_array_equal(found[number].isneginf().numpy()[clear], np.isneginf(expected)[clear])
+            both = np.isfinite(found[number].numpy()) & np.isfinite(expected)
+            np.testing.assert_allclose(found[number].numpy()[both], expected[both], atol=1e-12)
+
+
+def test_equal_probabilities_are_kept_up_to_the_edge() -> None:
+    """350 of 700 equal ones hold half of the mass, but for rounding: the next may be in or out."""
+    params = SamplingParams(temperature=1.0, top_p=0.5)
+    assert np.flatnonzero(at_the_edge(np.zeros(700), params)).tolist() == [350]
+    kept = filtered(torch.zeros(1, 700, dtype=torch.float64), [params])[0].isfinite()
+    assert kept[:350].all()
+    assert not kept[351:].any()
 
 
 @given(st.lists(st.integers(0, 5), max_size=20), st.integers(0, 20), st.lists(st.integers(0, 20), max_size=8))

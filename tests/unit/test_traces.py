@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from netlab import traces
@@ -93,7 +93,6 @@ def test_what_is_no_trace_is_refused(times: tuple[float, ...], rtts: tuple[float
         RttTrace(times, rtts)
 
 
-@settings(derandomize=True)
 @given(
     st.lists(st.floats(1e-3, 1e4), min_size=1, max_size=8),
     st.floats(-1e6, 1e9),

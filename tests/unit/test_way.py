@@ -45,7 +45,7 @@ def behaviours(draw: st.DrawFn) -> LinkSettings:
 messages = st.lists(st.tuples(st.floats(0, 100), st.integers(1, 4000)), min_size=1, max_size=25)
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(behaviours(), messages)
 def test_nothing_is_early_nothing_overtakes_and_all_follows_from_the_seed(
     behaviour: LinkSettings, sent: list[tuple[float, int]]
@@ -68,7 +68,6 @@ def test_nothing_is_early_nothing_overtakes_and_all_follows_from_the_seed(
     assert times == arrivals(Link.of_settings(replace(behaviour, seed=5), seed=behaviour.seed))
 
 
-@settings(derandomize=True, deadline=None)
 @given(behaviours(), st.floats(0, 1e5), st.integers(0, 300_000))
 def test_pieces_are_the_whole(behaviour: LinkSettings, now_ms: float, size: int) -> None:
     way = Way(behaviour, Outages(0, 0, 0), up=True)
@@ -77,7 +76,6 @@ def test_pieces_are_the_whole(behaviour: LinkSettings, now_ms: float, size: int)
     assert all(piece > 0 for piece in pieces)
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.integers(0, 5000), messages)
 def test_a_token_bucket_lets_no_more_pass_than_burst_and_rate(burst: int, sent: list[tuple[float, int]]) -> None:
     rate = 100.0  # bytes per ms
