@@ -35,8 +35,8 @@ PINNED = pyproject.toml constraints.txt
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.demo ## Race three ways of decoding over an emulated link; options in DEMO_ARGS
-	@$(BIN)/python -m netlab.demo $(DEMO_ARGS)
+demo: $(VENV)/.demo $(if $(MODEL),$(VENV)/.export) ## Race three ways of decoding over an emulated link; MODEL=smollm2: with a real model; options in DEMO_ARGS
+	@$(BIN)/python -m netlab.demo $(if $(MODEL),--model $(MODEL)) $(DEMO_ARGS)
 
 # Tests of one file share models, so they stay together. More processes than four would need much memory.
 TEST_PROCESSES = --numprocesses logical --maxprocesses 4 --dist loadfile
@@ -85,6 +85,11 @@ $(BIN)/python:
 $(VENV)/.demo: $(PINNED) | $(BIN)/python
 	@echo "Installing verifier and edge client into $(VENV)"
 	@$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.export: $(VENV)/.demo
+	@echo "Installing what makes a drafter of a model into $(VENV)"
+	@$(INSTALL) -e '.[demo,export]'
 	@touch $@
 
 $(VENV)/.check: $(PINNED) | $(BIN)/python

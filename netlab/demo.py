@@ -1,8 +1,8 @@
 """`make demo`: the main job end to end, on one machine, with real parts.
 
-A verifier with the demo target, an emulated network, a drafter on the device's side, and the same prompts decoded three
-ways over that network: streaming (no drafts), synchronous rounds (the best draft length of a small sweep), and
-Outrider.
+A verifier with a target, an emulated network, a drafter on the device's side, and the same prompts decoded three ways
+over that network: streaming (no drafts), synchronous rounds (the best draft length of a small sweep), and Outrider.
+The models are the demo pair, which is here, or with --model smollm2 a real language model, fetched and made once.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from outrider_cli.outputs import OutputFile
 # Two OpenMP pools that spin on one machine starve each other: a 20 ms step then takes most of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from edge_client.drafters.base import DrafterError
 from edge_client.types import StreamChunk
+from netlab import prompts as prompt_sets
 from netlab import provenance
 from netlab.console import print_whole
 from netlab.experiments import rig
 from netlab.link_process import LinkProcess
 from netlab.link_settings import LinkSettings
-from netlab.prompts import OPENINGS
-from netlab.race import SWEEP, Figures, Lane, chat, ignore, interleaved, open_lanes, same_words
-from netlab.race_view import Pane, Pieces, RaceView, draw, table
+from netlab.race import SWEEP, Figures, Lane, by_task, chat, ignore, interleaved, open_lanes, same_words
+from netlab.race_view import Pane, Pieces, RaceView, draw, table, task_table
+from netlab.smollm2.package import PackageError
 from netlab.verifier_process import VerifierProcess, VerifierProcessError
 from speculation.sampling import SamplingParams
 
 OUTRIDER = "Outrider"
+DEMO, SMOLLM2 = "demo", "smollm2"
 WAYS = {"streaming": "streaming", "sync": "sync", OUTRIDER: "adaptive"}
 
 
@@ -49,10 +52,14 @@ WAYS = {"streaming": "streaming", "sync": "sync", OUTRIDER: "adaptive"}
 )
 @click.option("--temperature", default=0.8, type=click.FloatRange(0), help="0 takes the likeliest token.")
 @click.option("--seed", default=7, type=click.IntRange(0, 2**64 - 1), help="Same seed, same words.")
-@click.option("--prompts", default=6, type=click.IntRange(1, len(OPENINGS)), help="How many prompts to race over.")
+@click.option("--prompts", default=6, type=click.IntRange(1, 1000), help="How many prompts to race over.")
+@click.option("--prompt-set", help="demo, tasks or a TOML file.  [default: demo; tasks with --model smollm2]")
 @click.option("--max-tokens", default=96, type=click.IntRange(2, 512), help="Tokens per answer.")
-@click.option("--target", default=rig.DEMO / "target", type=click.Path(path_type=Path), help="Target model folder.")
-@click.option("--drafter", default=str(rig.DEMO / "drafter-onnx"), help="GGUF file or ONNX folder.")
+@click.option(
+    "--model", default=DEMO, type=click.Choice([DEMO, SMOLLM2]), help="The pair; smollm2 is fetched the first time."
+)
+@click.option("--target", type=click.Path(path_type=Path), help="Another target: a model folder.")
+@click.option("--drafter", help="Another drafter: a GGUF file, an ONNX folder, ngram...")
 @click.option("--json", "json_file", type=OutputFile(), help="Write the figures here.")
 @click.option("--svg", "svg_file", type=OutputFile(), help="Draw the race's finish here.")
 def main(json_file: Path | None, svg_file: Path | None, **options: Any) -> None:
@@ -60,13 +67,24 @@ def main(json_file: Path | None, svg_file: Path | None, **options: Any) -> None:
     console = Console()
     try:
         report = Demo(console, svg_file, **options).run()
-    except VerifierProcessError as error:
+    except (VerifierProcessError, PackageError, prompt_sets.PromptSetError, DrafterError) as error:
         raise click.ClickException(str(error)) from error
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n")
         console.print(f"figures written to {json_file}")
     if not report["same_words"]:
         raise SystemExit(1)
+
+
+def _demo_pair() -> tuple[Path, str]:
+    return rig.DEMO / "target", str(rig.DEMO / "drafter-onnx")
+
+
+def _smollm2(console: Console) -> tuple[Path, str]:
+    from netlab.smollm2 import pair
+
+    made = pair.prepare(pair.SMOLLM2, console)
+    return made.target, str(made.drafter)
 
 
 class Demo:
@@ -83,22 +101,28 @@ class Demo:
         temperature: float,
         seed: int,
         prompts: int,
+        prompt_set: str | None,
         max_tokens: int,
-        target: Path,
-        drafter: str,
+        model: str,
+        target: Path | None,
+        drafter: str | None,
     ) -> None:
+        """Raises PromptSetError, and PackageError if the model cannot be had."""
         self._console, self._svg_file = console, svg_file
         self._link_settings = LinkSettings.of_rtt(rtt_ms, jitter_ms=jitter_ms)
         self._rtt_ms, self._step_ms, self._seed = rtt_ms, step_ms, seed
-        self._target, self._drafter = target, drafter
-        # The pair writes both sides of the conversation: a small model's own answers are too short to race over.
-        self._params = SamplingParams(temperature=temperature, max_tokens=max_tokens, ignore_eos=True)
-        self._prompts = OPENINGS[:prompts]
+        demo = model == DEMO
+        asked = prompt_sets.find(prompt_set or (prompt_sets.DEMO if demo else prompt_sets.TASKS)).first(prompts)
+        self._model, self._prompts, self._tasks = model, asked.prompts, asked.tasks
+        their_target, their_drafter = _demo_pair() if demo else _smollm2(console)
+        self._target, self._drafter = target or their_target, drafter or their_drafter
+        # The demo pair writes both sides of the conversation: its own answers are too short to race over.
+        self._params = SamplingParams(temperature=temperature, max_tokens=max_tokens, ignore_eos=demo)
 
     def run(self) -> dict[str, Any]:
         """Start everything, race, print the table; returns the report."""
         with contextlib.ExitStack() as stack:
-            status = stack.enter_context(self._console.status("starting the verifier with the demo target"))
+            status = stack.enter_context(self._console.status("starting the verifier with its target"))
             options = ["--step-ms", str(self._step_ms), "--threads", "1", "--max-sessions", "8"]
             verifier = stack.enter_context(VerifierProcess(self._target, options=options))
             link = stack.enter_context(LinkProcess(("127.0.0.1", verifier.port), self._link_settings))
@@ -112,6 +136,8 @@ class Demo:
             status.stop()
             self._race(lanes, link)
         print_whole(self._console, table(lanes))
+        if len(set(self._tasks)) > 1:
+            print_whole(self._console, task_table(lanes, self._tasks))
         return self._report(lanes)
 
     # -- racing ------------------------------------------------------------------------------------------------------
@@ -187,10 +213,12 @@ class Demo:
             "step_ms": self._step_ms,
             "temperature": self._params.temperature,
             "seed": self._seed,
+            "model": self._model,
             "prompts": len(self._prompts),
             "sync_draft_tokens": next((lane.best_sync.draft_tokens for lane in lanes if lane.best_sync), None),
             "same_words": same,
             "modes": {name: value.as_json() for name, value in figures.items()},
+            "ms_per_token_by_task": {lane.name.lower(): by_task(lane.runs, self._tasks) for lane in lanes},
         }
 
 

@@ -183,6 +183,19 @@ class Figures:
         return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
+def by_task(runs: Sequence[Run], tasks: Sequence[str]) -> dict[str, float]:
+    """Median time per token of each kind of work, ms. tasks: of each run."""
+    return {
+        task: round(
+            statistics.median(
+                run.output.metrics.ms_per_token for run, its in zip(runs, tasks, strict=True) if its == task
+            ),
+            3,
+        )
+        for task in dict.fromkeys(tasks)
+    }
+
+
 @contextlib.contextmanager
 def open_lanes(address: str, load: Load, wanted: Mapping[str, str], watch: Watch = unwatched) -> Iterator[list[Lane]]:
     """A warm lane per entry of `wanted`, name to policy, each with a client and, unless it streams, its own drafter.

@@ -15,10 +15,10 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from edge_client.types import StreamChunk
-from netlab.race import Figures, Lane
+from netlab.race import Figures, Lane, by_task
 
 DEVICE_STYLE, BRANCH_STYLE, SERVER_STYLE, ROLE_STYLE = "green", "green underline", "default", "dim italic"
-ROLES = {"<|user|>": "\nuser: ", "<|assistant|>": "\nassistant: ", "<|end|>": "", "<|endoftext|>": ""}
+ROLES = {"<|user|>": "\nuser: ", "<|assistant|>": "\nassistant: ", "<|end|>": "", "<|endoftext|>": "", "<|im_end|>": ""}
 
 
 class Pieces:
@@ -132,4 +132,17 @@ def table(lanes: Sequence[Lane]) -> Table:
     ]
     for lane, lane_figures in zip(lanes, figures, strict=True):
         grid.add_row(lane.title, *(row(lane_figures) for row in rows))
+    return grid
+
+
+def task_table(lanes: Sequence[Lane], tasks: Sequence[str]) -> Table:
+    """Time per token by kind of work, a line per task and a column per lane; the least is bold. tasks: of each run."""
+    grid = Table(title="ms per token by kind of work, medians", title_style="dim")
+    grid.add_column("")
+    found = [by_task(lane.runs, tasks) for lane in lanes]
+    for lane in lanes:
+        grid.add_column(lane.title, justify="right")
+    for task in found[0]:
+        least = min(one[task] for one in found)
+        grid.add_row(task, *(f"[bold green]{v:.1f}[/]" if (v := one[task]) == least else f"{v:.1f}" for one in found))
     return grid

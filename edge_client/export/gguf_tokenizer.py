@@ -118,7 +118,8 @@ def _cut(pre_tokenizer: dict[str, Any]) -> str:
     steps = pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
     expressions = [step["pattern"].get("Regex", "") for step in steps if step["type"] == "Split"]
     if not expressions and any(step["type"] == "ByteLevel" and step.get("use_regex", True) for step in steps):
-        return "gpt-2"
+        one_by_one = any(step["type"] == "Digits" and step.get("individual_digits") for step in steps)
+        return "smollm" if one_by_one else "gpt-2"
     for name, part in _CUTS.items():
         if any(part in expression for expression in expressions):
             return name

@@ -32,7 +32,8 @@ from netlab.commands.options import FILE_OUT, numbers, words
     "--step-ms", default=30.0, type=click.FloatRange(0), help="Least time of a target step: emulates its size."
 )
 @click.option("--temperature", default=0.8, type=click.FloatRange(0), help="0 takes the likeliest token.")
-@click.option("--prompts", default=6, type=click.IntRange(1, 1000), help="How many; from the 13th on with new seeds.")
+@click.option("--prompts", default=6, type=click.IntRange(1, 1000), help="How many; used up, they have new seeds.")
+@click.option("--prompt-set", default="demo", help="demo, tasks (six kinds of work) or a TOML file.")
 @click.option("--control", is_flag=True, help="Stream twice: what do random losses and jitter alone make of a ratio?")
 @click.option("--max-tokens", default=96, type=click.IntRange(2, 2048), help="Tokens of an answer.")
 @click.option("--seed", default=7, type=click.IntRange(0, 2**63), help="Same seed, same words.")
@@ -56,13 +57,13 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
 
     from edge_client.drafters.base import DrafterError
     from edge_client.errors import SessionError
+    from netlab import prompts as prompt_sets
     from netlab import provenance
     from netlab.console import print_whole
     from netlab.experiments import conditions as networks
     from netlab.experiments import race as races
     from netlab.experiments import race_table
     from netlab.link_process import LinkProcessError
-    from netlab.prompts import openings
     from netlab.verifier_process import VerifierProcessError
     from speculation.pace import policies
 
@@ -79,11 +80,13 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
         wanted = options["policies"] or races.DEFAULT_POLICIES
         for name in wanted:
             policies.find(name)
+        asked = prompt_sets.find(options["prompt_set"]).first(options["prompts"])
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error
     settings = races.RaceSettings(
-        prompts=openings(options["prompts"]),
+        prompts=asked,
         policies=wanted,
+        ignore_eos=options["prompt_set"] == prompt_sets.DEMO,
         **{name: options[name] for name in ("max_tokens", "temperature", "seed", "drafter", "draft_ms", "control")},
     )
     try:

@@ -16,7 +16,8 @@ import numpy as np
 
 from netlab.experiments.conditions import Condition
 from netlab.experiments.rig import Rig
-from netlab.race import SWEEP, Lane, Run, chat, interleaved
+from netlab.prompts import PromptSet
+from netlab.race import SWEEP, Lane, Run, by_task, chat, interleaved
 from speculation.sampling import SamplingParams
 
 STREAMING = "streaming"
@@ -30,10 +31,11 @@ Words = list[tuple[int, ...]]  # token ids of every answer
 class RaceSettings:
     """What is raced. drafter, draft_ms: as `drafters.load` takes them. seed: of the first prompt; each has its own.
 
-    control: whether streaming runs twice.
+    control: whether streaming runs twice. ignore_eos: every answer has max_tokens; the demo pair then writes both sides
+    of a conversation, for its own answers are too short to race over.
     """
 
-    prompts: Sequence[str]
+    prompts: PromptSet
     policies: Sequence[str] = DEFAULT_POLICIES
     max_tokens: int = 96
     temperature: float = 0.8
@@ -41,11 +43,12 @@ class RaceSettings:
     drafter: str = "demo"
     draft_ms: float = 0.0
     control: bool = False
+    ignore_eos: bool = True
 
     @property
     def params(self) -> SamplingParams:
-        """The pair writes both sides of a conversation: a small model's own answers are too short to race over."""
-        return SamplingParams(temperature=self.temperature, max_tokens=self.max_tokens, ignore_eos=True)
+        """Of every answer."""
+        return SamplingParams(temperature=self.temperature, max_tokens=self.max_tokens, ignore_eos=self.ignore_eos)
 
     @property
     def lanes(self) -> dict[str, str]:
@@ -55,7 +58,7 @@ class RaceSettings:
 
     def answers(self, conditions: int) -> int:
         """How many answers, sweeps of the synchronous lane counted as one each, for a progress bar."""
-        return conditions * (len(self.lanes) * len(self.prompts) + ("sync" in self.lanes))
+        return conditions * (len(self.lanes) * len(self.prompts.prompts) + ("sync" in self.lanes))
 
 
 def race(
@@ -74,13 +77,13 @@ def race(
                 lane.tune(settings.params, seed=settings.seed)
                 if lane.best_sync is not None:
                     on_answer(f"{condition}: {lane.candidate} is the best of {', '.join(map(str, SWEEP))}")
-            for lane, index in interleaved(lanes, settings.prompts):
+            for lane, index in interleaved(lanes, settings.prompts.prompts):
                 rig.link.configure(condition.for_answer(index))
-                lane.measure(rig.link, chat(settings.prompts[index]), settings.params, settings.seed + index)
+                lane.measure(rig.link, chat(settings.prompts.prompts[index]), settings.params, settings.seed + index)
                 on_answer(f"{condition}: {lane.candidate}")
             words = words or answers(lanes[0])
             for lane in lanes:
-                yield row(condition, lane, lanes[0].runs, words)
+                yield row(condition, lane, lanes[0].runs, words, settings.prompts.tasks)
 
 
 def answers(lane: Lane) -> Words:
@@ -88,10 +91,10 @@ def answers(lane: Lane) -> Words:
     return [run.output.token_ids for run in lane.runs]
 
 
-def row(condition: Condition, lane: Lane, streaming: Sequence[Run], words: Words) -> Row:
+def row(condition: Condition, lane: Lane, streaming: Sequence[Run], words: Words, tasks: Sequence[str]) -> Row:
     """A lane's figures under a condition: the keys of `netlab simulate --json` where they mean the same.
 
-    words: what must have been written; the same under every condition.
+    words: what must have been written; the same under every condition. tasks: the kind of work of each prompt.
     """
     metrics = [run.output.metrics for run in lane.runs]
     tokens = sum(len(run.output.token_ids) for run in lane.runs)
@@ -107,6 +110,7 @@ def row(condition: Condition, lane: Lane, streaming: Sequence[Run], words: Words
         "policy": lane.name,
         "candidate": lane.candidate if lane.name == lane.policy else lane.name,
         "ms_per_token_p50": round(float(np.median([m.ms_per_token for m in metrics])), 3),
+        "ms_per_token_by_task": by_task(lane.runs, tasks),
         "ttft_ms_p50": round(float(np.median([m.ttft_ms for m in metrics])), 3),
         "total_over_streaming_p50": round(float(np.median(ratios)), 4),
         "total_over_streaming_p95": round(float(np.percentile(ratios, 95)), 4),

@@ -125,6 +125,9 @@ def test_the_demo_writes_its_figures(tmp_path: Path) -> None:
     assert all(len(mode["token_ids"][0]) == 12 for mode in report["modes"].values())
     assert report["modes"]["streaming"]["drafted_tokens"] == 0 < report["modes"]["sync"]["drafted_tokens"]
     assert all(mode["uplink_bytes_per_token"] > 0 for mode in report["modes"].values())
+    assert {name: list(tasks) for name, tasks in report["ms_per_token_by_task"].items()} == {
+        name: ["booking"] for name in ("streaming", "sync", "outrider")
+    }
 
 
 def test_health_and_reflection(verifier: VerifierProcess) -> None:

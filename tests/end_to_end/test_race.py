@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = [
-    *("rtt_ms", "profile", "policy", "candidate", "ms_per_token_p50", "ttft_ms_p50"),
+    *("rtt_ms", "profile", "policy", "candidate", "ms_per_token_p50", "ms_per_token_by_task", "ttft_ms_p50"),
     *("total_over_streaming_p50", "total_over_streaming_p95", "total_over_streaming_max"),
     *(
         "target_forwards_per_token",

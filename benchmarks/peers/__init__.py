@@ -1,0 +1,1 @@
+"""Other systems' speculative decoding beside ours: same model, prompts, machine and link."""
