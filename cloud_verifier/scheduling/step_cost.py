@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from cloud_verifier.engines.base import Block, Sampler, SequenceId, TargetEngine
@@ -31,25 +31,27 @@ def free_positions(engine: Engine, clock: Callable[[], float] = time.perf_counte
     """
     vocabulary_size, limit = engine.info.vocabulary_size, engine.info.context_limit
 
-    def shortest_s(forward_s: Callable[[list[int]], float], positions: int) -> float:
+    def forwards_s(forward_s: Callable[[list[int]], float], positions: int) -> Iterator[float]:
         tokens = [position % vocabulary_size for position in range(positions)]
-        return min(forward_s(tokens) for _ in range(REPEATS))
+        return (forward_s(tokens) for _ in range(REPEATS))
 
     if isinstance(engine, SelfSchedulingEngine):
-        return _free(partial(shortest_s, partial(_prompt_s, engine, clock)), limit - 1)
+        return _free(partial(forwards_s, partial(_prompt_s, engine, clock)), limit - 1)
     sequence = engine.open()
     try:
-        return _free(partial(shortest_s, partial(_block_s, engine, sequence, clock)), limit)
+        return _free(partial(forwards_s, partial(_block_s, engine, sequence, clock)), limit)
     finally:
         engine.close(sequence)
 
 
-def _free(shortest_s: Callable[[int], float], limit: int) -> int:
+def _free(forwards_s: Callable[[int], Iterator[float]], limit: int) -> int:
     most = min(MOST, limit)
     positions = min(FEW, most)
-    shortest_s(positions)  # the very first forward pays for what is set up once
-    allowed_s = LONGER * shortest_s(positions)
-    while (more := min(most, int(positions * GROWTH))) > positions and shortest_s(more) <= allowed_s:
+    next(forwards_s(positions))  # the very first forward pays for what is set up once
+    allowed_s = LONGER * min(forwards_s(positions))
+    while (more := min(most, int(positions * GROWTH))) > positions:
+        if not any(took_s <= allowed_s for took_s in forwards_s(more)):  # one that is short enough tells
+            break
         positions = more
     return positions
 
