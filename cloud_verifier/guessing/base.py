@@ -73,11 +73,15 @@ Worth = Callable[[float, int, float], bool]
 
 
 class BatchedSource(ABC):
-    """Draws guesses of many sessions at once, on the engine's thread, between two steps of the target."""
+    """Draws guesses of many sessions at once, on a thread of its own, mostly between two steps of the target.
+
+    If that takes long, steps go on meanwhile and logs grow: what it says then is of no use, and it is asked for nothing
+    before it is back.
+    """
 
     @abstractmethod
     def draw(self, jobs: Sequence[Job], worth: Worth) -> None:
-        """Draw, and keep what was drawn for the guessers to say. Logs do not grow meanwhile."""
+        """Draw, and keep what was drawn for the guessers to say."""
 
     @abstractmethod
     def failed(self, error: Exception) -> None:

@@ -16,13 +16,15 @@ from cloud_verifier.engines.base import Block, EngineFull, Sampler, SequenceId, 
 from cloud_verifier.guessing.base import BatchedSource, Guesser, Job, OwnGuess, Worth
 from cloud_verifier.log_redaction import log_failure
 from speculation.draft_tree import UNSAID_CONFIDENCE
+from speculation.pace.estimators import Window
 
 log = logging.getLogger(__name__)
 
 READ_TOKENS = 256  # of prompts, before one step, all sessions together
 FEW_TOKENS = 8  # a block of so many takes hardly longer than one
 UNASKED = -1
-SLOW = 0.1  # how fast the time of a forward is learned
+FORWARDS = 16  # whose median is the time of one: a late one says nothing of the next
+TRY_EVERY = 64  # draws that are not worth it: a model that was slow may not be so any more
 
 Path = tuple[int, ...]  # tokens after the log
 
@@ -112,8 +114,8 @@ class DraftModel(BatchedSource):
 
     def __init__(self, engine: TargetEngine, clock: Callable[[], float] = time.perf_counter) -> None:
         self.engine, self._clock = engine, clock
-        self._forward_s = 0.0
-        self._scopes = 0
+        self._forward = Window(FORWARDS, 0.0)
+        self._refused = self._scopes = 0
 
     def __call__(self, sampler: Sampler) -> ModelGuesser:
         """For a new session."""
@@ -122,8 +124,11 @@ class DraftModel(BatchedSource):
     def draw(self, jobs: Sequence[Job], worth: Worth) -> None:
         """First it reads the devices' paths, and says at each place what it would go on with. Then each session's
         likeliest tip is drawn out by one token, and again."""
-        if not worth(sum(start.survival for job in jobs for start in job.starts), len(jobs), self._forward_s):
-            return
+        hopes = sum(start.survival for job in jobs for start in job.starts)
+        if not worth(hopes, len(jobs), self._forward.median_ms / 1e3):
+            self._refused += 1
+            if self._refused % TRY_EVERY:
+                return
         left = READ_TOKENS
         drawing: list[_Drawing] = []
         reading: list[tuple[_Drawing, Block]] = []
@@ -147,7 +152,7 @@ class DraftModel(BatchedSource):
             one.guesser.ready = len(one.job.log), one.choices
         while tips := [(one, tip) for one in drawing if (tip := one.next()) is not None]:
             hopes = sum(tip.survival * one.job.probability(tip.own) for one, tip in tips)
-            if not worth(hopes, len(tips), self._forward_s):
+            if not worth(hopes, len(tips), self._forward.median_ms / 1e3):
                 return
             blocks: list[tuple[_Drawing, Block]] = []
             for one, tip in tips:
@@ -172,7 +177,7 @@ class DraftModel(BatchedSource):
         results = self.engine.step(blocks)
         took_s = self._clock() - began_s
         if max(len(block.tokens) for block in blocks) <= FEW_TOKENS:  # not those that read
-            self._forward_s += SLOW * (took_s - self._forward_s) if self._forward_s else took_s
+            self._forward.add(took_s * 1e3)
         for (one, block), choices in zip(work, results, strict=True):
             one.guesser.held += block.tokens
             one.guesser.said += [UNASKED] * (len(block.tokens) - block.choices) + [*choices.tokens]

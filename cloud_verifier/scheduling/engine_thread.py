@@ -23,11 +23,11 @@ FRAMES = 6
 class EngineThread:
     """Does one piece of work after the other. A daemon: work that hangs does not keep the process from ending."""
 
-    def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic, name: str = "engine") -> None:
         """timeout_s: for a step of few positions; each position adds POSITION_TIMEOUT_S."""
         self._timeout_s, self._clock = timeout_s, clock
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._limit_s, self._due_s = 0.0, math.inf  # of the work under way
 
     def run(self, work: Callable[[], T], positions: int) -> asyncio.Future[T]:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from cloud_verifier.guessing.base import BatchedSource, Guesser, Job, Start
 from cloud_verifier.log_redaction import log_failure
+from cloud_verifier.scheduling.guess_thread import Draw
 from cloud_verifier.scheduling.position_cost import PositionCost
 from cloud_verifier.scheduling.session import Session
 from speculation.verifier_tree import Node, Picked
@@ -51,8 +52,8 @@ class OwnGuesses:
         """A step begins with so many sessions, and has room for so many positions more."""
         self._sessions, self._room = max(1, sessions), room // max(1, sessions)
 
-    def ahead(self, sessions: Sequence[Session]) -> Callable[[], None] | None:
-        """What is to be drawn for these sessions before a step, for the engine's thread to do; None if nothing."""
+    def ahead(self, sessions: Sequence[Session]) -> Draw | None:
+        """What is to be drawn for these sessions before a step, for a `GuessThread` to do; None if nothing."""
         if not self._cost.step_s:
             return None
         found: dict[BatchedSource, list[tuple[Session, Job]]] = {}
@@ -65,10 +66,10 @@ class OwnGuesses:
             return None
         step_s, position_s, count = self._cost.step_s, self._cost.position_s, len(sessions)
 
-        def worth(survivals: float, drawn: int, forward_s: float) -> bool:
-            return survivals * step_s > count * (forward_s + drawn * position_s)
+        def draw(wanted: Callable[[], bool]) -> None:
+            def worth(survivals: float, drawn: int, forward_s: float) -> bool:
+                return wanted() and survivals * step_s > count * (forward_s + drawn * position_s)
 
-        def draw() -> None:
             for source, jobs in found.items():
                 try:
                     source.draw([job for _, job in jobs], worth)

@@ -26,6 +26,7 @@ from cloud_verifier.log_redaction import log_failure
 from cloud_verifier.scheduling.block_stepping import BlockStepping
 from cloud_verifier.scheduling.counters import Counters, LatestStep
 from cloud_verifier.scheduling.engine_thread import EngineThread
+from cloud_verifier.scheduling.guess_thread import GuessThread
 from cloud_verifier.scheduling.load import Load
 from cloud_verifier.scheduling.own_guesses import OwnGuesses
 from cloud_verifier.scheduling.position_cost import PositionCost
@@ -81,6 +82,7 @@ class Scheduler:
         self._wake = asyncio.Event()
         self._next_due_s: float | None = None
         self._thread = EngineThread(self.settings.step_timeout_s)
+        self._guesses = GuessThread()
 
     @property
     def running(self) -> int:
@@ -134,6 +136,7 @@ class Scheduler:
                 results = await self._thread.run(partial(self._stepping.step, plan), positions)
                 self._apply(plan, results, began, self._clock())
         finally:
+            self._guesses.end()
             if self._thread.end():
                 self._ended += self._sessions
                 self._free_ended()  # the engine may outlive its scheduler
@@ -150,9 +153,9 @@ class Scheduler:
     def _free_ended(self) -> None:
         for session in self._ended:
             sequence, session.sequence = session.sequence, None
+            if session.guesser is not None:
+                self._guesses.close(session.guesser)
             try:
-                if session.guesser is not None:
-                    session.guesser.close()
                 if sequence is not None:
                     self.engine.close(sequence)
             except Exception as error:  # a place is lost; the other sessions must go on
@@ -164,10 +167,10 @@ class Scheduler:
 
     async def _draw_ahead(self) -> None:
         """Own guesses that take a model, for those who are due."""
-        if self.settings.step_tokens <= len(self._sessions):
+        if self.settings.step_tokens <= len(self._sessions) or self._guesses.busy:
             return
         if (draw := self._own.ahead([session for _, session in self._due(self._clock())])) is not None:
-            await self._thread.run(draw, 0)
+            await self._guesses.draw(draw, self._cost.step_s)
             self._free_ended()
 
     def _due(self, now: float) -> list[tuple[float, Session]]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cloud_verifier.engines.base import Block, Choices, Sampler
+from cloud_verifier.engines.base import Block, Choices, Sampler, SequenceId
 from cloud_verifier.engines.paced import PacedEngine
 from cloud_verifier.guessing.base import Guesser, OwnGuess
 from cloud_verifier.guessing.model import DraftModel
 from cloud_verifier.guessing.ngram import NgramGuesser
-from cloud_verifier.scheduling import own_guesses
+from cloud_verifier.scheduling import guess_thread, own_guesses
 from cloud_verifier.scheduling.scheduler import SchedulerSettings
 from edge_client.client import EdgeClient
 from edge_client.drafters.base import Drafter
@@ -229,3 +230,45 @@ def test_a_small_model_that_fails_costs_nothing_but_its_guesses(drafting: MockEn
         output = client.generate([5, 9, 12], PARAMS, seed=SEED)
         until(lambda: not drafting.sequences, "its sequence is freed")
     assert output.token_ids == tuple(answer([5, 9, 12], SEED, COUNT))
+
+
+class Hanging(Often):
+    """Does not come back from a step until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hangs, self.free = threading.Event(), threading.Event()
+
+    def step(self, blocks: Sequence[Block]) -> list[Choices]:
+        if self.sequences and max(map(len, self.sequences.values())) > COUNT // 2 and not self.free.is_set():
+            self.hangs.set()
+            self.free.wait()
+        return super().step(blocks)
+
+    def close(self, sequence: SequenceId) -> None:
+        assert self.free.is_set() or not self.hangs.is_set(), "called while another call is under way"
+        super().close(sequence)
+
+
+def test_a_small_model_that_hangs_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(guess_thread, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(guess_thread, "PATIENCE_STEPS", 0)
+    drafting = Hanging()
+    with (
+        InProcessVerifier(PacedEngine(MockEngine(), STEP_MS, 0.0), guessers=DraftModel(drafting)) as verifier,
+        EdgeClient(verifier.address) as client,
+    ):
+        outputs = [client.generate([5, 9, at], PARAMS, seed=SEED) for at in (12, 13)]
+        assert drafting.hangs.is_set()
+        drafting.free.set()
+        monkeypatch.setattr(guess_thread, "PATIENCE_S", 60.0)
+        until(
+            lambda: client.generate([5, 9, 14], PARAMS, seed=SEED).metrics.own_accepted_tokens > 0, "it guesses again"
+        )
+        until(lambda: not drafting.sequences, "its sequences are freed")
+    for at, output in zip((12, 13), outputs, strict=True):
+        assert output.token_ids == tuple(answer([5, 9, at], SEED, COUNT))
+    assert outputs[1].metrics.own_verified_tokens == 0
+    assert caplog.text.count("do not come") == caplog.text.count("drawn again") == 1
