@@ -40,8 +40,9 @@ def check(grid: Grid) -> None:
             recording.read(Path(name))
     except ValueError as error:
         raise GridError(str(error)) from error
-    if policies.ORACLE in grid.policies:
-        raise GridError("the oracle is a bound, not a policy that can be run; netlab simulate shows it")
+    for name in policies.NO_PACES:
+        if name in grid.policies:
+            raise GridError(f"{name} is no pace of a device; netlab simulate shows it beside them")
 
 
 def plays(grid: Grid) -> int:

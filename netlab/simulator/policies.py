@@ -2,7 +2,7 @@
 
 A policy is one way of pacing, or several of which the best in hindsight counts. `sync` is the best of `sync:1` to
 `sync:16` and of rounds as long as pays, `best-fixed` the best of everything that does not look at what happens: bounds
-for what choosing well at the start could give. `oracle` is no pace, see `oracle`.
+for what choosing well at the start could give. `oracle` and `co-located` are no paces, see the modules of these names.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from speculation.pace.stopping import OptimalRounds
 from speculation.pace.tree_rounds import SPECINFER, BestFirst, FixedShape
 
 ORACLE = "oracle"
+CO_LOCATED = "co-located"
+NO_PACES = (ORACLE, CO_LOCATED)
 SYNC_TOKENS = range(1, 17)
 DEPTHS = (2, 4, 8, 16, 32, 64)
 BLOCKS = (1, 2, 4, 8)
@@ -109,14 +111,14 @@ _NUMBERED: dict[str, tuple[str, Callable[[float], Pace], Callable[[str], float]]
 def names() -> list[str]:
     """All names that `find` takes, patterns included."""
     of_paces = [name for name in paces.NAMES if name not in _PLAIN]
-    return [*of_paces, *_PLAIN, ORACLE, *(pattern for pattern, _, _ in _NUMBERED.values())]
+    return [*of_paces, *_PLAIN, *NO_PACES, *(pattern for pattern, _, _ in _NUMBERED.values())]
 
 
 def find(name: str) -> Policy:
     """The policy of that name, with fresh state. Raises PolicyError."""
     if name in _PLAIN:
         return Policy(name, _PLAIN[name]())
-    if name == ORACLE:
+    if name in NO_PACES:
         return Policy(name, {})
     kind, _, number = name.partition(":")
     if kind in _NUMBERED:

@@ -12,11 +12,12 @@ import numpy as np
 
 from netlab.link_settings import LinkSettings
 from netlab.simulator import policies
+from netlab.simulator.co_located import LENGTHS, Streamed, co_located
 from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.oracle import Bound, oracle
 from netlab.simulator.pair import Answer, Pair
-from netlab.simulator.policies import ORACLE, Policy
+from netlab.simulator.policies import CO_LOCATED, ORACLE, Policy
 from netlab.simulator.run import Played, Result, Rider, simulate_in_groups
 from netlab.simulator.verifier import StepTime, VerifierSettings
 from speculation.pace.adaptive import Adaptive
@@ -93,6 +94,8 @@ class Grid:
         ):
             if number < least_number:
                 raise GridError(f"a grid needs at least {least_number} {name}, not {number}")
+        if self.devices > 1 and CO_LOCATED in self.policies:
+            raise GridError(f"{CO_LOCATED} is simulated for one answer at a time; leave it out beside --devices")
         if not 0 <= self.feed_share <= 1:
             raise GridError(f"feed_share is {self.feed_share:g}; it takes 0 to 1")
         if not 0 <= self.per_position_ms <= MOST_MS:
@@ -220,6 +223,13 @@ class _Stage:
             for index, answer in enumerate(self.answers)
         ]
 
+    def co_located(self, length: int) -> list[Streamed]:
+        """A server with the device's drafter beside the target."""
+        return [
+            co_located(answer, self._link(index), self.cell.draft_ms, length, self.settings)
+            for index, answer in enumerate(self.answers)
+        ]
+
     def _link(self, index: int) -> Link:
         return self.grid.link(self.cell.rtt_ms, index)
 
@@ -234,6 +244,12 @@ def _row(stage: _Stage, policy: Policy, streaming: Played, bounds: list[Bound], 
     if policy.name == ORACLE:
         played[ORACLE] = bounds
         busy_ms[ORACLE] = math.nan
+        on_run()
+    if policy.name == CO_LOCATED:
+        for length in LENGTHS:
+            served = stage.co_located(length)
+            name = f"{CO_LOCATED}:{length}"
+            played[name], busy_ms[name] = served, sum(one.busy_ms for one in served)
         on_run()
     candidate = min(played, key=lambda name: sum(outcome.ms_per_token for outcome in played[name]))
     outcomes = played[candidate]
