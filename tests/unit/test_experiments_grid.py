@@ -65,7 +65,7 @@ def test_a_grid_without_policies_or_networks_is_refused() -> None:
     ("values", "sentence"),
     [
         (PLAIN | {"policies": ["fast"]}, "there is no policy 'fast'; there are adaptive, server-led"),
-        (PLAIN | {"policies": ["oracle"]}, "the oracle is a bound"),
+        (PLAIN | {"policies": ["oracle"]}, "oracle is no pace of a device"),
         (PLAIN | {"draft_ms": [0]}, "draft_ms names 0"),
         (PLAIN | {"temperature": 0.5}, "a simulated pair has no temperature"),
         ({"policies": ["adaptive"], "rtt_ms": [0]}, "needs acceptance = [...] or recordings"),
