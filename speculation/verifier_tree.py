@@ -84,6 +84,10 @@ class Picked:
             index = self.parent(index)
         return tokens[::-1]
 
+    def first(self, count: int) -> Picked:
+        """The first guesses, of a line."""
+        return Picked(self.nodes[:count], self.parents[:count], frozenset(i for i in self.own if i < count))
+
     def with_own(self, lines: Mapping[int, Sequence[Node]]) -> Picked:
         """The same with lines of the verifier's own, each behind the guess that it hangs on and what hangs there."""
         children: dict[int, list[int]] = {}

@@ -74,7 +74,7 @@ class Scheduler:
         self._cost = PositionCost(self.settings.step_tokens)
         self._own = OwnGuesses(self._cost)
         self._stepping: Stepping[Any, Any] = (
-            BlockStepping(engine, self._own) if isinstance(engine, TargetEngine) else TurnStepping(engine)
+            BlockStepping(engine, self._own) if isinstance(engine, TargetEngine) else TurnStepping(engine, self._own)
         )
         self._sessions: list[Session] = []
         self._ended: list[Session] = []

@@ -285,7 +285,9 @@ class Session:
     def commit(self, picked: Picked, tokens: Sequence[int], logprobs: Sequence[Logprobs]) -> None:
         """Write what an engine wrote that decides itself which guesses are right. picked: a line, all of it checked."""
         right = takewhile(lambda pair: pair[0] == pair[1], zip(picked.tokens, tokens, strict=False))
-        self._took(picked, range(len(list(right))), tokens, logprobs)
+        path = range(len(list(right)))
+        self._took(picked, path, tokens, logprobs)
+        self._learn_own(picked, path)
 
     def _took(self, picked: Picked, path: Sequence[int], tokens: Sequence[int], logprobs: Sequence[Logprobs]) -> int:
         """The target chose these tokens, the first ones as the guesses of `path` say. Returns how many were written."""

@@ -7,9 +7,9 @@ before. What the engine holds of it is the engine's own business, and so are sea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from cloud_verifier.engines.self_scheduling import SelfSchedulingEngine, Turn, Written
+from cloud_verifier.scheduling.own_guesses import OwnGuesses
 from cloud_verifier.scheduling.preemption import Company
 from cloud_verifier.scheduling.session import Session
 from cloud_verifier.scheduling.stepping import NO_GUESSES, Evaluated, Planned, Stepping
@@ -19,8 +19,9 @@ from cloud_verifier.scheduling.token_budget import Want
 class TurnStepping(Stepping[Turn, Written]):
     """Guesses are lines, and none are given while a prompt is read."""
 
-    def __init__(self, engine: SelfSchedulingEngine) -> None:
+    def __init__(self, engine: SelfSchedulingEngine, own: OwnGuesses) -> None:
         self._engine = engine
+        self._own = own
 
     @property
     def preemptions(self) -> int:
@@ -37,12 +38,14 @@ class TurnStepping(Stepping[Turn, Written]):
 
     def plan(self, session: Session, positions: int, due_s: float) -> Planned[Turn]:
         assert session.sequence is not None
-        guesses, wanted = NO_GUESSES, session.guesses if session.cached else 0
-        room = min(positions - 1, self._engine.most_guesses)
+        guesses, wanted, most = NO_GUESSES, session.guesses if session.cached else 0, self._engine.most_guesses
+        room = min(positions - 1, most)
         if room and wanted:
             guesses = session.pick(room, trees=False)
-        turn = Turn(session.sequence, guesses.tokens)
         trimmed = max(0, wanted - (room if guesses.nodes else 0))
+        if session.cached:
+            guesses = self._own.beside(session, guesses, trees=False).first(most)
+        turn = Turn(session.sequence, guesses.tokens)
         unread = session.line.length - session.cached  # all of it may be read in this step, or less
         return Planned(session, turn, guesses, trimmed, due_s, unread + len(guesses.nodes))
 
@@ -52,7 +55,8 @@ class TurnStepping(Stepping[Turn, Written]):
     def evaluated(self, planned: Planned[Turn], result: Written | Exception) -> Evaluated:
         if isinstance(result, Exception):
             return Evaluated(0, 0)
-        return Evaluated(result.positions - result.checked, result.checked)
+        own = len(planned.guesses.first(result.checked).own)
+        return Evaluated(result.positions - result.checked, result.checked - own, own)
 
     def apply(self, planned: Planned[Turn], result: Written) -> int | None:
         session = planned.session
@@ -60,7 +64,7 @@ class TurnStepping(Stepping[Turn, Written]):
             session.found = min(result.found, session.prompt_length)
         if not result.tokens:
             return None
-        guesses = replace(planned.guesses, nodes=planned.guesses.nodes[: result.checked])
+        guesses = planned.guesses.first(result.checked)
         session.commit(guesses, result.tokens, result.logprobs)
         session.cached = session.line.length - 1
-        return result.checked
+        return result.checked - len(guesses.own)

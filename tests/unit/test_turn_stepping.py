@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Generator, Sequence
 
 import pytest
 
@@ -10,6 +11,8 @@ from cloud_verifier.engines.base import Logprobs, Sampler, SequenceId
 from cloud_verifier.engines.self_scheduling import Turn, Written
 from cloud_verifier.engines.vllm.self_test import LENGTHS, self_test
 from cloud_verifier.engines.vllm.self_test import TOKENS as TOKENS_TRIED
+from cloud_verifier.guessing.base import Guesser, OwnGuess
+from cloud_verifier.scheduling import own_guesses
 from cloud_verifier.scheduling.patience import Patience
 from cloud_verifier.scheduling.scheduler import Scheduler, SchedulerSettings
 from cloud_verifier.scheduling.session import FinishReason, Session
@@ -92,6 +95,49 @@ def test_the_words_are_the_targets_whatever_is_guessed(accuracy: float, bonus: i
     assert figures.prompt_positions == sum(session.prompt_length for session in sessions)
     bench.step()
     assert not bench.engine.sequences
+
+
+class Often(Guesser):
+    """Right at most places."""
+
+    def __init__(self, seed: int, accuracy: float) -> None:
+        self._seed, self._accuracy, self._rng = seed, accuracy, random.Random(seed)
+
+    def after(self, log: Sequence[int], path: Sequence[int]) -> Generator[OwnGuess, None, None]:
+        for token in answer([*log, *path], self._seed, TOKENS):
+            yield OwnGuess(token if self._rng.random() < self._accuracy else token ^ 1, 0.9)
+
+
+@pytest.mark.parametrize("bonus", [0, 2])
+@pytest.mark.parametrize("device", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("own", [0.0, 0.9])
+def test_the_verifiers_own_guesses_join_the_line_and_change_no_word(
+    own: float, device: float, bonus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_guesses, "SLOW", 0.0)  # how long they take here is no business of this test
+    rng = random.Random(5)
+    bench = Bench(TurnMockEngine(bonus=bonus))
+    sessions = [bench.add(seed, prompt=1 + 3 * seed) for seed in range(3)]
+    for session in sessions:
+        session.guesser = Often(session.sampler.seed, own)
+    for _ in range(4 * (TOKENS + 20)):
+        for session in sessions:
+            if not session.over and device and rng.random() < 0.8:
+                right = answer(session.line.log, session.sampler.seed, rng.randrange(1, 4))
+                bench.draft(session, [t if rng.random() < device else t ^ 1 for t in right])
+        bench.step()
+    assert max(len(turn.guesses) for turns in bench.engine.turns for turn in turns) <= bench.engine.most_guesses
+    figures = bench.scheduler.counters
+    verified = accepted = 0
+    for session in sessions:
+        assert session.finish is FinishReason.LENGTH
+        assert session.answer == words(session)
+        verified += session.statistics.own_verified_tokens
+        accepted += session.statistics.own_accepted_tokens
+    assert 0 < accepted <= verified if own else accepted == 0 < verified
+    assert figures.own_positions == verified
+    assert figures.accepted_tokens == sum(session.statistics.accepted_tokens for session in sessions)
+    assert (figures.accepted_tokens > 0) == (device > 0)
 
 
 def test_guesses_are_cut_to_what_the_engine_takes_and_what_is_left_of_the_answer() -> None:

@@ -14,6 +14,8 @@ from cloud_verifier.engines.base import ModelError
 from cloud_verifier.engines.vllm import options
 from cloud_verifier.engines.vllm.options import arguments_of, missing, parse_extra
 
+MODELS = Path(__file__).resolve().parents[2] / "models"
+
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
@@ -85,7 +87,7 @@ def test_a_good_start_goes_on_to_loading(serve: Any) -> None:
     [
         (["--engine", "vllm", "--gpu-layers", "3"], "llama.cpp's"),
         (["--engine", "vllm", "--step-ms", "3"], "pad the steps of the other engines"),
-        (["--engine", "vllm", "--own-guesses", "ngram"], "for the other engines"),
+        (["--engine", "vllm", "--draft-model", str(MODELS / "demo" / "target")], "give --own-guesses ngram"),
         (["--engine", "vllm", "--device", "cuda:1"], "CUDA_VISIBLE_DEVICES"),
         (["--engine", "vllm", "--threads", "2", "--tensor-parallel-size", "2"], "VLLM_CPU_OMP_THREADS_BIND"),
         (["--engine", "vllm", "--model", "other=/nowhere"], "one model"),

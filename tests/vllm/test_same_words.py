@@ -67,7 +67,9 @@ class Bench:
 
 
 def with_vllm(port: int = 0) -> VerifierProcess:
+    """After a restart it guesses, too."""
     options = ["--engine", "vllm", "--threads", "1", "--max-sessions", "8", "--kv-cache-gib", "0.25"]
+    options += ["--own-guesses", "ngram"] if port else []
     return VerifierProcess(DEMO / "target", port=port, options=options)
 
 

@@ -141,8 +141,8 @@ def refusal(options: Mapping[str, Any], *, models: int) -> str:
         return (
             "--step-ms and --step-ms-per-token pad the steps of the other engines; with --engine vllm leave them out."
         )
-    if options["own_guesses"] != "none" or options["draft_model"]:
-        return "--own-guesses and --draft-model are for the other engines; with --engine vllm leave them out."
+    if options["draft_model"]:
+        return "--draft-model is for the other engines; with --engine vllm give --own-guesses ngram, or leave it out."
     if options["device"] not in ("auto", "cpu", "cuda"):
         return (
             f"--device {options['device']}: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES names; with --engine vllm "
