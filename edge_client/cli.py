@@ -180,18 +180,37 @@ def bench(drafter: str, threads: int, tokens: int, against: str, as_json: bool, 
 @click.option(
     "--quantize", default=None, help="none, int8, int4 (onnx), q8_0, q4_k_m, q4_0... (gguf).  [default: 8 bits]"
 )
+@click.option(
+    "--vocabulary", type=click.IntRange(1), help="Keep so many tokens: special ones, bytes, the most used ones."
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Text like what the target writes: its tokens are kept first.",
+)
 @click.option("--output", required=True, type=OutputFolder(), help="Folder to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written, and its agreement, as JSON.")
-def export(model: Path, kind: str, quantize: str | None, output: Path, as_json: bool) -> None:
+def export(
+    model: Path,
+    kind: str,
+    quantize: str | None,
+    vocabulary: int | None,
+    calibration: Path | None,
+    output: Path,
+    as_json: bool,
+) -> None:
     """Make a drafter of a transformers folder, and say how well it agrees with its source."""
     from outrider_models.runtime_build import llama_cpp_install
 
+    if calibration and vocabulary is None:
+        raise click.UsageError("--calibration says which tokens to keep; give --vocabulary, how many.")
     try:
         from edge_client.export.exporting import export_and_check
     except ImportError as error:
         raise CommandError(f"{error}; exporting needs more: {install('export')}") from error
     try:
-        exported = export_and_check(kind, model, output, quantize)
+        text = calibration.read_text(encoding="utf-8", errors="replace") if calibration else ""
+        exported = export_and_check(kind, model, output, quantize, vocabulary, text)
     except ImportError as error:
         raise CommandError(f"{error}; quantizing GGUF needs llama.cpp: {llama_cpp_install()}") from error
     except (ValueError, RuntimeError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,15 +20,20 @@ USUAL_CANDIDATES = 64
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was written, and how well it agrees with its source."""
+    """What was written, and how well it agrees with its source. vocabulary: tokens, if it was trimmed. kept: share of
+    the calibration text's tokens that are among them."""
 
     path: Path
     quantization: str
     size_bytes: int
     agreement: Agreement
+    vocabulary: int | None = None
+    kept: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}: {readable(self.size_bytes)} as {self.quantization}\n{self.agreement}"
+        trimmed = "" if self.vocabulary is None else f", {self.vocabulary} tokens"
+        kept = "" if self.kept is None else f" ({self.kept:.1%} of the calibration text's)"
+        return f"{self.path}: {readable(self.size_bytes)} as {self.quantization}{trimmed}{kept}\n{self.agreement}"
 
 
 def export(kind: str, model: Path, output: Path, quantize: str | None = None) -> Path:
@@ -75,11 +81,22 @@ def check(source: Path, path: Path, tokens: Iterable[Sequence[int]] | None = Non
     return dataclasses.replace(found[0], ms_per_token=found[1].ms_per_token)
 
 
-def export_and_check(kind: str, model: Path, output: Path, quantize: str | None = None) -> Exported:
-    """`export`, then `check` on sample text."""
-    path = export(kind, model, output, quantize)
+def export_and_check(
+    kind: str, model: Path, output: Path, quantize: str | None = None, vocabulary: int | None = None, text: str = ""
+) -> Exported:
+    """`export`, then `check` on sample text. vocabulary, text: see `trimmed_copy`; what was written is then held
+    against the trimmed model."""
     name = quantize or DEFAULT_QUANTIZATION[kind]
-    return Exported(path, name, size_bytes(path), check(model, path))
+    if vocabulary is None:
+        path = export(kind, model, output, quantize)
+        return Exported(path, name, size_bytes(path), check(model, path))
+    from edge_client.export.trimming import trimmed_copy
+
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / f"{model.resolve().name}-{vocabulary}"
+        kept = trimmed_copy(model, copy, vocabulary, text)
+        path = export(kind, copy, output, quantize)
+        return Exported(path, name, size_bytes(path), check(copy, path), vocabulary, kept if text else None)
 
 
 def size_bytes(output: Path) -> int:

@@ -7,7 +7,7 @@
 
 FOLDER is any Llama-shaped chat model with a byte-level BPE and a tied head, such as the target that `make demo
 MODEL=smollm2` makes. Two fifths of the time the target writes, the rest the drafter learns. It begins as the target's
-own first and last layers and the rows of the embedding that the answers use (`models.smollm2.vocabulary`), and learns
+own first and last layers and the rows of the embedding that the answers use (`edge_client.export.trimming`), and learns
 the target's distribution over these by total variation, which is what acceptance is made of (Direct Alignment, arXiv
 2403.00858). OUT gets `drafter/` (transformers), `drafter-onnx/`, with llama.cpp `drafter.gguf`, and `training.json`.
 """
@@ -30,8 +30,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from edge_client.export.exporting import export, size_bytes
+from edge_client.export.trimming import rows, spellings, trim
 from models.smollm2.data import Example, Writer
-from models.smollm2.vocabulary import rows, spellings, trim
 
 DATA_SHARE = 0.4
 TEMPERATURE = 0.8

@@ -13,15 +13,14 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from edge_client.drafters import load_drafter
 from edge_client.drafters.vocabulary.strategy import match
+from edge_client.export.trimming import rows, spellings, trim
 from models.demo.dialogues import DIALOGUES
 from models.smollm2.data import Example, Writer
 from models.smollm2.train import Distillation, make, overlap, shrunk
-from models.smollm2.vocabulary import rows, spellings, trim
 from speculation.vocabulary.vocabulary import Vocabulary
 from tests.contract.tiny_models import UNUSED_IDS, save_transformers
 
 TEXT = " ".join(message["content"] for message in DIALOGUES[0]) + " Größe 漢字\n\n12345"
-USED = TEXT[:80]
 SIZE = 400
 
 
@@ -43,32 +42,7 @@ def whole(target: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trimmed(whole: dict[str, Any]) -> dict[str, Any]:
-    used = Tokenizer.from_str(json.dumps(whole)).encode(USED).ids
-    return trim(whole, [*used, len(whole["model"]["vocab"])], SIZE)  # and an id that is no token's
-
-
-def test_a_trimmed_vocabulary_spells_everything_with_tokens_of_the_whole(
-    whole: dict[str, Any], trimmed: dict[str, Any]
-) -> None:
-    full, short = (Tokenizer.from_str(json.dumps(one)) for one in (whole, trimmed))
-    assert short.get_vocab_size() == SIZE
-    assert set(trimmed["model"]["vocab"]) < set(whole["model"]["vocab"])
-    assert short.decode(short.encode(TEXT).ids) == TEXT
-    # A token that is left out is spelled with kept ones, and what was used is kept where it fits.
-    spelled = spellings(whole, trimmed)
-    assert all(spelled)
-    ids = full.encode(TEXT).ids
-    assert short.decode([short_id for token_id in ids for short_id in spelled[token_id]]) == TEXT
-    assert all(len(spelled[token_id]) == 1 for token_id in full.encode(USED).ids)
-    kept = rows(whole, trimmed)
-    assert kept == sorted(kept)
-    assert [full.id_to_token(row) for row in kept] == [short.id_to_token(at) for at in range(SIZE)]
-    assert [kept[added["id"]] for added in trimmed["added_tokens"]] == [added["id"] for added in whole["added_tokens"]]
-
-
-def test_a_vocabulary_without_room_for_bytes_is_refused(whole: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="a vocabulary of 200 tokens has no room for 261"):
-        trim(whole, [], 200)
+    return trim(whole, Tokenizer.from_str(json.dumps(whole)).encode(TEXT).ids, SIZE)
 
 
 def test_the_whole_target_overlaps_with_itself(target: Path, whole: dict[str, Any]) -> None:
