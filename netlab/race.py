@@ -23,6 +23,7 @@ Load = Callable[[], Drafter | str | None]  # a drafter, or what names one, for o
 
 Watch = Callable[[str, Pace], Pace]  # given a lane's name and the pace of a new session: the pace to ride with
 
+CO_LOCATED = "co-located"  # in the laboratory: a client without a drafter, of a verifier with a draft model
 SYNC = "sync"  # in the laboratory: textbook rounds with the best length of a sweep
 SWEEP = (2, 4, 8, 12, 16, 24, 32)
 WARM_UP = "Hello, can you help me find something to do in San Francisco?"
@@ -197,20 +198,23 @@ def by_task(runs: Sequence[Run], tasks: Sequence[str]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def open_lanes(address: str, load: Load, wanted: Mapping[str, str], watch: Watch = unwatched) -> Iterator[list[Lane]]:
+def open_lanes(
+    address: str, load: Load, wanted: Mapping[str, str], watch: Watch = unwatched, co_located: str = ""
+) -> Iterator[list[Lane]]:
     """A warm lane per entry of `wanted`, name to policy, each with a client and, unless it streams, its own drafter.
 
-    Without a drafter every lane streams.
+    Without a drafter every lane streams. co_located: address of a verifier that guesses by itself, for CO_LOCATED.
 
     Raises PolicyError for a policy that does not exist, DrafterError if `load` does, SessionError.
     """
     with contextlib.ExitStack() as stack:
         lanes = []
         for name, policy in wanted.items():
-            drafter = None if policy == "streaming" else load()
+            drafter = None if policy in ("streaming", CO_LOCATED) else load()
             best_sync = BestSync() if policy == SYNC and drafter is not None else None
             make = best_sync.pace if best_sync else policies.find(policy if drafter is not None else "streaming")
-            client = stack.enter_context(EdgeClient(address, drafter, pace=_watched(make, name, watch)))
+            where = co_located if policy == CO_LOCATED else address
+            client = stack.enter_context(EdgeClient(where, drafter, pace=_watched(make, name, watch)))
             lanes.append(Lane(name, policy, client, best_sync))
         for lane in lanes:
             lane.client.generate(chat(WARM_UP), SamplingParams(max_tokens=8, ignore_eos=True), seed=0)

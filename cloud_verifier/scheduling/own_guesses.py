@@ -60,7 +60,8 @@ class OwnGuesses:
         for session in sessions:
             if (guesser := session.guesser) is None or (source := guesser.batch) is None:
                 continue
-            if session.reach > 0 and not session.over:
+            begun = session.line.length > session.prompt_length  # the first token does not wait for a model's reading
+            if begun and session.reach > 0 and not session.over:
                 found.setdefault(source, []).append((session, _job(session, guesser)))
         if not found:
             return None

@@ -23,6 +23,11 @@ from netlab.commands.options import FILE_OUT, numbers, words
     "--draft-ms", default=0.0, type=click.FloatRange(0, 10_000), help="Least time of a guess: emulates a slower device."
 )
 @click.option(
+    "--draft-model",
+    default="demo",
+    help="Beside the target, for the policy co-located; as `cloud-verifier serve` has it.",
+)
+@click.option(
     "--target",
     default="demo",
     type=click.Path(path_type=Path),
@@ -40,6 +45,8 @@ from netlab.commands.options import FILE_OUT, numbers, words
 @click.option("--json", "json_file", type=FILE_OUT, help="Write the figures here.")
 def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -> None:
     """Race the policies on the real programs: verifier, drafter and, between them, an emulated link.
+
+    The policy "co-located" is what a server does alone: it streams, and drafts with a small model beside the target.
 
     "sync" is the best draft length of a sweep, made anew for every network. Ends with status 1 if words differ.
 
@@ -64,6 +71,7 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
     from netlab.experiments import race as races
     from netlab.experiments import race_table
     from netlab.link_process import LinkProcessError
+    from netlab.race import CO_LOCATED
     from netlab.verifier_process import VerifierProcessError
     from speculation.pace import policies
 
@@ -79,7 +87,8 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
             conditions = networks.of_rtts(options["rtt_ms"])
         wanted = options["policies"] or races.DEFAULT_POLICIES
         for name in wanted:
-            policies.find(name)
+            if name != CO_LOCATED:
+                policies.find(name)
         asked = prompt_sets.find(options["prompt_set"]).first(options["prompts"])
     except ValueError as error:
         raise click.UsageError(f"{error}.") from error
@@ -90,7 +99,8 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
         **{name: options[name] for name in ("max_tokens", "temperature", "seed", "drafter", "draft_ms", "control")},
     )
     try:
-        rows = _run(console, target, step_ms, settings, conditions)
+        draft_model = options["draft_model"] if CO_LOCATED in wanted else ""
+        rows = _run(console, target, step_ms, settings, conditions, draft_model)
     except (DrafterError, SessionError, LinkProcessError, VerifierProcessError) as error:
         raise click.ClickException(str(error)) from error
     print_whole(console, race_table.table(rows))
@@ -111,7 +121,9 @@ def race(json_file: Path | None, target: Path, step_ms: float, **options: Any) -
         raise SystemExit(1)
 
 
-def _run(console: Any, target: Path, step_ms: float, settings: Any, conditions: Any) -> list[dict[str, Any]]:
+def _run(
+    console: Any, target: Path, step_ms: float, settings: Any, conditions: Any, draft_model: str
+) -> list[dict[str, Any]]:
     """Under a progress bar, which is drawn on terminals only."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -125,5 +137,5 @@ def _run(console: Any, target: Path, step_ms: float, settings: Any, conditions: 
         def done(what: str) -> None:
             progress.update(task, advance=1, description=what)
 
-        with rig.start(target, step_ms) as running:
+        with rig.start(target, step_ms, draft_model) as running:
             return list(race(running, settings, conditions, done))

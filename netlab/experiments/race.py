@@ -71,15 +71,17 @@ def race(
     words: Words | None = None
     with rig.lanes(settings.lanes, settings.drafter, settings.draft_ms) as lanes:
         for condition in conditions:
-            rig.link.configure(condition.settings)
+            rig.configure(condition.settings)
             for lane in lanes:
                 lane.runs.clear()
                 lane.tune(settings.params, seed=settings.seed)
                 if lane.best_sync is not None:
                     on_answer(f"{condition}: {lane.candidate} is the best of {', '.join(map(str, SWEEP))}")
             for lane, index in interleaved(lanes, settings.prompts.prompts):
-                rig.link.configure(condition.for_answer(index))
-                lane.measure(rig.link, chat(settings.prompts.prompts[index]), settings.params, settings.seed + index)
+                rig.configure(condition.for_answer(index))
+                lane.measure(
+                    rig.link_of(lane), chat(settings.prompts.prompts[index]), settings.params, settings.seed + index
+                )
                 on_answer(f"{condition}: {lane.candidate}")
             words = words or answers(lanes[0])
             for lane in lanes:

@@ -32,20 +32,22 @@ def netlab(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_race_says_the_same_words_at_every_round_trip(tmp_path: Path) -> None:
     file = tmp_path / "race.json"
     done = netlab(
-        *("race", "--rtt-ms", "0,20", "--policies", "sync,adaptive", "--prompts", "2", "--max-tokens", "12"),
+        *("race", "--rtt-ms", "0,20", "--policies", "sync,adaptive,co-located", "--prompts", "2", "--max-tokens", "12"),
         *("--step-ms", "8", "--json", str(file)),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(file.read_text())
     assert list(report) == ["commit", "date", "hardware", "settings", "rows"]
     assert [(row["rtt_ms"], row["policy"]) for row in report["rows"]] == [
-        (rtt_ms, policy) for rtt_ms in (0, 20) for policy in ("streaming", "sync", "adaptive")
+        (rtt_ms, policy) for rtt_ms in (0, 20) for policy in ("streaming", "sync", "adaptive", "co-located")
     ]
     assert all(list(row) == KEYS for row in report["rows"])
     assert all(row["same_words"] for row in report["rows"])
     assert report["rows"][1]["candidate"].startswith("sync:")
     assert report["rows"][0]["acceptance"] is None
     assert report["rows"][2]["target_forwards_per_token"] < 1
+    assert report["rows"][3]["acceptance"] is None
+    assert report["rows"][3]["downlink_bytes_per_token"] > 0  # over a link of its own
 
 
 def test_random_guesses_change_no_word(tmp_path: Path) -> None:

@@ -212,6 +212,26 @@ def test_many_sessions_share_a_forward_of_the_small_model() -> None:
     assert sum(output.metrics.own_accepted_tokens for output in outputs) > 12 * COUNT // 8
 
 
+def test_the_first_token_does_not_wait_for_the_small_model() -> None:
+    steps: list[str] = []
+
+    class Noted(MockEngine):
+        def step(self, blocks: Sequence[Block]) -> list[Choices]:
+            steps.append("target" if self is target else "small")
+            return super().step(blocks)
+
+    target = Noted()
+    with (
+        InProcessVerifier(PacedEngine(target, STEP_MS, 0.0), guessers=DraftModel(Noted())) as verifier,
+        EdgeClient(verifier.address) as client,
+    ):
+        for at in (12, 13):
+            steps.clear()
+            output = client.generate([5, 9, at], PARAMS, seed=SEED)
+    assert output.metrics.own_accepted_tokens > 0
+    assert steps[:2] == ["target", "small"]
+
+
 class Crashing(Often):
     """Fails after a while."""
 
