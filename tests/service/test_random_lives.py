@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import pytest
 from outrider.v1 import verifier_pb2 as pb
 
 from cloud_verifier.engines.base import Block, Choices
+from cloud_verifier.guessing.model import DraftModel
 from cloud_verifier.scheduling.scheduler import SchedulerSettings
 from cloud_verifier.serving.service import ServiceSettings
 from edge_client.errors import SessionError
@@ -96,17 +98,42 @@ class Life:
         return bool(response.WhichOneof("message") == "finished")
 
 
-def test_answers_are_right_and_nothing_is_left() -> None:
+class Doubtful(PagedMockEngine):
+    """A small model beside the target: wrong at every fourth place, and with less room than there are sessions."""
+
+    def __init__(self, *, fails: bool) -> None:
+        super().__init__(pages=24, page_tokens=4, max_sequences=8, context_limit=100)
+        self._fails, self._rng = fails, random.Random(3)
+
+    def step(self, blocks: Sequence[Block]) -> list[Choices]:
+        if self._fails and self._rng.random() < 0.02:
+            raise RuntimeError("now and then")
+        return super().step(blocks)
+
+    def _evaluated(self, block: Block) -> Iterator[int]:
+        for token in super()._evaluated(block):
+            yield 2 if token % 4 == 0 else token
+
+
+@pytest.mark.parametrize("guessing", ["none", "a model", "a model that fails"])
+def test_answers_are_right_and_nothing_is_left(guessing: str) -> None:
     engine = SlowEngine(pages=40, page_tokens=4, max_sequences=12, context_limit=120)
+    drafting = Doubtful(fails=guessing == "a model that fails")
     service = ServiceSettings(lease_s=0.3, away_s=0.1)
-    with InProcessVerifier(engine, service=service, scheduler=SchedulerSettings(40, 16, 32)) as verifier:
+    guessers = None if guessing == "none" else DraftModel(drafting, clock=lambda: 0.0)  # its time is not the matter
+    with InProcessVerifier(
+        engine, service=service, scheduler=SchedulerSettings(40, 16, 32), guessers=guessers
+    ) as verifier:
         with ThreadPoolExecutor(LIVES) as pool:
             ended = sum(pool.map(lambda seed: Life(verifier.address, seed).live(), range(LIVES)))
         assert ended == LIVES * ANSWERS
-        assert verifier.scheduler.counters.preemptions > 0  # there was less memory than wanted
+        counters = verifier.scheduler.counters
+        assert counters.preemptions > 0  # there was less memory than wanted
+        assert (counters.own_accepted_tokens > 0) == (guessers is not None)
         deadline_s = time.monotonic() + 20
         while (not engine.empty or verifier.service.sessions) and time.monotonic() < deadline_s:
             time.sleep(0.05)  # leases end
         assert engine.empty
+        assert drafting.empty
         assert engine.twigs > 0
         assert verifier.service.sessions == 0
