@@ -107,7 +107,9 @@ class OwnGuesses:
         least = self._sessions * (self._cost.position_s + self._guess_s) / self._cost.step_s
         own: list[_Own] = []
         began_s, asked = self._clock(), 0
-        for place in _places(session, picked, least)[:MOST_PLACES]:
+        for place in _places(session, picked, least):
+            if asked >= 2 * MOST:  # on a text of which everything repeats each would be worth it, and none is free
+                break
             path = picked.path_to(place.at)
             survival, asked = place.open, asked + 1
             with closing(guesser.after(session.line.log, path)) as guesses:
