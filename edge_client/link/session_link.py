@@ -28,6 +28,7 @@ MOST_FAILURES = 3  # of the verifier on one answer: an engine that cannot take t
 QUEUE_POSITION = "outrider-queue-position"  # of the metadata that a verifier sends while a session waits for a place
 WHOLE_OPEN_BYTES = 1 << 14  # a longer Open goes in pieces, so that a slow link can be told from a dead one
 PIECE_BYTES = 1 << 13
+GRACE_S = 1.0  # for a place that was on its way when it was given up
 
 
 def now_us() -> int:
@@ -69,8 +70,10 @@ class SessionLink:
         self._answer: list[int] = list(self.open_request.continue_from)
         self._heard_s = time.monotonic()
         self._queued = False  # by a verifier that says nothing more until there is a place
+        self._waiting_call: Any = None  # in a queue of the verifier's
         self.waiting = False  # whether the session was told so
         self._task: asyncio.Task[Any] | None = None  # once it runs
+        self._leaving: asyncio.Task[None] | None = None
         self.channel.call(self._live())
 
     def send(self, request: pb.GenerateRequest) -> None:
@@ -96,9 +99,19 @@ class SessionLink:
             return
         if self._outbox is not None:
             self._put(pb.GenerateRequest(cancel=pb.Cancel()))
+        elif self._waiting_call is not None:
+            self._leaving = self._leaving or asyncio.create_task(self._leave_queue(self._waiting_call))
         elif self._task is not None and (self._session_id or not self._asked):
             # A verifier that knows of the session forgets it after its lease. Cancelled is the task itself: a future of
             # another thread would tell it a turn of the loop later, when it may have asked.
+            self._task.cancel()
+
+    async def _leave_queue(self, call: Any) -> None:
+        """The session is over at once. Its place may be on the way: whoever has it reads that nobody wants it."""
+        self.inbox.put(Failed(left()))
+        await self._write(call, pb.GenerateRequest(cancel=pb.Cancel()))
+        await asyncio.sleep(GRACE_S)
+        if self._task is not None and self._outbox is None:
             self._task.cancel()
 
     def _put(self, request: pb.GenerateRequest) -> None:
@@ -245,7 +258,7 @@ class SessionLink:
                 raise TimeoutError from error  # the connection was retired
             raise
         finally:
-            self._queued = False
+            self._queued, self._waiting_call = False, None
             if writing is not None:
                 writing.cancel()
         self._session_id, self._prompt_length = response.opened.session_id, response.opened.prompt_length
@@ -257,7 +270,7 @@ class SessionLink:
         """Wait for Opened, for as long as the verifier says in time that it is on the way. Raises TimeoutError."""
         stalled_s = self.channel.settings.stalled_s
         if QUEUE_POSITION in dict(await asyncio.wait_for(call.initial_metadata(), stalled_s) or ()):
-            self._asked, self._queued = False, True
+            self._asked, self._queued, self._waiting_call = False, True, call
             self._hear()
             patience.queued()
         while True:
@@ -271,7 +284,7 @@ class SessionLink:
             self.downlink_bytes += response.ByteSize()
             patience.progressed(response.open_progress.received_bytes)
             if response.open_progress.queue_position:  # it is full: the deadline is that of a wait for a place
-                self._asked = False
+                self._asked, self._waiting_call = False, call
                 patience.queued()
 
     def _check(self, opened: pb.Opened) -> None:

@@ -16,7 +16,7 @@ from edge_client.link.security import Security
 from speculation.pace.base import PATIENCE_UNLIMITED_MS
 from tests.mock_engine import answer
 
-DEADLINE_S = 30  # generous: only a test that would fail anyway waits for it
+DEADLINE_S = 120  # generous: only a test that would fail anyway waits for it
 PROMPT = (5, 6, 7)
 SEED = 9
 

@@ -29,7 +29,7 @@ WORDS = tuple(answer(PROMPT, SEED, COUNT))
 PACES: dict[str, Callable[[], Pace]] = {
     "sync": lambda: Synchronous(4),
     "server-led": BoundedLookahead,
-    "patient": lambda: FixedLookahead(4, patience_ms=60_000),
+    "patient": lambda: FixedLookahead(4, patience_ms=600_000),
     "pipelined": Pipelined,
     "adaptive": Adaptive,
     "deep": lambda: Synchronous(80),

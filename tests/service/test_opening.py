@@ -318,6 +318,30 @@ def test_a_place_that_never_comes_is_told_as_such(told_by: str) -> None:
     assert (caught.value.code, caught.value.reason) == ("RESOURCE_EXHAUSTED", "QUEUED")
 
 
+@pytest.mark.parametrize("told_by", ["metadata", "progress"])
+def test_who_gives_up_in_a_queue_says_so_for_the_place_may_be_on_its_way(told_by: str) -> None:
+    """A verifier that had let it in would keep the session, whose id nobody knows, for a device to come back."""
+    said: list[str | None] = []
+
+    def let_in(_open: pb.Open, requests: Any, context: grpc.ServicerContext) -> Iterator[pb.GenerateResponse]:
+        if told_by == "metadata":
+            context.send_initial_metadata(((QUEUE_POSITION, "1"),))
+        else:
+            yield _progress(queue_position=1)
+        said.append(next(requests).WhichOneof("message"))
+        yield _opened(len(PROMPT))
+        yield pb.GenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_CANCELLED))
+
+    with ScriptedVerifier(let_in) as verifier, EdgeClient(verifier.address) as edge:
+        ends: list[object] = []
+        cancel = edge._answers.start(PROMPT, FEW, SEED, ends.append)
+        until(lambda: any(vars(link)["_waiting_call"] for link in edge._channel._links.values()), "it waits for a place")
+        cancel()
+        until(lambda: any(isinstance(end, SessionError) for end in ends), "it is over")
+        until(lambda: said == ["cancel"], "the verifier reads that nobody wants the place")
+        until(lambda: not edge._channel._links, "the stream ends")
+
+
 def _let_in(holder: Stream, codec: _SlowCodec) -> None:
     codec.go_on.set()
     holder.send(cancel=pb.Cancel())
