@@ -4,7 +4,8 @@ The target answers every prompt of a set, greedy and at T = 0.8 under shared noi
 token of these answers from what stands before it, through the product's own code. A drafter of another vocabulary
 speaks as it would on a device. Counted per drafter: how often its best guess is right (acceptance), how often one of
 its best two is (what a draft tree can reach), by kind of work and by how many guesses in a row are right; and the time
-of a guess on one and on two threads, drafters in turns.
+of a guess on one and on two threads, drafters in turns, by the clock and in processor time, which other work on the
+machine changes less.
 """
 
 from __future__ import annotations
@@ -129,20 +130,21 @@ def places(drafter: Drafter, given: Answer, params: SamplingParams) -> list[int]
     return found
 
 
-def guess_ms(drafter: Drafter, given: Answer) -> float:
-    """Median time of a guess at T = 0.8: reading a token, candidates, the choice among them."""
+def guess_ms(drafter: Drafter, given: Answer) -> tuple[float, float]:
+    """Median time and processor time of a guess at T = 0.8: reading a token, candidates, the choice among them."""
     guess = Guess(PARAMS["t0.8"], given.seed)
     drafter.rollback(0)
     drafter.feed(given.prompt)
     took = []
     for at, token in enumerate(given.tokens[:TIMED_GUESSES], len(given.prompt)):
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         drafter.feed([token])
         candidates = drafter.candidates()
         if len(candidates.ids):
             guess(at, *candidates)
-        took.append(time.perf_counter() - began)
-    return 1e3 * statistics.median(took)
+        took.append((time.perf_counter() - began, time.process_time() - worked))
+    clock, processor = zip(*took, strict=True)
+    return 1e3 * statistics.median(clock), 1e3 * statistics.median(processor)
 
 
 def figures(given: Sequence[Answer], found: Sequence[list[int]]) -> dict[str, Any]:
@@ -171,9 +173,9 @@ def timed(specs: Sequence[str], vocabulary: Vocabulary, size: int, given: Answer
         drafters = [opened(spec, vocabulary, size, threads) for spec in specs]
         took = [[guess_ms(drafter, given) for drafter in drafters] for _ in range(rounds)]
         for at, drafter in enumerate(drafters):
-            found[at][f"ms_{threads}_threads"] = (
-                np.percentile([row[at] for row in took], [25, 50, 75]).round(3).tolist()
-            )
+            quartiles = np.percentile([row[at] for row in took], [25, 50, 75], axis=0).round(3)
+            found[at][f"ms_{threads}_threads"] = quartiles[:, 0].tolist()
+            found[at][f"processor_ms_{threads}_threads"] = quartiles[:, 1].tolist()
             drafter.close()
     return found
 
@@ -218,17 +220,19 @@ def main(
         "drafter",
         "ms, 1 thread",
         "2 threads",
+        "processor ms",
         "",
         "acceptance",
         "one of two",
-        *asked.first(6).tasks,
+        *dict.fromkeys(asked.tasks),
         f"{SURVIVAL_DEPTH} in a row",
     )
     for spec, row in rows.items():
         for name in PARAMS:
             one = row[name]
             shares = [one["acceptance"], one["one_of_two"], *one["by_task"].values(), one["first_j_right"][-1]]
-            table.add_row(spec, str(row["ms_1_threads"][1]), str(row["ms_2_threads"][1]), name, *map(str, shares))
+            times = [row[kind][1] for kind in ("ms_1_threads", "ms_2_threads", "processor_ms_1_threads")]
+            table.add_row(spec, *map(str, times), name, *map(str, shares))
     print_whole(console, table)
     settings = {"target": target.name, "prompt_set": prompt_set, "prompts": prompts, "max_tokens": max_tokens}
     report.write(json_file, settings | {"rounds": rounds, "drafters": rows})

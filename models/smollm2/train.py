@@ -149,6 +149,7 @@ def make(
     began = time.monotonic()
     target: Any = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
     target.to(device).eval()
+    torch.set_float32_matmul_precision("high")  # of a GPU; CPUs have no other
     target.requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(target_folder)
     whole: dict[str, Any] = json.loads((target_folder / "tokenizer.json").read_text(encoding="utf-8"))
