@@ -145,6 +145,14 @@ class DeviceTree:
         # Another branch has to be read again from where it parts: the present one is left for a better one only.
         return onward if self.value(onward) >= self.loyalty * self.value(best) else best
 
+    def tips(self, most: int) -> list[Node]:
+        """The best tips, at most so many, the best first; `tip` is the first of them."""
+        best = self.tip
+        if best is None or len(self._tips) == 1:
+            return [] if best is None else [best]
+        others = [tip for _, _, tip in self._tips if tip.children is None and tip is not best]
+        return [best, *heapq.nlargest(most - 1, others, key=self.value)]
+
     def survival(self, node: Node) -> float:
         """Estimated probability that a guess and all before it are right, given the log as it is now."""
         return node.survival / self._scale
@@ -167,14 +175,23 @@ class DeviceTree:
                 path.append(tip)
                 tokens.append(tip.token)
             else:
-                path.clear()
-                node: Node | None = tip
-                while node is not None and node is not self._root:
-                    path.append(node)
-                    node = node.parent
-                path.reverse()
+                path[:] = self._nodes_to(tip)
                 tokens[:] = [node.token for node in path]
         return tokens
+
+    def path_to(self, tip: Node) -> list[int]:
+        """As `path`, for a tip beside the best one: the list is the caller's."""
+        return [node.token for node in self._nodes_to(tip)]
+
+    def _nodes_to(self, tip: Node) -> list[Node]:
+        """Those on the way from the log to a tip, in order."""
+        nodes: list[Node] = []
+        node: Node | None = tip
+        while node is not None and node is not self._root:
+            nodes.append(node)
+            node = node.parent
+        nodes.reverse()
+        return nodes
 
     def grow(
         self, tip: Node, tokens: Sequence[int], confidences: Sequence[float], probabilities: Sequence[float]

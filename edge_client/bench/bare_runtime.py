@@ -101,7 +101,7 @@ class BareLlamaCpp(BareLoop):
         threads = api.llama_n_threads(drafter._context)
         where = Path(drafter.info.name)
         self._context = llama_cpp._open_context(
-            api, drafter._model, where, drafter.info.context_tokens, threads, settings
+            api, drafter._model, where, drafter.info.context_tokens, threads, settings, branches=False
         )
         self._batch = api.llama_batch_init(api.llama_n_batch(self._context), 0, 1)
         self._length = 0

@@ -21,6 +21,7 @@ from speculation.sampling import PowerSum
 from speculation.vocabulary.vocabulary import Vocabulary
 
 ANY_VOCABULARY = ""
+MOST_PATH_TOKENS = 64  # of a branch beside the sequence
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,30 @@ class Drafter(ABC):
             self.feed([token])
             found.append(self.candidates())
         return found
+
+    @property
+    def most_tips(self) -> int:
+        """Ends of a tree that `feed_beside` evaluates at once for less than the time of one after the other; 1 if none.
+
+        The end that is fed is one of them.
+        """
+        return 1
+
+    def feed_beside(self, tokens: Sequence[int], length: int, paths: Sequence[Sequence[int]]) -> list[Candidates]:
+        """As `feed`, and in the same evaluation looks at branches: gives what may follow the first `length` tokens of
+        the sequence and then each of `paths`.
+
+        0 < length < self.length after the feed; at most `most_tips` - 1 paths, none of them empty or longer than
+        MOST_PATH_TOKENS. The sequence is what it would be without them. The candidates are those of a fresh drafter fed
+        with the same tokens, up to the rounding of another batch; so are those of later calls. What was evaluated of a
+        path is kept while there is room, for longer paths and for feeds that take it.
+
+        Raises what `feed` raises, and ValueError for paths that it does not take.
+        """
+        if paths:
+            raise ValueError(f"{self.info.name} looks at one end at a time, not at {len(paths)} branches beside it")
+        self.feed(tokens)
+        return []
 
     @abstractmethod
     def candidates(self) -> Candidates:

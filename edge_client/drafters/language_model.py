@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.drafters.base import Candidates, Drafter, DrafterError, DrafterInfo
+from edge_client.drafters.base import MOST_PATH_TOKENS, Candidates, Drafter, DrafterError, DrafterInfo
 from edge_client.drafters.kv_store import LEAST_TOKENS, Conversations, Kept, common
 from edge_client.drafters.top_candidates import top_candidates
 
@@ -53,6 +53,20 @@ class LanguageModelDrafter(Drafter):
         For runtimes with `reads_blocks`. The rows are looked at before the next evaluation only.
         """
         raise NotImplementedError
+
+    def _evaluate_beside(
+        self, tokens: Sequence[int], start: int, length: int, paths: Sequence[Sequence[int]]
+    ) -> Sequence[npt.NDArray[np.floating]]:
+        """As `_evaluate`, and paths that go on after the first `length` tokens; logits after the tokens, shape [V], and
+        after each path.
+
+        For runtimes with more than one of `most_tips`; at most MOST_PATH_TOKENS tokens.
+        """
+        raise NotImplementedError
+
+    def _graft(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens that are to follow what is held a branch holds: they are held from now on, too."""
+        return 0
 
     @abstractmethod
     def _drop_tail(self, length: int) -> None:
@@ -107,6 +121,32 @@ class LanguageModelDrafter(Drafter):
         self._fed, self._logits, self._candidates = True, None, found[-1]
         return found
 
+    def feed_beside(self, tokens: Sequence[int], length: int, paths: Sequence[Sequence[int]]) -> list[Candidates]:
+        if self.most_tips == 1 or not paths:
+            return super().feed_beside(tokens, length, paths)
+        self._check_feed(tokens)
+        end = len(self._sequence) + len(tokens)
+        if not 0 < length < end:
+            raise ValueError(f"there are no branches after {length} of {end} tokens")
+        if len(paths) >= self.most_tips or max(map(len, paths)) > MOST_PATH_TOKENS:
+            raise ValueError(
+                f"cannot look at {len(paths)} branches of up to {max(map(len, paths))} tokens beside the sequence; "
+                f"expected at most {self.most_tips - 1} of up to {MOST_PATH_TOKENS}"
+            )
+        for path in paths:
+            check_feed(self.info, length, path)
+        with self._undoing(tokens):
+            self._walk(tokens)
+            self._drop(len(self._sequence) - 1)
+            if (early := max(length, len(self._sequence) - MOST_PATH_TOKENS)) > len(self._held):
+                self._catch_up(early)
+            lacking = self._sequence[len(self._held) :]
+            logits, *beside = self._evaluate_beside(lacking, len(self._held), length, paths)
+            self._held += lacking
+            found = [top_candidates(row, self._top_candidates) for row in beside]
+        self._fed, self._logits, self._candidates = True, logits, None
+        return found
+
     def _walk(self, tokens: Sequence[int]) -> int:
         """Append to the sequence; how many of the tokens the runtime holds already, from another time."""
         start = len(self._sequence)
@@ -116,6 +156,9 @@ class LanguageModelDrafter(Drafter):
         self._sequence += tokens
         if walked < len(tokens):
             self._drop(start + walked)
+            if grafted := self._graft(tokens[walked:-1]):  # the last is evaluated, for what may follow it
+                self._held += tokens[walked : walked + grafted]
+                walked += grafted
         return walked
 
     def _catch_up(self, end: int | None = None) -> npt.NDArray[np.floating] | None:

@@ -143,6 +143,10 @@ class DrafterLease:
         """How far past the log guesses may go: what it begins again with is never guesses alone, see `reach`."""
         return max(1, self.drafter.info.context_tokens // 2)
 
+    def room(self, position: int) -> int:
+        """How many tokens from a position on the drafter can hold as it is."""
+        return self.start + self.drafter.info.context_tokens - position
+
     def reach(self, position: int) -> None:
         """Make sure that everything up to `position` can be held: if need be, begin again half a context before it.
 
@@ -162,6 +166,18 @@ class DrafterLease:
         finally:
             self._call_began_s = None
         self.tokens.extend(tokens)
+
+    @property
+    def most_tips(self) -> int:
+        """See `Drafter`."""
+        return self.drafter.most_tips
+
+    def feed_beside(self, tokens: Sequence[int], position: int, paths: Sequence[Sequence[int]]) -> list[Candidates]:
+        """Append and evaluate, and look at paths from a position of what it held before on."""
+        with self.calling():
+            found = self.drafter.feed_beside(tokens, position - self.start, paths)
+        self.tokens.extend(tokens)
+        return found
 
     def read(self, tokens: Sequence[int]) -> None:
         """Append and evaluate a piece of a longer text, see `piece`."""

@@ -14,10 +14,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from outrider.v1 import verifier_pb2 as pb
 
-from edge_client.drafters.base import DrafterError
+from edge_client.drafters.base import MOST_PATH_TOKENS, Candidates, DrafterError
 from edge_client.drafters.vocabulary.strategy import Match
 from edge_client.link.inbox import Callback, Heard, Message, PromptKnown, Reconnected, Stop
 from edge_client.link.session_link import SessionLink, now_us
@@ -29,6 +30,13 @@ from speculation.pace.base import Action, News, Pace, View
 from speculation.sampling import Guess, SamplingParams
 
 log = logging.getLogger(__name__)
+
+
+class Guesses(NamedTuple):
+    """What to guess at a place, the likeliest first, and how sure the drafter is of each; both empty for nothing."""
+
+    tokens: list[int]
+    confidences: list[float]
 
 
 class RidingLoop:
@@ -367,57 +375,89 @@ class RidingLoop:
         began_s = time.perf_counter()
         if self._owed_since_s is None:
             self._owed_since_s = began_s
-        guesses = None
+        drawn = None
         with self._losing_drafter():
-            guesses = self._draw(lease, tip, view.known_length + view.depth)
+            drawn = self._draw(lease, tip, view)
         now_s = time.perf_counter()
         if lease.duty is not None:
             lease.duty.spend(began_s * 1e3, now_s * 1e3)
-        if guesses is None or self._lease is None:
+        if drawn is None or self._lease is None:
             return
-        tokens, confidences = guesses
-        if not tokens:  # it has nothing to say here
-            line.grow(tip, (), (), ())
-            return
-        self._owed_since_s = None
-        if not line.unsent:
+        draft_ms, count = (now_s - began_s) * 1e3, 0
+        fresh = not line.unsent
+        for at, (tokens, confidences) in reversed(drawn):  # the first is drawn on: the latest
+            count += self._grow(at, tokens, confidences)
+        if fresh and line.unsent:
             self._unsent_since_s = now_s
-        probabilities = self._pace.judge(confidences, view.depth, view.survival)
-        if (count := len(probabilities)) < len(tokens):
-            tokens, confidences = tokens[:count], confidences[:count]
-        line.grow(tip, tokens, confidences, probabilities)
-        self.guessed.setdefault(view.known_length + view.depth, tokens[0])
-        draft_ms = (now_s - began_s) * 1e3
-        self._pace.drafted(draft_ms, confidences[0])
+        first = drawn[0][1].confidences
+        if first:  # else it has nothing to say here
+            self._owed_since_s = None
+            self._pace.drafted(draft_ms, first[0], len(drawn))
         self.ride.drafted_tokens += count
         self.ride.drafting_ms += draft_ms
 
-    def _draw(self, lease: DrafterLease, tip: Node, end: int) -> tuple[list[int], list[float]] | None:
-        """Guesses at a tip, from position `end` on, the likeliest first, and how sure the drafter is of each; none if
-        it has nothing to say, None while it still reads."""
+    def _grow(self, tip: Node, tokens: list[int], confidences: list[float]) -> int:
+        """Put what was drawn at a tip into the tree; how many guesses of it."""
+        line = self._line
+        if not tokens:
+            line.grow(tip, (), (), ())
+            return 0
+        depth = line.depth(tip)
+        probabilities = self._pace.judge(confidences, depth, line.survival(tip))
+        if (count := len(probabilities)) < len(tokens):
+            tokens, confidences = tokens[:count], confidences[:count]
+        line.grow(tip, tokens, confidences, probabilities)
+        self.guessed.setdefault(line.length + depth, tokens[0])
+        return count
+
+    def _draw(self, lease: DrafterLease, tip: Node, view: View) -> list[tuple[Node, Guesses]] | None:
+        """Guesses at a tip, the likeliest first, and at others if that pays; none at one where the drafter has nothing
+        to say, None while it still reads."""
+        end = view.known_length + view.depth
         lease.reach(end)
+        line = self._line
         if tip.parent is self._held is not None and lease.end == end - 1:  # as on a line, before every guess
             lacking = [tip.token]
         else:
-            line = self._line
             lacking = lease.lacks(line.log, line.path(tip), lease.piece.tokens)
             if lease.end + len(lacking) < end:
                 self._held = None
                 lease.read(lacking)
                 return None
-        lease.feed(lacking)
+        others = self._others(lease, view) if self._trees and lease.most_tips > 1 else []
+        beside: list[Candidates] = []
+        if others:
+            beside = lease.feed_beside(lacking, view.known_length, [line.path_to(other) for other in others])
+        else:
+            lease.feed(lacking)
         self._held = tip
-        candidates = lease.candidates()
+        drawn = [(tip, self._ranked(end, lease.candidates()))]
+        drawn += [(at, self._ranked(at.position + 1, found)) for at, found in zip(others, beside, strict=True)]
+        return drawn
+
+    def _others(self, lease: DrafterLease, view: View) -> list[Node]:
+        """Tips beside the best one that are worth drawing at in the same evaluation."""
+        line, pace = self._line, self._pace
+        most = min(lease.most_tips, 1 + (view.budget - view.nodes) // pace.width)
+        if most < 2 or pace.width == 1:
+            return []
+        farthest = view.known_length + min(self._deepest - 1, MOST_PATH_TOKENS, lease.room(view.known_length))
+        first, *others = line.tips(most)
+        others = [other for other in others if other.position < farthest]
+        return others[: pace.tips([line.value(first), *map(line.value, others)]) - 1] if others else []
+
+    def _ranked(self, position: int, candidates: Candidates) -> Guesses:
+        """What to guess at a position, and how sure the drafter is of each."""
         if not len(candidates.ids):
-            return [], []
+            return Guesses([], [])
         if not self._trees or self._pace.width == 1:
-            token, confidence = self._guess(end, *candidates)
+            token, confidence = self._guess(position, *candidates)
+            guesses = Guesses([token], [confidence])
+        else:
+            guesses = Guesses(*self._guess.ranked(self._pace.width, position, *candidates))
+        for token, confidence in zip(*guesses, strict=True):
             self._check(token, confidence)
-            return [token], [confidence]
-        tokens, confidences = self._guess.ranked(self._pace.width, end, *candidates)
-        for token, confidence in zip(tokens, confidences, strict=True):
-            self._check(token, confidence)
-        return tokens, confidences
+        return guesses
 
     def _check(self, token: int, confidence: float) -> None:
         """The verifier would end the session over a guess that cannot be one. Raises DrafterError."""

@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     default=0.0,
     help="Time to read one more token, of another branch or of what the verifier wrote, as a share of a guess's.",
 )
+@click.option(
+    "--tip-share",
+    type=float,
+    help="Time to draw at one more end of a tree in the same evaluation, of up to four, as a share of a guess's.  "
+    "[default: one end at a time]",
+)
 @click.option("--step-ms", callback=numbers, default="30", help="Time of a target step.")
 @click.option("--per-position-ms", default=0.0, help="What each position adds to a step.")
 @link_options
@@ -89,6 +95,7 @@ def simulate(json_file: Path | None, **options: Any) -> None:
             network=network,
             per_position_ms=options["per_position_ms"],
             feed_share=options["feed_share"],
+            tip_share=options["tip_share"],
             devices=options["devices"],
             verifiers=options["verifiers"],
         )

@@ -1,9 +1,9 @@
 """Does the simulator say what the real programs do? The same prompts and seeds in both, cell by cell.
 
-The simulator gets a recording of the very same answers and five figures measured on the real programs: how long a guess
-takes, what the riding loop adds to it, how long the drafter reads a token more, how long a step of the verifier takes,
-and what the programs add to the link's round trip. All of them are taken over the whole run, none from the cell that is
-predicted.
+The simulator gets a recording of the very same answers and six figures measured on the real programs: how long a guess
+takes, what the riding loop adds to it, what one more end of a tree adds, how long the drafter reads a token more, how
+long a step of the verifier takes, and what the programs add to the link's round trip. All of them are taken over the
+whole run, none from the cell that is predicted.
 """
 
 from __future__ import annotations
@@ -74,11 +74,13 @@ class AgreementSettings:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One answer for the simulator, its prompt's length, and how long the drafter reads 1, 2, ... tokens at once."""
+    """One answer for the simulator, its prompt's length, how long the drafter reads 1, 2, ... tokens at once, and how
+    many ends of a tree it looks at in one evaluation."""
 
     answer: Answer
     prompt_tokens: int
     reading_ms: Sequence[float] = (0.0,)
+    most_tips: int = 1
 
     def feed_ms(self, draft_ms: float) -> float:
         """A token more, for a drafter that takes at least draft_ms however many it reads."""
@@ -106,7 +108,7 @@ def record(settings: AgreementSettings) -> list[Recorded]:
         prompt = codec.encode_chat(chat(text))
         answer = record_answer(engine, drafter, prompt, wanted, settings.seed + index)
         tree = Answer(settings.tokens, answer.hits, answer.confidences, answer.ranks, answer.others)
-        recorded.append(Recorded(tree, len(prompt), _reading_ms(drafter, prompt)))
+        recorded.append(Recorded(tree, len(prompt), _reading_ms(drafter, prompt), drafter.most_tips))
     drafter.close()
     return recorded
 
@@ -169,17 +171,22 @@ class Figures:
     """What is measured on the real programs and handed to the simulator.
 
     step_ms: from commit to commit of a streaming verifier, so its step and what lies between two of them. turn_ms: what
-    programs and operating system add to the link's round trip. guess_ms: from guess to guess, riding loop included; by
-    the drafter's least time.
+    programs and operating system add to the link's round trip. guess_ms: from guess to guess, riding loop included, and
+    tip_ms: what each more end of a tree adds to one; by the drafter's least time.
     """
 
     step_ms: float
     turn_ms: float
     guess_ms: dict[float, float]
+    tip_ms: dict[float, float]
 
     @classmethod
     def of(cls, cells: Sequence[Measured]) -> Figures:
         """Medians over all cells."""
+        guess_ms = {
+            draft_ms: statistics.median(ms for ms, tips in _evaluations(cells, draft_ms) if tips == 1)
+            for draft_ms in {cell.draft_ms for cell in cells}
+        }
         return cls(
             step_ms=statistics.median(
                 later.at_ms - earlier.at_ms
@@ -194,22 +201,31 @@ class Figures:
                 for event in diary.events
                 if isinstance(event, Committed) and event.rtt_ms is not None
             ),
-            guess_ms={
+            guess_ms=guess_ms,
+            tip_ms={
                 draft_ms: statistics.median(
-                    later.at_ms - earlier.at_ms
-                    for cell in cells
-                    if cell.draft_ms == draft_ms
-                    for earlier, later in _neighbours(cell)
-                    if isinstance(earlier, Drafted) and isinstance(later, Drafted)
+                    [(ms - alone_ms) / (tips - 1) for ms, tips in _evaluations(cells, draft_ms) if tips > 1] or [0.0]
                 )
-                for draft_ms in {cell.draft_ms for cell in cells}
+                for draft_ms, alone_ms in guess_ms.items()
             },
         )
 
     def as_json(self) -> dict[str, Any]:
         """Rounded for reading."""
         guesses = {f"{draft_ms:g}": round(ms, 3) for draft_ms, ms in sorted(self.guess_ms.items())}
-        return {"step_ms": round(self.step_ms, 3), "turn_ms": round(self.turn_ms, 3), "guess_ms": guesses}
+        tips = {f"{draft_ms:g}": round(ms, 3) for draft_ms, ms in sorted(self.tip_ms.items())}
+        step_ms, turn_ms = round(self.step_ms, 3), round(self.turn_ms, 3)
+        return {"step_ms": step_ms, "turn_ms": turn_ms, "guess_ms": guesses, "tip_ms": tips}
+
+
+def _evaluations(cells: Sequence[Measured], draft_ms: float) -> Iterator[tuple[float, int]]:
+    """From one to the next without a pause: how long it took, and at how many ends guesses were drawn."""
+    for cell in cells:
+        if cell.draft_ms == draft_ms:
+            for earlier, later in _neighbours(cell):
+                # Those of one evaluation have one time.
+                if isinstance(earlier, Drafted) and isinstance(later, Drafted) and later.at_ms > earlier.at_ms:
+                    yield later.at_ms - earlier.at_ms, later.tips
 
 
 def _neighbours(cell: Measured) -> Iterator[tuple[Event, Event]]:
@@ -266,7 +282,12 @@ def _simulate(cell: Measured, recorded: Recorded, figures: Figures, pace: Pace) 
         recorded.answer,
         Link.of_settings(LinkSettings.of_rtt(cell.condition.rtt_ms + figures.turn_ms)),
         pace,
-        DeviceSettings(figures.guess_ms[cell.draft_ms], recorded.feed_ms(cell.draft_ms)),
+        DeviceSettings(
+            figures.guess_ms[cell.draft_ms],
+            recorded.feed_ms(cell.draft_ms),
+            most_tips=recorded.most_tips,
+            tip_ms=max(0.0, figures.tip_ms[cell.draft_ms]),
+        ),
         recorded.prompt_tokens,
     )
     return simulate([rider], VerifierSettings(StepTime(figures.step_ms))).results[0]

@@ -76,6 +76,16 @@ class Slowed(Drafter):
         self._rest_from(began_s)
         return found
 
+    @property
+    def most_tips(self) -> int:
+        return self._drafter.most_tips
+
+    def feed_beside(self, tokens: Sequence[int], length: int, paths: Sequence[Sequence[int]]) -> list[Candidates]:
+        began_s = time.perf_counter()
+        found = self._drafter.feed_beside(tokens, length, paths)
+        self._rest_from(began_s)
+        return found
+
     def _rest_from(self, began_s: float) -> None:
         time.sleep(max(0.0, self._draft_s - (time.perf_counter() - began_s)))
 

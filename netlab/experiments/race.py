@@ -118,6 +118,7 @@ def row(condition: Condition, lane: Lane, streaming: Sequence[Run], words: Words
         "total_over_streaming_p95": round(float(np.percentile(ratios, 95)), 4),
         "total_over_streaming_max": round(max(ratios), 4),
         "target_forwards_per_token": round(sum(m.target_forwards for m in metrics) / tokens, 4),
+        "target_positions_per_token": round((verified + sum(m.target_forwards for m in metrics)) / tokens, 4),
         "acceptance": round(accepted / verified, 4) if verified else None,
         "saved_per_token": round(sum(run.saved_tokens for run in lane.runs) / tokens, 4),
         "uplink_bytes_per_token": round(sum(run.bytes_up for run in lane.runs) / tokens, 2),

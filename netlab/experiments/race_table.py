@@ -16,12 +16,13 @@ def table(rows: Sequence[Row]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=0,
         collapse_padding=True,
-        title="Medians over the prompts; /stream: total time over streaming's, prompt by prompt; saved: second guesses",
+        title="Medians over the prompts; /stream: total time over streaming's, prompt by prompt; pos: positions that "
+        "the target evaluated; saved: second guesses",
         title_justify="left",
     )
     view.add_column("network", no_wrap=True)
     view.add_column("policy", overflow="fold")
-    for name in ("first ms", "ms/tok", "/stream", "p95", "worst", "fwd/tok", "accept", "saved", "B/tok"):
+    for name in ("first ms", "ms/tok", "/stream", "p95", "worst", "fwd/tok", "pos/tok", "accept", "saved", "B/tok"):
         view.add_column(name, justify="right", no_wrap=True)
     view.add_column("same")
     best: dict[str, float] = {}
@@ -43,6 +44,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row['total_over_streaming_p95']:.3f}",
             f"{row['total_over_streaming_max']:.3f}",
             f"{row['target_forwards_per_token']:.2f}",
+            f"{row['target_positions_per_token']:.1f}",
             "-" if row["acceptance"] is None else f"{row['acceptance']:.2f}",
             f"{row['saved_per_token']:.0%}" if row["saved_per_token"] else "-",
             f"{row['uplink_bytes_per_token']:.0f}",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from simpy import Environment, Event
 
+from edge_client.drafters.base import MOST_PATH_TOKENS
 from netlab.simulator.clock import Bell
 from netlab.simulator.messages import Commit, Draft
 from netlab.simulator.pair import Answer
@@ -32,13 +33,16 @@ class DeviceSettings:
 
     draft_ms: to draw one guess; a function of the time if it changes (throttling). feed_ms: to read one more token, of
     a prompt, of what the verifier wrote or of another branch; the last token before a guess is part of draft_ms.
-    width: most guesses at one place, whatever the pace wants. draft_ms must be positive
-    unless the link is slow: a device that drafts in no time has guessed everything at once.
+    most_tips, tip_ms: at so many tips in one evaluation, and what each more of them takes; such a drafter need not read
+    a branch again that it has left. width: most guesses at one place, whatever the pace wants. draft_ms must be
+    positive unless the link is slow: a device that drafts in no time has guessed everything at once.
     """
 
     draft_ms: float | Callable[[float], float] = 5.0
     feed_ms: float = 0.0
     width: int = 4
+    tip_ms: float = 0.0
+    most_tips: int = 1
 
     def drafting_ms(self, now_ms: float) -> float:
         """To draw one guess now."""
@@ -68,9 +72,9 @@ class Device:
         self._bell = Bell(env)
         self._prompt_length = 0
         self._held = 0  # tokens of the log that the drafter has read
-        self._held_path: list[int] = []  # and the guesses after them
+        self._read: set[Node] = set()  # and the guesses after them
         self._piece = PieceSize()
-        self._right: set[Node] = set()  # guesses that are right, and so is all that they hang on
+        self._right: dict[int, Node] = {}  # by position: guesses that are right, and so is all that they hang on
         self._in_flight = False
         self._told_patience_ms = pace.patience_ms
         self._unsent_since_ms = 0.0
@@ -103,18 +107,23 @@ class Device:
                 idle_flushes = 0
                 tip = self.line.tip
                 assert tip is not None  # or else it could not draft
-                path = self.line.path(tip)
-                lacking = self._lacking(path)
-                if lacking > (piece := self._piece.tokens):
-                    self._read(piece, path)
+                if self._lacking(tip) > (piece := self._piece.tokens):
+                    self._read_on(piece, tip)
                     piece_ms = piece * self._settings.feed_ms
                     yield env.timeout(piece_ms)
                     self._piece.read(piece, piece_ms)
                     continue
-                self._held, self._held_path = self.line.length, list(path)
-                draft_ms = self._settings.drafting_ms(env.now) + (lacking - 1) * self._settings.feed_ms
+                tips = [tip, *self._others(tip)]
+                settings = self._settings
+                draft_ms = settings.drafting_ms(env.now) + (len(tips) - 1) * settings.tip_ms
+                for at in tips:
+                    lacking = self._lacking(at)
+                    draft_ms += max(0, lacking - 1) * settings.feed_ms
+                    self._read_on(lacking, at)
                 yield env.timeout(draft_ms)
-                self._guess(tip, draft_ms)
+                for at in reversed(tips):  # the first is drawn on: the latest
+                    confidence = self._guess(at)
+                pace.drafted(draft_ms, confidence, len(tips))
             elif action is Action.FLUSH or changed:
                 idle_flushes += not (self.line.unsent or changed)
                 if idle_flushes > IDLE_FLUSHES:
@@ -124,20 +133,42 @@ class Device:
                 idle_flushes = 0
                 yield self._bell.wait()
 
-    def _lacking(self, path: list[int]) -> int:
-        """Tokens to read before guesses can be drawn at the end of a path: at least its last one."""
-        held = self._held_path
-        common = 0
-        while common < min(len(held), len(path)) and held[common] == path[common]:
-            common += 1
-        del held[common:]
-        return max(1, self.line.length - self._held + len(path) - common)
+    def _others(self, tip: Node) -> list[Node]:
+        """Tips to draw at in the same evaluation, as in the riding loop."""
+        line, pace, settings = self.line, self._pace, self._settings
+        most = min(settings.most_tips, 1 + (self._budget - line.nodes) // self._width)
+        if most < 2 or self._width == 1:
+            return []
+        end = self._prompt_length + len(self._answer.hits) - 1
+        farthest = min(end, line.length + min(self._max_lookahead - 1, MOST_PATH_TOKENS))
+        others = [other for other in line.tips(most)[1:] if other.position < farthest]
+        return others[: pace.tips([line.value(tip), *map(line.value, others)]) - 1] if others else []
 
-    def _read(self, tokens: int, path: list[int]) -> None:
-        """Read so many tokens of the log and of a path after it."""
+    def _unread(self, tip: Node) -> list[Node]:
+        """The guesses on the way to a tip that the drafter has not read, the last first."""
+        unread: list[Node] = []
+        node: Node | None = tip
+        while node is not None and node.parent is not None and node not in self._read:
+            unread.append(node)
+            node = node.parent
+        return unread
+
+    def _lacking(self, tip: Node) -> int:
+        """Tokens to read before guesses can be drawn at a tip: at least its last one."""
+        return max(1, self.line.length - self._held + len(self._unread(tip)))
+
+    def _read_on(self, tokens: int, tip: Node) -> None:
+        """Read so many tokens of the log and of the path to a tip after it."""
         of_log = min(tokens, self.line.length - self._held)
         self._held += of_log
-        self._held_path = path[: len(self._held_path) + tokens - of_log]
+        unread = self._unread(tip)
+        if self._settings.most_tips == 1:  # what is held of another branch goes
+            self._read.clear()
+            node = unread[-1].parent if unread else tip
+            while node is not None and node.parent is not None:
+                self._read.add(node)
+                node = node.parent
+        self._read.update(unread[len(unread) - (tokens - of_log) :] if tokens > of_log else ())
 
     def _view(self) -> View:
         line, now_ms = self.line, self._env.now
@@ -163,7 +194,8 @@ class Device:
             branches=self._width > 1,
         )
 
-    def _guess(self, tip: Node, draft_ms: float) -> None:
+    def _guess(self, tip: Node) -> float:
+        """Draw at a tip; how sure the drafter is of its first guess there."""
         line, answer = self.line, self._answer
         depth = line.depth(tip)
         index = line.length + depth - self._prompt_length
@@ -174,7 +206,7 @@ class Device:
             confidences += answer.others[index][: self._width - 1]
         probabilities = self._pace.judge(confidences, depth, line.survival(tip))
         right = -1
-        if not depth or tip in self._right:
+        if not depth or self._right.get(tip.position) is tip:
             right = answer.ranks[index] if answer.ranks else answer.hits[index] - 1
         # Token ids of the truth are even: its neighbours are never right.
         truth = self._truth[index]
@@ -182,9 +214,9 @@ class Device:
         line.grow(tip, tokens, confidences[: len(tokens)], probabilities)
         assert tip.children is not None
         if 0 <= right < len(tokens):
-            self._right.add(tip.children[right])
-        self._pace.drafted(draft_ms, confidences[0])
+            self._right[tip.position + 1] = tip.children[right]
         self.drafted_tokens += len(tokens)
+        return confidences[0]
 
     def _flush(self) -> None:
         start, tokens, confidences, parents = self.line.flush()
@@ -203,13 +235,13 @@ class Device:
     def _commit(self, commit: Commit, came_ms: float, rtt_ms: float | None) -> bool:
         """Take a commit that came in at came_ms, maybe while a guess was drawn; returns whether it was the last."""
         line, known = self.line, self.line.length
-        new, _, outcomes = line.commit(commit.start, commit.tokens)
+        new, agreed, outcomes = line.commit(commit.start, commit.tokens)
         held = 0
-        while held < min(len(new), len(self._held_path)) and new[held] == self._held_path[held]:
+        while held < agreed and self._right[known + held] in self._read:
             held += 1
         self._held = min(self._held, known) + held
-        self._held_path = self._held_path[held:] if held == len(new) else []
-        if not line.nodes:
+        if agreed < len(new):
+            self._read.clear()
             self._right.clear()
         self._in_flight = False
         self._budget = commit.budget

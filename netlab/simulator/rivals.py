@@ -35,7 +35,7 @@ class Rounds(Pace):
     def more(self, depth: int) -> bool:
         """Whether to draw another guess after `depth` of them."""
 
-    def drafted(self, draft_ms: float, confidence: float) -> None:
+    def drafted(self, draft_ms: float, confidence: float, tips: int = 1) -> None:
         self.confidences.append(confidence)
 
     def heard(self, news: News) -> None:

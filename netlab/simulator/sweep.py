@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from speculation.pace.adaptive import Adaptive
 from speculation.pace.base import Pace, Streaming
 
 MOST_MS = 120_000.0
+MOST_TIPS = 4  # of a drafter that looks at several at once, as llama.cpp's
 APART_MS = 7919.0  # answers begin at places of traces and outages that lie so far apart
 
 
@@ -47,8 +48,9 @@ class Grid:
 
     network: how the links of all cells behave beyond their round trip; each answer has its own seed and begins at
     another place in traces and outages. rtts_ms: None for the network's own round trip. answers: per cell and policy,
-    of `tokens` tokens each. feed_share: time to read one more token, as a share of a guess's. devices: so many answers
-    at a time, opened evenly over a step, share so many verifiers.
+    of `tokens` tokens each. feed_share, tip_share: time to read one more token, and to draw at one more tip in the same
+    evaluation, as a share of a guess's; tip_share None for a drafter that looks at one tip at a time. devices: so many
+    answers at a time, opened evenly over a step, share so many verifiers.
     Raises GridError for what cannot be simulated and PolicyError for unknown policies.
     """
 
@@ -63,6 +65,7 @@ class Grid:
     network: LinkSettings = field(default_factory=LinkSettings)
     per_position_ms: float = 0.0
     feed_share: float = 0.0
+    tip_share: float | None = None
     devices: int = 1
     verifiers: int = 1
 
@@ -98,6 +101,8 @@ class Grid:
             raise GridError(f"{CO_LOCATED} is simulated for one answer at a time; leave it out beside --devices")
         if not 0 <= self.feed_share <= 1:
             raise GridError(f"feed_share is {self.feed_share:g}; it takes 0 to 1")
+        if self.tip_share is not None and not 0 <= self.tip_share <= 1:
+            raise GridError(f"tip_share is {self.tip_share:g}; it takes 0 to 1")
         if not 0 <= self.per_position_ms <= MOST_MS:
             raise GridError(f"per_position_ms is {self.per_position_ms:g}; it takes 0 to {MOST_MS:g}")
 
@@ -212,6 +217,8 @@ class _Stage:
         """Every answer with a fresh pace and a fresh link, alone or in company."""
         grid, draft_ms = self.grid, self.cell.draft_ms
         device = DeviceSettings(draft_ms, grid.feed_share * draft_ms)
+        if grid.tip_share is not None:
+            device = replace(device, most_tips=MOST_TIPS, tip_ms=grid.tip_share * draft_ms)
         riders = [Rider(answer, self._link(index), make(), device) for index, answer in enumerate(self.answers)]
         apart_ms = self.cell.step_ms / grid.devices
         return simulate_in_groups(riders, grid.devices, apart_ms, self.settings, grid.verifiers)

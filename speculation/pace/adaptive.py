@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,6 +33,10 @@ from speculation.pace.time_account import TimeAccount
 
 MAX_PATIENCE_MS = 2000
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+TREE_BLOCKS = (48, 64)  # and these, where guesses branch
+QUICK_DRAWS = 8  # in a step, from which on blocks are planned as trees where forwards are dear
+BLOCK_SHARE = 1.5  # guesses in a block of a tree, for each place that was planned
+TREE_TOKENS = 128  # most guesses in a message, where it is worth more to wait for them
 PRICES = {Objective.LATENCY: 0.0, Objective.BALANCED: 1.0, Objective.CAPACITY: 8.0}  # of a forward, in steps
 JITTER_BLOCK_TOKENS = 8
 LAST_MOMENT_MS = 1.0
@@ -70,6 +75,8 @@ class Adaptive(Pace):
         self._clock, self._rest = StepClock(), Rest(rest_after_tokens)
         self._fills = 0  # steps of its own that a patient verifier takes before a first block lands
         self._block = 1  # guesses of a block as planned
+        self._worth = 0.0  # of being right: what a guess must be worth to be waited for, 0 on a line
+        self._branches = True  # whether the verifier takes guesses that branch, as far as known
         self._budget = 64  # of the verifier, as it said last
         self._account = TimeAccount(self.known.ahead_ms)
         self._plan()
@@ -86,8 +93,19 @@ class Adaptive(Pace):
         goes_on = not self.patience_ms or news.standing > 0
         self._clock.heard(news.now_ms, known.rtt.median_ms, known.step.median_ms, goes_on=goes_on)
 
-    def drafted(self, draft_ms: float, confidence: float) -> None:
-        self.known.draft.add(draft_ms)
+    def tips(self, values: Sequence[float]) -> int:
+        """As many as raise what is expected to count per time."""
+        known = self.known
+        total, taken_ms, tip_ms = values[0], known.draft.median_ms, known.tip_ms
+        count = 1
+        for value in values[1:]:
+            if value < self.min_survival or value * taken_ms < total * tip_ms:
+                break
+            total, taken_ms, count = total + value, taken_ms + tip_ms, count + 1
+        return count
+
+    def drafted(self, draft_ms: float, confidence: float, tips: int = 1) -> None:
+        self.known.drafted(draft_ms, tips)
         self._rest.drafted()
 
     def judge(self, confidences: Sequence[float], depth: int, survival: float) -> Sequence[float]:
@@ -120,7 +138,7 @@ class Adaptive(Pace):
     # -- what it decides ------------------------------------------------------------------------------------------
 
     def next(self, view: View) -> Action:
-        self._budget = view.budget
+        self._budget, self._branches = view.budget, view.branches
         action = self._decide(view)
         if action is Action.FLUSH:
             known = self.known
@@ -157,7 +175,7 @@ class Adaptive(Pace):
         return view.depth == 0 or view.value >= (self.min_survival if view.branches and self._forks else LEAST_OF_LINES)
 
     def _must_send(self, view: View) -> bool:
-        if view.unsent >= self.block_tokens:
+        if view.unsent >= (TREE_TOKENS if self._worth else self.block_tokens):
             return True
         if self.patience_ms:
             return False  # the block is complete when one more guess is not worth its time
@@ -193,11 +211,14 @@ class Adaptive(Pace):
         with probability survival * (1 - alpha), alpha being that of its depth, and survival given that all that was
         sent before is right, for else the block is worth nothing anyway. Waiting for it costs the time to draw it.
 
-        Where forwards cost more than their time, blocks are as long as planned, unless the guess would hardly count.
+        Where forwards cost more than their time, blocks are as long as planned, unless the guess would hardly count. Of
+        trees they are as large as guesses are worth their time, where the price of a forward counts, too.
         """
         if not self._fills and waited_ms > self.patience_ms - self.known.rtt.spread_ms - 1.0:
             return False  # it will not wait any longer
         survival = min(1.0, view.survival / max(view.sent_mass, 1e-9))
+        if self._worth:
+            return survival > self._worth and view.unsent < BLOCK_SHARE * self._block
         if self.objective is not Objective.LATENCY:
             return view.unsent < self._block and survival > 0.1
         return self._gain_ms(survival, view.depth) > self.known.guess_ms
@@ -210,18 +231,28 @@ class Adaptive(Pace):
         known = self.known
         behind = self._account.behind(known.token_ms)
         if not known.measured or self._rest.resting or (behind and self.objective is Objective.LATENCY):
-            self.patience_ms = 0
+            self.patience_ms, self._worth = 0, 0.0
             return
         depths = [known.calibration.at_depth(depth) for depth in range(self.max_depth)]
         now = Conditions(known.rtt.median_ms, known.step.median_ms, known.guess_ms, survival_curve(depths))
-        blocks = (self._quick_block(now),) if self.objective is Objective.LATENCY else self._blocks()
+        # A device that draws few guesses in a step has none to spare for second paths.
+        quick = QUICK_DRAWS * known.draw_ms < known.step.median_ms
+        trees = quick and self.objective is Objective.CAPACITY and self._branches and self._forks
+        if trees:
+            now = replace(now, draft_ms=known.draw_ms, second=known.calibration.second)
+        blocks = (self._quick_block(now),) if self.objective is Objective.LATENCY else self._blocks(now)
         plans = Plans.under(now, blocks, known.rtt.spread_ms + 1.0)
         best = self._choose(plans)
+        self._worth = 0.0
+        if trees and best:  # a guess adds as many tokens as it is likely to be right, for the time that it takes
+            price_ms = PRICES[self.objective] * known.step.median_ms
+            cost_ms = plans.ms_per_token[best] + price_ms * plans.forwards_per_token[best]
+            self._worth = max(LEAST_OF_LINES, now.draft_ms / float(cost_ms))
         self._fills, self._block = int(plans.fills[best]), int(plans.block_tokens[best])
         patience_ms = 0
         if best:
             # Where nothing is filled meanwhile, a longer block than planned may be worth it: the device says when.
-            spare_ms = 0.0 if self._fills else self._block * known.guess_ms + 0.2 * known.rtt.median_ms
+            spare_ms = 0.0 if self._fills else self._block * now.draft_ms + 0.2 * known.rtt.median_ms
             patience_ms = min(MAX_PATIENCE_MS, math.ceil(plans.patience_ms[best] + spare_ms) + 1)
         if not 0.8 * self.patience_ms < patience_ms <= 1.1 * self.patience_ms:  # a change costs a message
             self.patience_ms = patience_ms
@@ -245,10 +276,11 @@ class Adaptive(Pace):
         cost_ms[0] *= 1.0 if self.patience_ms else 0.97  # hysteresis
         return int(np.argmin(cost_ms))
 
-    def _blocks(self) -> list[int]:
+    def _blocks(self, now: Conditions) -> list[int]:
         """Sizes of a block for which the verifier would wait."""
         room_ms = MAX_PATIENCE_MS - 1.2 * self.known.rtt.median_ms - self.known.rtt.spread_ms
-        return [block for block in BLOCKS if block == 1 or 2 * block * self.known.guess_ms < room_ms]
+        blocks = (*BLOCKS, *TREE_BLOCKS) if now.second else BLOCKS
+        return [block for block in blocks if block == 1 or 2 * block * now.draft_ms < room_ms]
 
     def _quick_block(self, now: Conditions) -> int:
         """Guesses worth waiting for where only time counts, see `_worth_holding`."""

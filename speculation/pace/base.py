@@ -125,8 +125,13 @@ class Pace(ABC):
         as are worth sending, at least one. They were drawn at a tip of this depth and survival."""
         return confidences
 
-    def drafted(self, draft_ms: float, confidence: float) -> None:  # noqa: B027 - optional
-        """Guesses were drawn at a tip: how long it took, feeding included, and how sure the drafter is of the first."""
+    def tips(self, values: Sequence[float]) -> int:
+        """At how many tips of these values to draw in one evaluation, the best first; at least at the first."""
+        return 1
+
+    def drafted(self, draft_ms: float, confidence: float, tips: int = 1) -> None:  # noqa: B027 - optional
+        """Guesses were drawn at so many tips: how long it took, feeding included, and how sure the drafter is of the
+        first guess at the best of them."""
 
     def reset(self) -> None:  # noqa: B027 - optional
         """The line was erased for another reason than a commit: the drafter failed."""
@@ -200,6 +205,9 @@ class FixedTree(BoundedLookahead):
         if action is Action.DRAFT and view.nodes >= min(self._max_nodes, view.budget):
             return Action.FLUSH if view.unsent else Action.WAIT
         return action
+
+    def tips(self, values: Sequence[float]) -> int:
+        return len(values)
 
 
 class FixedLookahead(BoundedLookahead):

@@ -89,6 +89,7 @@ class Calibration:
         self._other_hits = [0.0] * (len(self.OTHER_EDGES) + 1)
         self._other_trials = [0.0] * (len(self.OTHER_EDGES) + 1)
         self.typical = 0.75
+        self.second = 0.1  # how often a guess that is not the first at its place is right
 
     def probability(self, confidence: float, depth: int, rank: int = 0) -> float:
         """Of a guess being right, in (0, 1), if all before it are. rank: see `Outcome`."""
@@ -115,6 +116,7 @@ class Calibration:
     def learn(self, outcome: Outcome) -> None:
         """Take the outcome of one guess."""
         if outcome.rank:
+            self.second += 0.03 * outcome.right
             bin_ = bisect_right(self.OTHER_EDGES, outcome.confidence)
             self._other_hits[bin_] = self.FADE * self._other_hits[bin_] + outcome.right
             self._other_trials[bin_] = self.FADE * self._other_trials[bin_] + 1
@@ -127,4 +129,5 @@ class Calibration:
         self._depth_hits[near] = self.FADE * self._depth_hits[near] + outcome.right
         self._depth_trials[near] = self.FADE * self._depth_trials[near] + 1
         self._depth_hoped[near] = self.FADE * self._depth_hoped[near] + hoped
+        self.second -= 0.03 * self.second
         self.typical += 0.03 * (outcome.right - self.typical)

@@ -18,6 +18,8 @@ class Experience:
 
     def __init__(self) -> None:
         self.rtt, self.step, self.draft = Window(16, 50.0), Window(16, 30.0), Window(32, 5.0)
+        self._tips = 1.0  # drawn at in an evaluation, lately
+        self._tip_share = Window(32, 0.4)  # of what one tip takes alone
         self.uplink = TransferTime()
         self.calibration = Calibration()
         self.ahead_ms = 0.0
@@ -41,6 +43,25 @@ class Experience:
             self.fill_tokens += LEARN * (1 + news.own - self.fill_tokens)
         for outcome in news.outcomes:
             self.calibration.learn(outcome)
+
+    def drafted(self, draft_ms: float, tips: int) -> None:
+        """Guesses were drawn at so many tips at once."""
+        self._tips += LEARN * (tips - self._tips)
+        if tips == 1:
+            self.draft.add(draft_ms)
+        else:
+            self._tip_share.add((draft_ms / self.draft.median_ms - 1) / (tips - 1))
+
+    @property
+    def tip_ms(self) -> float:
+        """What one more tip adds to an evaluation."""
+        return max(0.0, self._tip_share.median_ms) * self.draft.median_ms
+
+    @property
+    def draw_ms(self) -> float:
+        """What a place of a tree takes to be drawn at, several at once as far as they are; and to be sent."""
+        alone_ms, tips = self.draft.median_ms, self._tips
+        return (alone_ms + (tips - 1) * self.tip_ms) / tips + GUESS_BYTES * self.uplink.ms_per_byte
 
     @property
     def measured(self) -> bool:

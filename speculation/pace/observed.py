@@ -16,7 +16,8 @@ from speculation.pace.base import Action, News, Pace, View
 @dataclass(frozen=True)
 class Drafted:
     """Guesses were drawn at a place. position: in the log, prompt included. draft_ms: how long that took. confidence:
-    of the first guess. survival: probability that all before them are right. probabilities: of each of them, if so."""
+    of the first guess. survival: probability that all before them are right. probabilities: of each of them, if so.
+    tips: at how many places guesses were drawn in that time."""
 
     at_ms: float
     position: int
@@ -24,6 +25,7 @@ class Drafted:
     confidence: float
     survival: float
     probabilities: tuple[float, ...]
+    tips: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Observed(Pace):
     def __init__(self, pace: Pace, diary: Diary) -> None:
         self._pace, self._diary = pace, diary
         self._view: View | None = None
-        self._probabilities: tuple[float, ...] = ()
+        self._judged: list[tuple[int, float, float, tuple[float, ...]]] = []  # of the guesses that are being drawn
         self._told_patience_ms = pace.patience_ms
         self.objective, self.patience_ms, self.width = pace.objective, pace.patience_ms, pace.width
 
@@ -99,18 +101,24 @@ class Observed(Pace):
             diary.events.append(Sent(view.now_ms, end - view.unsent, view.unsent, view.depth))
         return action
 
-    def drafted(self, draft_ms: float, confidence: float) -> None:
+    def tips(self, values: Sequence[float]) -> int:
+        return self._pace.tips(values)
+
+    def drafted(self, draft_ms: float, confidence: float, tips: int = 1) -> None:
         view = self._view
         assert view is not None
-        position = view.known_length + view.depth
-        drawn = Drafted(view.now_ms + draft_ms, position, draft_ms, confidence, view.survival, self._probabilities)
-        self._diary.events.append(drawn)
-        self._pace.drafted(draft_ms, confidence)
+        at_ms = view.now_ms + draft_ms
+        for depth, survival, first, probabilities in self._judged:
+            position = view.known_length + depth
+            drawn = Drafted(at_ms, position, draft_ms, first, survival, probabilities, tips)
+            self._diary.events.append(drawn)
+        self._judged.clear()
+        self._pace.drafted(draft_ms, confidence, tips)
         self.patience_ms = self._pace.patience_ms
 
     def judge(self, confidences: Sequence[float], depth: int, survival: float) -> Sequence[float]:
         probabilities = self._pace.judge(confidences, depth, survival)
-        self._probabilities = tuple(map(float, probabilities))
+        self._judged.append((depth, survival, confidences[0], tuple(map(float, probabilities))))
         return probabilities
 
     @property

@@ -39,7 +39,7 @@ class OptimalRounds(Pace):
             return Action.DRAFT
         return Action.FLUSH  # an empty flush asks the waiting verifier for a token of its own
 
-    def drafted(self, draft_ms: float, confidence: float) -> None:
+    def drafted(self, draft_ms: float, confidence: float, tips: int = 1) -> None:
         self._draft.add(draft_ms)
         self._depth += 1
         self._survival *= self._calibration.probability(confidence, self._depth - 1)

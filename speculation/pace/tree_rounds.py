@@ -27,6 +27,9 @@ class TreeRounds(Pace):
             return Action.DRAFT
         return Action.FLUSH  # an empty one asks the waiting verifier for a token of its own
 
+    def tips(self, values: Sequence[float]) -> int:
+        return len(values)  # a layer at once, as far as the drafter can
+
     @abstractmethod
     def more(self, view: View) -> bool:
         """Whether to draw at the best tip before the tree is sent."""

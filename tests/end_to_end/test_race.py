@@ -15,6 +15,7 @@ KEYS = [
     *("total_over_streaming_p50", "total_over_streaming_p95", "total_over_streaming_max"),
     *(
         "target_forwards_per_token",
+        "target_positions_per_token",
         "acceptance",
         "saved_per_token",
         "uplink_bytes_per_token",
@@ -45,7 +46,8 @@ def test_a_race_says_the_same_words_at_every_round_trip(tmp_path: Path) -> None:
     assert all(row["same_words"] for row in report["rows"])
     assert report["rows"][1]["candidate"].startswith("sync:")
     assert report["rows"][0]["acceptance"] is None
-    assert report["rows"][2]["target_forwards_per_token"] < 1
+    assert report["rows"][0]["target_positions_per_token"] == 1
+    assert report["rows"][2]["target_forwards_per_token"] < 1 <= report["rows"][2]["target_positions_per_token"]
     assert report["rows"][3]["acceptance"] is None
     assert report["rows"][3]["downlink_bytes_per_token"] > 0  # over a link of its own
 

@@ -335,7 +335,9 @@ def test_who_gives_up_in_a_queue_says_so_for_the_place_may_be_on_its_way(told_by
     with ScriptedVerifier(let_in) as verifier, EdgeClient(verifier.address) as edge:
         ends: list[object] = []
         cancel = edge._answers.start(PROMPT, FEW, SEED, ends.append)
-        until(lambda: any(vars(link)["_waiting_call"] for link in edge._channel._links.values()), "it waits for a place")
+        until(
+            lambda: any(vars(link)["_waiting_call"] for link in edge._channel._links.values()), "it waits for a place"
+        )
         cancel()
         until(lambda: any(isinstance(end, SessionError) for end in ends), "it is over")
         until(lambda: said == ["cancel"], "the verifier reads that nobody wants the place")

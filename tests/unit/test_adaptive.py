@@ -203,3 +203,23 @@ def test_a_step_that_the_device_was_right_in_says_nothing_of_what_the_verifier_d
     for _ in range(200):
         pace.heard(news(rtt_ms=20.0, used=5, new_tokens=6, own=0, outcomes=right))
     assert pace.known.fill_tokens > 5
+
+
+def test_it_draws_at_as_many_tips_at_once_as_are_worth_their_time() -> None:
+    """A guess takes 2 ms, one more tip .5 ms: it must be worth a quarter of the mean before it."""
+    pace = settled(draft_ms=2.0)
+    for _ in range(40):
+        pace.drafted(3.0, 0.9, 3)
+    assert pace.known.tip_ms == 0.5
+    assert pace.tips([0.8]) == 1
+    assert pace.tips([0.8, 0.25, 0.22, 0.2]) == 3  # .4 per ms, so more than .2; then .42, .423
+    assert pace.tips([0.8, 0.19]) == 1
+    assert pace.tips([0.04, 0.021, 0.019]) == 2  # nothing is drawn that is worth less than 2 %
+
+
+def test_a_device_whose_tips_take_as_long_as_guesses_draws_at_one() -> None:
+    pace = settled(draft_ms=2.0)
+    for _ in range(40):
+        pace.drafted(4.0, 0.9, 2)
+    assert pace.tips([0.8, 0.7]) == 1
+    assert pace.known.draft.median_ms == 2.0  # which only evaluations of one tip tell

@@ -488,3 +488,26 @@ def test_what_a_tree_keeps_of_itself_is_what_a_walk_finds(seed: int, forks: floa
         walked = copy.deepcopy(tree)
         walked._settle()
         assert kept_of(tree) == kept_of(walked)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_best_tips_of_a_tree_are_the_best_of_a_walk(seed: int) -> None:
+    rng = random.Random(seed)
+    tree = DeviceTree([1, 2, 3], loyalty=rng.choice((0.6, 1.0)))
+    for _ in range(rng.randrange(1, 30)):
+        best = tree.tips(4)
+        assert best[0] is tree.tip
+        drawn = best[: rng.randrange(1, 5)]
+        for tip in reversed(drawn):
+            first = rng.uniform(0.5, 0.9)
+            width = rng.choice((0, 1, 2, 2)) if tree.nodes else 2
+            tree.grow(tip, [7, 8][:width], [first, 0.2][:width], [first, (1 - first) * rng.random()][:width])
+        if rng.random() < 0.2:
+            tree.commit(tree.length, tree.line[:1])
+        found = tree.tips(4)
+        if not found:
+            return
+        leaves = [node for node in (tree._root, *tree._all()) if node.children is None]
+        rest = sorted((tree.value(leaf) for leaf in leaves if leaf is not tree.tip), reverse=True)
+        assert [tree.value(tip) for tip in found[1:]] == pytest.approx(rest[:3])
+        assert all(tree.path_to(tip) == tree.path(tip) for tip in found)

@@ -1,15 +1,18 @@
 """What a way of riding is said to cost, against what it costs in the simulator."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from netlab.simulator.device import DeviceSettings
 from netlab.simulator.link import Link
-from netlab.simulator.pair import independent
+from netlab.simulator.pair import SHARES, independent
 from netlab.simulator.run import Rider, simulate
 from netlab.simulator.verifier import StepTime, VerifierSettings
 from speculation.pace.base import BoundedLookahead, Pace, Pipelined
-from speculation.pace.plan import Conditions, Plans, survival_curve
+from speculation.pace.plan import Conditions, Plans, survival_curve, tree_curves
+from speculation.pace.tree_rounds import BestFirst
 
 
 def conditions(alpha: float, draft_ms: float, step_ms: float, rtt_ms: float) -> Conditions:
@@ -67,3 +70,40 @@ def test_fewer_fills_cost_time_and_save_forwards() -> None:
     assert plans.fills[order].tolist() == list(range(len(order)))
     assert np.all(np.diff(plans.forwards_per_token[order]) > 0)
     assert np.all(np.diff(plans.ms_per_token[order]) < 0)
+
+
+@pytest.mark.parametrize(("alpha", "draws"), [(0.7, 4), (0.7, 16), (0.85, 8), (0.85, 32)])
+def test_blocks_of_trees(alpha: float, draws: int) -> None:
+    """Rounds of trees with two guesses at every place, against a drafter that is as sure everywhere."""
+    second = (1 - alpha) * SHARES[0]
+    tokens = forwards = 0
+    for answer in independent(alpha, informativeness=0.0).answers(8, 200, seed=3):
+        pace = BestFirst(2 * draws, least=0.0, width=2)
+        rider = Rider(answer, Link.of_rtt(20), pace, DeviceSettings(0.5))
+        result = simulate([rider], VerifierSettings(StepTime(30.0))).results[0]
+        forwards += result.target_forwards
+        tokens += result.tokens
+    now = replace(conditions(alpha, 0.5, 30, 20), second=second)
+    curve, of_more = tree_curves(now, [draws, 4 * draws])
+    assert curve.tokens + 1 == pytest.approx(tokens / forwards, rel=0.1)
+    assert np.all(np.diff(curve.survivals) <= 0)
+    assert np.all(of_more.survivals >= curve.survivals - 1e-9)
+    assert of_more.tokens > curve.tokens
+    assert of_more.passes < curve.passes
+
+
+def test_a_tree_without_second_guesses_is_a_line() -> None:
+    now = conditions(0.8, 1, 30, 20)
+    [curve] = tree_curves(now, [5])
+    assert curve.survivals == pytest.approx(now.survivals)
+    assert curve.tokens == pytest.approx(sum(0.8**depth for depth in range(1, 6)))
+    assert curve.passes == pytest.approx(0.8**5)
+    line, tree = Plans.under(now, (24,), 0.0), Plans.under(replace(now, second=1e-12), (24,), 0.0)
+    assert tree.forwards_per_token == pytest.approx(line.forwards_per_token, rel=0.1)
+    assert tree.ms_per_token == pytest.approx(line.ms_per_token, rel=0.1)
+
+
+def test_a_tree_saves_forwards_over_a_line() -> None:
+    line = conditions(0.8, 1, 30, 20)
+    of_line, of_tree = (Plans.under(now, (48,), 0.0) for now in (line, replace(line, second=0.1)))
+    assert of_tree.forwards_per_token.min() < 0.9 * of_line.forwards_per_token.min()

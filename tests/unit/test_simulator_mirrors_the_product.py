@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,12 +24,13 @@ from edge_client.riding.drafter_lease import DrafterLease
 from netlab.simulator.device import Device, DeviceSettings
 from netlab.simulator.link import Link
 from netlab.simulator.messages import Commit, Draft
-from netlab.simulator.pair import MARGIN_TOKENS, Answer
+from netlab.simulator.pair import MARGIN_TOKENS, Answer, heavy_headed
 from netlab.simulator.run import PROMPT_TOKENS, Rider, _Ride, simulate
 from netlab.simulator.verifier import Session, StepTime, Verifier, VerifierSettings
 from speculation.answer_text import AnswerText
 from speculation.pace.adaptive import Adaptive
-from speculation.pace.base import PATIENCE_UNLIMITED_MS, BoundedLookahead, Objective, Pace, Synchronous
+from speculation.pace.base import PATIENCE_UNLIMITED_MS, BoundedLookahead, FixedTree, Objective, Pace, Synchronous
+from speculation.pace.tree_rounds import BestFirst
 from speculation.sampling import SamplingParams
 from speculation.verifier_tree import VerifierTree
 from tests.mock_engine import MockEngine
@@ -38,8 +39,9 @@ from tests.mock_engine import answer as target_answer
 # ----------------------------------------------------------------------------------------------------------------------
 # The device
 
-DRAFT_MS = 1.7  # so that nothing happens at the very moment when something else does
+DRAFT_MS, TIP_MS = 1.7, 0.23  # so that nothing happens at the very moment when something else does
 RTT_MS = 33.3
+TOKENS_OF_AN_ANSWER = 60
 
 
 class Clock:
@@ -72,11 +74,11 @@ class FakeLink:
 
     def __init__(self, clock: Clock, inbox: Inbox) -> None:
         self.inbox, self._clock = inbox, clock
-        self.sent: list[tuple[float, int, list[int], int]] = []
+        self.sent: list[tuple[float, int, list[int], list[int], int]] = []
 
     def send(self, request: pb.GenerateRequest) -> None:
         draft = request.draft
-        self.sent.append((self._clock.now_ms, draft.start, list(draft.tokens), draft.known_length))
+        self.sent.append((self._clock.now_ms, draft.start, list(draft.tokens), list(draft.parents), draft.known_length))
 
 
 class DescribedDrafter(Drafter):
@@ -102,10 +104,44 @@ class DescribedDrafter(Drafter):
 
     def candidates(self) -> Candidates:
         self._clock.now_ms += DRAFT_MS
-        index = self.length - PROMPT_TOKENS
-        right = self._tokens[PROMPT_TOKENS:] == self._truth[:index] and self._answer.hits[index]
+        return self._after(self._tokens)
+
+    def _after(self, tokens: Sequence[int]) -> Candidates:
+        index = len(tokens) - PROMPT_TOKENS
+        right = tokens[PROMPT_TOKENS:] == self._truth[:index] and self._answer.hits[index]
         token, confidence = self._truth[index] + (not right), self._answer.confidences[index]
         return Candidates(np.array([token, 99_999]), np.log(np.array([confidence, 1 - confidence])))
+
+
+class BranchingDrafter(DescribedDrafter):
+    """The same with several candidates, which looks at several branches at once."""
+
+    most_tips = 4
+
+    def feed_beside(self, tokens: Sequence[int], length: int, paths: Sequence[Sequence[int]]) -> list[Candidates]:
+        self.feed(tokens)
+        log = self._tokens[:length]
+        self._clock.now_ms += len(paths) * TIP_MS
+        self.looked_beside += len(paths)
+        return [self._after([*log, *path]) for path in paths]
+
+    looked_beside = 0
+
+    def _after(self, tokens: Sequence[int]) -> Candidates:
+        index, answer = len(tokens) - PROMPT_TOKENS, self._answer
+        right = answer.ranks[index] if tokens[PROMPT_TOKENS:] == self._truth[:index] else -1
+        confidences = [answer.confidences[index], *answer.others[index]]
+        truth = self._truth[index]
+        ids = [truth if rank == right else truth + 1 + 2 * rank for rank in range(len(confidences))]
+        return Candidates(np.array(ids), np.array(confidences))
+
+
+class Exactly:
+    """In the place of `Guess`, for which it takes confidences as they are: tips of one depth are worth the same, and
+    which is the first is a matter of the last bit."""
+
+    def ranked(self, width: int, position: int, ids: Any, confidences: Any, *_: Any) -> tuple[list[int], list[float]]:
+        return list(map(int, ids[:width])), list(map(float, confidences[:width]))
 
 
 @pytest.mark.parametrize("make", [BoundedLookahead, lambda: Synchronous(5), Adaptive])
@@ -114,23 +150,49 @@ def test_the_riding_loop_sends_what_the_simulated_device_sends(
     make: Callable[[], Pace], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(seed)
-    tokens = 60
-    hits = [rng.random() < 0.8 for _ in range(tokens + MARGIN_TOKENS)]
-    answer = Answer(tokens, hits, [rng.uniform(0.6, 0.99) for _ in hits])
+    hits = [rng.random() < 0.8 for _ in range(TOKENS_OF_AN_ANSWER + MARGIN_TOKENS)]
+    answer = Answer(TOKENS_OF_AN_ANSWER, hits, [rng.uniform(0.6, 0.99) for _ in hits])
+    compare(answer, make, DeviceSettings(DRAFT_MS), DescribedDrafter, monkeypatch)
+
+
+@pytest.mark.parametrize("make", [Adaptive, lambda: FixedTree(3), lambda: BestFirst(24)])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_riding_loop_draws_trees_as_the_simulated_device_does(
+    make: Callable[[], Pace], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At several tips in one evaluation."""
+    [answer] = heavy_headed(0.75).answers(1, TOKENS_OF_AN_ANSWER, seed)
+    answer = replace(answer, confidences=[max(0.4, confidence) for confidence in answer.confidences])  # the likeliest
+    answer = replace(answer, others=[[(1 - c) * 0.48, (1 - c) * 0.16] for c in answer.confidences])
+    settings = DeviceSettings(DRAFT_MS, tip_ms=TIP_MS, most_tips=4)
+    drafter = compare(answer, make, settings, BranchingDrafter, monkeypatch)
+    assert isinstance(drafter, BranchingDrafter)
+    assert drafter.looked_beside > 0
+
+
+def compare(
+    answer: Answer,
+    make: Callable[[], Pace],
+    settings: DeviceSettings,
+    drafter_of: type[DescribedDrafter],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Drafter:
+    """Plays an answer in both, and asserts that both send the same at the same times."""
+    tokens, hits = answer.tokens, answer.hits
     heard: list[tuple[float, Commit, float | None]] = []
-    simulated: list[tuple[float, int, list[int], int]] = []
+    simulated: list[tuple[float, int, list[int], list[int], int]] = []
 
     def hear(device: Device, commit: Commit, plain: Callable[[Device, Commit], None] = Device.hear) -> None:
         plain(device, commit)
         heard.append((device._env.now, commit, device._rtt_ms))
 
     def send(ride: _Ride, draft: Draft, plain: Callable[[_Ride, Draft], None] = _Ride._send_draft) -> None:
-        simulated.append((ride._env.now, draft.start, draft.tokens, draft.known_length))
+        simulated.append((ride._env.now, draft.start, draft.tokens, list(draft.parents), draft.known_length))
         plain(ride, draft)
 
     monkeypatch.setattr(Device, "hear", hear)
     monkeypatch.setattr(_Ride, "_send_draft", send)
-    rider = Rider(answer, Link.of_rtt(RTT_MS), make(), DeviceSettings(DRAFT_MS))
+    rider = Rider(answer, Link.of_rtt(RTT_MS), make(), settings)
     result = simulate([rider]).results[0]
 
     clock = Clock()
@@ -139,6 +201,7 @@ def test_the_riding_loop_sends_what_the_simulated_device_sends(
     opened = pb.Opened(
         prompt_ids=[1] * PROMPT_TOKENS, prompt_length=PROMPT_TOKENS, max_lookahead=64, vocabulary_matches=True
     )
+    opened.max_tree_nodes = 256 if settings.most_tips > 1 else 0
     opened.model_info.vocabulary_size = 100_000
     arrivals: list[tuple[float, Any]] = [(RTT_MS, Heard(pb.GenerateResponse(opened=opened), RTT_MS, None))]
     for at_ms, commit, rtt_ms in heard:
@@ -150,8 +213,11 @@ def test_the_riding_loop_sends_what_the_simulated_device_sends(
         arrivals.append((at_ms, Heard(pb.GenerateResponse(commit=message), at_ms, rtt_ms)))
     arrivals.append((heard[-1][0], Stop()))
     link: Any = FakeLink(clock, Inbox(clock, arrivals))
-    lease = DrafterLease(DescribedDrafter(clock, answer, truth))
+    drafter = drafter_of(clock, answer, truth)
+    lease = DrafterLease(drafter)
     loop = riding.RidingLoop(link, lease, make(), SamplingParams(temperature=0.0), 1)
+    if isinstance(drafter, BranchingDrafter):
+        loop._guess = Exactly()  # type: ignore[assignment]
     loop.inbox = link.inbox
     loop.run()
 
@@ -159,7 +225,8 @@ def test_the_riding_loop_sends_what_the_simulated_device_sends(
     assert [entry[1:] for entry in link.sent[: len(simulated)]] == [entry[1:] for entry in simulated]
     assert [entry[0] for entry in link.sent[: len(simulated)]] == pytest.approx([entry[0] for entry in simulated])
     assert len(link.sent) <= len(simulated) + 1  # the real loop hears of the end in a message of its own
-    assert heard[0][0] == pytest.approx(result.ttft_ms)
+    assert -1e-6 <= result.ttft_ms - heard[0][0] <= DRAFT_MS + 3 * TIP_MS  # between two evaluations
+    return drafter
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from edge_client.drafters.base import DrafterError, DrafterInfo
 from edge_client.drafters.kv_store import conversations_bytes
 from edge_client.drafters.language_model import LanguageModelDrafter, check_settings
 from edge_client.drafters.llama_cpp.rollback import SEQUENCE, PositionRollback, Rollback, StateRollback
+from edge_client.drafters.llama_cpp.twigs import MOST_TOKENS, MOST_TWIGS, Place, Twigs
 from edge_client.drafters.runtime_trial import Trial, check_runtime
 from edge_client.drafters.settings import DEFAULT_CONTEXT_TOKENS, DeviceSettings, FlashAttention, KvType, Weights
 from outrider_models.gguf_header import read_header, weight_files
@@ -29,6 +30,7 @@ from outrider_models.runtime_build import LLAMA_CPP
 from speculation.vocabulary.vocabulary import Vocabulary
 
 _BATCH_TOKENS = 256
+_MOST_TIPS = 4  # at once: each more adds as much as the one before, and is worth less
 _SAME = 1e-2  # of logits that were evaluated in other batches
 _KV_BYTES = {KvType.F16: 2.0, KvType.Q8_0: 34 / 32, KvType.Q4_0: 18 / 32}  # per number, with the scales of blocks
 
@@ -62,7 +64,7 @@ class LlamaCppDrafter(LanguageModelDrafter):
             context = fitting_context(
                 str(path),
                 weights_bytes,
-                lambda tokens: header.cache_bytes(tokens, kv_bytes),
+                lambda tokens: header.cache_bytes(tokens + MOST_TOKENS, kv_bytes),
                 context,
                 limit_bytes=settings.memory_limit_bytes,
                 fixed=settings.context_tokens is not None,
@@ -73,6 +75,7 @@ class LlamaCppDrafter(LanguageModelDrafter):
         self._model: Any = None
         self._context: Any = None
         self._batch: Any = None
+        self._twigs: Twigs | None = None
         try:
             self._model = _load_model(api, path, settings)
             vocabulary = api.llama_model_get_vocab(self._model)
@@ -90,12 +93,14 @@ class LlamaCppDrafter(LanguageModelDrafter):
                 chunk_tokens=_BATCH_TOKENS,
                 memory_bytes=conversations_bytes(
                     settings,
-                    0 if settings.gpu_layers else weights_bytes + header.cache_bytes(context, kv_bytes),
+                    0 if settings.gpu_layers else weights_bytes + header.cache_bytes(context + MOST_TOKENS, kv_bytes),
                 ),
             )
-            self._context = _open_context(api, self._model, path, context, threads, settings)
             stateful = api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model)
+            self._context = _open_context(api, self._model, path, context, threads, settings, branches=not stateful)
             self._past: Rollback = (StateRollback if stateful else PositionRollback)(api, self._context)
+            if not stateful:
+                self._twigs = Twigs(api, self._context)
             self._make_batch()
             self._check_rollback(path)
         except BaseException:
@@ -175,6 +180,9 @@ class LlamaCppDrafter(LanguageModelDrafter):
         batch.n_tokens = count
         self._batch_wants_logits[count - rows : count] = 1
         status = self._api.llama_decode(self._context, batch)
+        if status and self._twigs:  # no room: what is kept of branches goes
+            self._twigs.clear()
+            status = self._api.llama_decode(self._context, batch)
         self._batch_wants_logits[count - rows : count] = 0
         if status != 0:
             raise DrafterError(
@@ -182,7 +190,56 @@ class LlamaCppDrafter(LanguageModelDrafter):
             )
         self._past.evaluated(tokens, start)
 
+    @property
+    def most_tips(self) -> int:
+        return 1 if self._twigs is None else _MOST_TIPS
+
+    def _evaluate_beside(
+        self, tokens: Sequence[int], start: int, length: int, paths: Sequence[Sequence[int]]
+    ) -> list[npt.NDArray[np.floating]]:
+        twigs = self._twigs
+        assert twigs is not None
+        places = twigs.places(self._held, length, paths)
+        ends = self._decode_beside(tokens, start, length, paths, places)
+        if ends is None:  # no room: what is kept of other branches goes
+            twigs.clear()
+            places = twigs.places(self._held, length, paths)
+            ends = self._decode_beside(tokens, start, length, paths, places)
+        if ends is None:
+            twigs.clear()
+            raise DrafterError(f"llama.cpp could not evaluate {len(paths)} branches beside position {start}")
+        twigs.grown([*self._held, *tokens], length, paths, places)
+        shape = (self.info.vocabulary_size,)
+        return [np.ctypeslib.as_array(self._api.llama_get_logits_ith(self._context, end), shape=shape) for end in ends]
+
+    def _decode_beside(
+        self, tokens: Sequence[int], start: int, length: int, paths: Sequence[Sequence[int]], places: Sequence[Place]
+    ) -> list[int] | None:
+        """Evaluate tokens of the sequence and of twigs; where in the batch each of them ends, None without room."""
+        sequences, count = self._batch.seq_id, 0
+        ends = []
+        runs = [(SEQUENCE, start, tokens)]
+        runs += [(sequence, length + held, path[held:]) for path, (sequence, held) in zip(paths, places, strict=True)]
+        for sequence, position, run in runs:
+            for place, token in enumerate(run):
+                self._batch_tokens[count + place], self._batch_positions[count + place] = token, position + place
+                sequences[count + place][0] = sequence
+            count += len(run)
+            ends.append(count - 1)
+        self._batch_wants_logits[ends] = 1
+        self._batch.n_tokens = count
+        status = self._api.llama_decode(self._context, self._batch)
+        self._batch_wants_logits[ends] = 0
+        for place in range(count):
+            sequences[place][0] = SEQUENCE
+        return None if status else ends
+
+    def _graft(self, tokens: Sequence[int]) -> int:
+        return self._twigs.graft(self._held, tokens) if self._twigs is not None else 0
+
     def _drop_tail(self, length: int) -> None:
+        if self._twigs is not None:
+            self._twigs.cut(self._held, length)
         self._past.drop(length)
 
     def _state_bytes(self, length: int) -> int:
@@ -192,6 +249,8 @@ class LlamaCppDrafter(LanguageModelDrafter):
         return self._past.copy()
 
     def _restore_state(self, state: npt.NDArray[np.uint8], length: int) -> None:
+        if self._twigs is not None:
+            self._twigs.clear()
         self._past.restore(state)
 
     def _free(self) -> None:
@@ -224,11 +283,21 @@ def _load_model(api: Any, path: Path, settings: DeviceSettings) -> Any:
     return model
 
 
-def _open_context(api: Any, model: Any, path: Path, context_tokens: int, threads: int, settings: DeviceSettings) -> Any:
+def _open_context(
+    api: Any,
+    model: Any,
+    path: Path,
+    context_tokens: int,
+    threads: int,
+    settings: DeviceSettings,
+    *,
+    branches: bool,
+) -> Any:
     params = api.llama_context_default_params()
-    params.n_ctx = context_tokens
+    params.n_ctx = context_tokens + (MOST_TOKENS if branches else 0)
     params.n_batch = params.n_ubatch = _BATCH_TOKENS
-    params.n_seq_max = 1
+    params.n_seq_max = 1 + (MOST_TWIGS if branches else 0)
+    params.kv_unified = True
     params.n_threads = params.n_threads_batch = threads
     params.type_k = params.type_v = {
         KvType.F16: api.GGML_TYPE_F16,
