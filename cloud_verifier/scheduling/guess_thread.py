@@ -29,12 +29,13 @@ class GuessThread:
         self._thread = EngineThread(PATIENCE_S, name="guesses")
         self._under_way: asyncio.Future[None] | None = None
         self._closing: list[Guesser] = []
+        self._left = False  # with a call under way for which nobody will look again
 
     @property
     def busy(self) -> bool:
         """Whether a call is under way that was not waited for to its end."""
-        if self._under_way is None or not self._under_way.done():
-            return self._under_way is not None
+        if self._left or self._under_way is None or not self._under_way.done():
+            return self._left or self._under_way is not None
         self._under_way = None
         log.warning("guesses of the verifier's own are drawn again")
         closing, self._closing = self._closing, []
@@ -65,5 +66,5 @@ class GuessThread:
             log_failure(log, "a guesser could not be closed", error)
 
     def end(self) -> None:
-        """Draw no more."""
-        self._thread.end()
+        """Draw no more, and free nothing more of a model that has not come back."""
+        self._left = not self._thread.end()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -10,6 +13,7 @@ from cloud_verifier.engines.base import Sampler
 from cloud_verifier.guessing.base import Job, Start
 from cloud_verifier.guessing.model import DraftModel
 from cloud_verifier.guessing.ngram import KEPT_TOKENS, READ_TOKENS, NgramGuesser
+from cloud_verifier.scheduling import guess_thread
 from cloud_verifier.scheduling.position_cost import PositionCost
 from speculation.sampling import SamplingParams
 from speculation.verifier_tree import Node, Picked, VerifierTree
@@ -145,3 +149,33 @@ def test_a_position_costs_what_steps_say_it_costs() -> None:
         positions = rng.randrange(1, 64)
         cost.stepped(positions, 0.03 - 0.0002 * positions)
     assert cost.position_s == 0.0
+
+
+def test_nothing_is_freed_of_a_model_that_has_not_come_back_when_the_verifier_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guess_thread, "PATIENCE_S", 0.05)
+    began, free = threading.Event(), threading.Event()
+    engine = MockEngine()
+    source = DraftModel(engine)
+    guesser = source(Sampler(SamplingParams(), 5, 1))
+    guesser.sequence = engine.open([1])
+
+    def hang(_wanted: Callable[[], bool]) -> None:
+        began.set()
+        free.wait()
+
+    async def live() -> None:
+        thread = guess_thread.GuessThread()
+        drawing = asyncio.create_task(thread.draw(hang, 60.0))
+        await asyncio.to_thread(began.wait)
+        drawing.cancel()
+        await asyncio.wait([drawing])
+        thread.end()
+        thread.close(guesser)
+
+    try:
+        asyncio.run(live())
+        assert engine.sequences
+    finally:
+        free.set()
