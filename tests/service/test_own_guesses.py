@@ -118,7 +118,7 @@ def test_guesses_of_both_are_told_apart(step_tokens: int, trees: bool) -> None:
         assert metrics.own_verified_tokens == 0
     if step_tokens == 64:
         assert metrics.own_accepted_tokens > COUNT // 4
-        assert metrics.accepted_tokens > COUNT // 10
+        assert metrics.accepted_tokens > COUNT // 10  # a quarter when own guesses only went on after the device's
 
 
 @pytest.mark.parametrize("trees", [True, False])
