@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import click
 
 from netlab.commands.agree import agree
@@ -27,6 +29,7 @@ from netlab.commands.timeline import timeline
 @click.version_option(package_name="outrider")
 def main() -> None:
     """The network-latency laboratory of Outrider."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it has started ends with it
 
 
 for command in (link, profiles, simulate, record, race, sweep, plot, timeline, report, agree):

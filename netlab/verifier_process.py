@@ -49,7 +49,12 @@ class VerifierProcess:
             cwd=Path(__file__).resolve().parent.parent,
         )
         assert self._child.stdout is not None
-        self.banner = self._child.stdout.readline().strip()
+        try:
+            self.banner = self._child.stdout.readline().strip()
+        except BaseException:  # whoever waits is told to end
+            self.kill()
+            self.stop()
+            raise
         ready = READY.match(self.banner)
         if ready is None:
             self._child.wait()

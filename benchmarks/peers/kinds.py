@@ -133,6 +133,6 @@ PEERS: dict[str, Peer] = {
 NOT_RUN = {
     "llama-server -md": "llama.cpp's server is in no wheel; llama-cpp-python has prompt lookup, and no draft model",
     "vLLM": "wants an environment of its own (docs/vllm.md); python -m benchmarks.vllm_step stands it beside ours",
-    "SpecEdge": "its client and server want CUDA, and its licence forbids commercial use",
-    "AutoDraft": "autodraft-sd wants CUDA and bitsandbytes",
+    "SpecEdge": "not on a package index, written for CUDA, and its licence forbids commercial use; not tried here",
+    "AutoDraft": "autodraft-sd is written for CUDA and bitsandbytes; not tried on a CPU",
 }
