@@ -94,7 +94,10 @@ def test_the_table_of_the_design_comes_out_again(
     assert best([lambda d=d: FixedLookahead(d, 0, 1) for d in (16, 32)]) == pytest.approx(server_led_ms, rel=0.05)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", sorted({*policies.names()} - {"oracle"}))
+NO_DEVICES = {"oracle", "co-located"}
+
+
+@pytest.mark.parametrize("name", sorted({*policies.names()} - NO_DEVICES))
 def test_every_policy_writes_the_same_words(name: str) -> None:
     if ":" in name:
         kind = name.partition(":")[0]
