@@ -71,7 +71,9 @@ def test_a_person_answers_two_questions_and_presses_enter(guarded: tuple[Verifie
     # What is fastest is measured, so how busy the machine is decides, too: it is the first of the table, whichever.
     listed = dict(re.findall(r"(?m)^([1-9]) +(\S+) ", re.sub(r"\x1b\[[0-9;]*m", "", shown)))
     assert any(name.endswith("small.gguf") for name in listed.values()), shown
-    assert settings["drafter"].endswith(listed["1"])
+    assert (
+        settings["drafter"].replace(f"{tmp_path / 'here'}/", "").endswith(listed["1"])
+    )  # ngram+models/small.gguf, too
     assert Path(settings["verifier-api-key-file"]).read_text() == key
     asked = pexpect.run(
         f"{sys.executable} -m edge_client generate --message Hello --max-tokens 4",

@@ -22,6 +22,7 @@ from speculation.pace.base import PATIENCE_UNLIMITED_MS
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
 SEED = 2
+REFUSALS = {"UNKNOWN_KEY", "DISABLED", "KEY_REMOVED", "PRINCIPAL_SESSIONS", "PRINCIPAL_TOKENS"}
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
@@ -44,7 +45,10 @@ def test_some_thousand_messages_break_nothing() -> None:
 def test_where_keys_come_and_go_and_quotas_are_small_nothing_breaks(sockets: bool) -> None:
     async def play() -> dict[str, int]:
         async with world(sockets=sockets, keys=True) as subject:
-            for number in range(10 if sockets else 150):
+            for number in range(10 if sockets else 3000):
+                # Who is there at the same time depends on threads: some refusals are rare.
+                if number >= 150 and subject.refusals.keys() >= REFUSALS:
+                    break
                 case = with_callers(generate(SEED, number), SEED, number)
                 assert loads(dumps(case)) == case
                 assert await subject.play(case) == [], f"seed {SEED}, case {number}"
@@ -53,7 +57,7 @@ def test_where_keys_come_and_go_and_quotas_are_small_nothing_breaks(sockets: boo
     with asyncio.Runner(loop_factory=WarpedLoop) as runner:
         refusals = runner.run(play())
     if not sockets:
-        assert refusals.keys() >= {"UNKNOWN_KEY", "DISABLED", "KEY_REMOVED", "PRINCIPAL_SESSIONS", "PRINCIPAL_TOKENS"}
+        assert refusals.keys() >= REFUSALS
 
 
 def test_a_verifier_that_lets_anybody_resume_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
